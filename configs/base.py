@@ -1,0 +1,105 @@
+"""The command line of every stage: `main(config: X)` through tyro, so flags read `--config.field`, nested ones `--config.group.field`.
+
+This module and every module under `configs` import nothing but the standard library, so that `--help` answers in about a second.
+"""
+
+import dataclasses
+import importlib
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from utils.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def from_plain(cls: type[T], plain: dict[str, Any], where: str = "config") -> T:
+    """A config dataclass from nested JSON values; missing fields keep their defaults.
+
+    Raises:
+        ConfigError: an unknown key, named with its path.
+    """
+    hints = get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in plain:
+        if key not in known:
+            raise ConfigError(f"{where}.{key} is not a setting of {cls.__name__}", f"known settings: {', '.join(sorted(known))}")
+    values = {key: _decode(hints[key], value, f"{where}.{key}") for key, value in plain.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}", "give the missing settings in the file") from error
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        return _decode(next(a for a in get_args(hint) if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_plain(hint, value, where)
+    if hint is Path:
+        return Path(value)
+    if origin is tuple:
+        return tuple(_decode(get_args(hint)[0], v, where) for v in value)
+    if origin is list:
+        return [_decode(get_args(hint)[0], v, where) for v in value]
+    return value
+
+
+def load_config_file(cls: type[T], path: Path) -> T:
+    """A config from a JSON file.
+
+    Raises:
+        ConfigError: the file is missing, is no JSON, or has an unknown key.
+    """
+    try:
+        plain = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read --config-file {path}: {error}", "give a JSON file as written beside an earlier run") from error
+    return from_plain(cls, plain)
+
+
+def parse(cls: type[T], args: list[str] | None = None, prog: str | None = None, description: str | None = None) -> T:
+    """The config from the command line; `--config-file FILE.json` sets the defaults that flags then override."""
+    import tyro
+
+    args = list(sys.argv[1:] if args is None else args)
+    default: Any = None
+    if "--config-file" in args:
+        at = args.index("--config-file")
+        if at + 1 == len(args):
+            raise ConfigError("--config-file needs a path", "for example: --config-file run.json")
+        default = load_config_file(cls, Path(args[at + 1]))
+        del args[at : at + 2]
+
+    def main(config: Any) -> Any:
+        return config
+
+    main.__annotations__["config"] = cls
+    main.__doc__ = description or cls.__doc__
+    if default is not None:
+        main.__defaults__ = (default,)
+    return typing.cast(T, tyro.cli(main, args=args, prog=prog))
+
+
+def cli(cls: type[Any], target: str, prog: str) -> None:
+    """Entry point of a stage: parses the flags, then imports and runs `target` ("module:function", called with config and reporter)."""
+    from utils.runtime import run_stage
+
+    def work() -> None:
+        config = parse(cls, prog=prog)
+        module, _, name = target.partition(":")
+        run: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        from utils.reporting import ConsoleReporter
+
+        with ConsoleReporter() as report:
+            print(run(config, report))
+
+    run_stage(work)

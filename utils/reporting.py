@@ -1,0 +1,90 @@
+"""Reporters: a progress line with time left on the console, scalars for TensorBoard. Algorithms only see the protocol."""
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from utils.types import Reporter, StepReport
+
+
+class ConsoleReporter:
+    """One tqdm bar at a time, with time left and the latest values; plain lines when stderr is no terminal."""
+
+    def __init__(self, enabled: bool = True):
+        self._enabled = enabled
+        self._terminal = sys.stderr.isatty()
+        self._bar: Any = None
+        self._stage = ""
+        self._last_line = 0.0
+        self._started = 0.0
+
+    def __enter__(self) -> "ConsoleReporter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the current bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        self._stage = ""
+
+    def step(self, report: StepReport) -> None:
+        """Moves the bar of `report.stage`, opening it when the stage is new."""
+        if not self._enabled:
+            return
+        if report.stage != self._stage:
+            self.close()
+            self._stage = report.stage
+            self._started = self._last_line = time.monotonic()
+            if self._terminal:
+                self._bar = tqdm(total=report.total, desc=f"  {report.stage}", leave=False, dynamic_ncols=True, mininterval=0.3)
+        if self._bar is not None:
+            self._bar.total = report.total
+            self._bar.update(report.step + 1 - self._bar.n)
+            if report.values:
+                self._bar.set_postfix_str(" ".join(f"{k} {v:.4g}" for k, v in report.values.items()), refresh=False)
+        elif not self._terminal and time.monotonic() - self._last_line > 15:
+            self._line(report)
+
+    def _line(self, report: StepReport) -> None:
+        self._last_line = time.monotonic()
+        done = report.step + 1
+        left = (self._last_line - self._started) * (report.total - done) / done
+        values = " ".join(f"{k} {v:.4g}" for k, v in report.values.items())
+        print(f"  {report.stage} {done}/{report.total}, about {left:.0f} s left {values}".rstrip(), file=sys.stderr, flush=True)
+
+    def note(self, message: str) -> None:
+        """Prints one line without disturbing the bar."""
+        if self._enabled:
+            tqdm.write(f"  {message}", file=sys.stderr)
+
+
+class TensorBoardReporter:
+    """Writes the values of every step as scalars, then hands the step on."""
+
+    def __init__(self, folder: Path, inner: Reporter):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+        self._inner = inner
+
+    def step(self, report: StepReport) -> None:
+        """Scalars `stage/name` at the step."""
+        for name, value in report.values.items():
+            self._writer.add_scalar(f"{report.stage}/{name}", value, report.step)
+        self._inner.step(report)
+
+    def note(self, message: str) -> None:
+        """Handed on."""
+        self._inner.note(message)
+
+    def close(self) -> None:
+        """Flushes the events to disk."""
+        self._writer.close()

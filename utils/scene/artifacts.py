@@ -1,0 +1,233 @@
+"""Reading and writing what stages hand to each other: results.npz, alignments, clouds. One writer and one checked reader each."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.errors import CorruptArtifactError, MissingArtifactError
+from utils.geometry import se3
+from utils.geometry.projection import invert_rigid, orthonormalized, to_4x4
+from utils.scene.layout import SceneLayout
+from utils.scene.manifest import content_hash, read_manifest, sha256, to_plain, writing
+from utils.types import CONVENTIONS, Alignment, Array, CameraSet, CanonicalCloud, LatticeFields, Scene
+
+ALIGNMENT_SCHEMA = "alignment/1"
+_MADE_BY = {
+    "results": "python preprocess_video.py --input_video CLIP --scene_root {root}",
+    "after_non_rigid_icp": "python -m frame_to_model_icp --config.root-path {root}",
+    "after_global_optimization": "python -m global_optimization --config.root-path {root} --config.run {run}",
+    "inverse_deformation": "python -m train_inverse_deformation --config.root-path {root} --config.run {run}",
+}
+
+
+# ------------------------------------------------------------------------------------------------ results.npz
+
+
+def save_results(folder: Path, scene: Scene) -> Path:
+    """Writes `results.npz` in the layout of Depth Anything 3: image, depth, conf, extrinsics (w2c), intrinsics."""
+    path = folder / "results.npz"
+    np.savez(
+        path,
+        image=scene.images,
+        depth=scene.depth.astype(np.float32),
+        conf=scene.confidence.astype(np.float32),
+        extrinsics=scene.cameras.w2c[:, :3].astype(np.float32),
+        intrinsics=scene.cameras.K.astype(np.float32),
+    )
+    return path
+
+
+def load_scene(root: Path) -> Scene:
+    """The scene of `<root>/exports/npz/results.npz`, whoever wrote it.
+
+    Accepts extrinsics as (N, 3, 4) or (N, 4, 4). Non-finite or non-positive depth counts as unknown (0), with the lowest confidence.
+
+    Raises:
+        MissingArtifactError: no results.npz.
+        CorruptArtifactError: truncated file, missing keys, wrong shapes, no valid depth, or poses that are no rigid motions.
+    """
+    path = SceneLayout(root).results_npz
+    if not path.is_file():
+        raise MissingArtifactError(f"{path} is missing", "make it with: " + _MADE_BY["results"].format(root=root))
+    arrays = _read_npz(path, ("image", "depth", "conf", "extrinsics", "intrinsics"))
+    image, depth, conf = arrays["image"], arrays["depth"].astype(np.float32), arrays["conf"].astype(np.float32)
+    _check(image.ndim == 4 and image.shape[-1] == 3, path, f"image has shape {image.shape}, expected (N, H, W, 3)")
+    _check(len(image) >= 2, path, f"it holds {len(image)} frame(s), at least 2 are needed")
+    _check(image.dtype == np.uint8, path, f"image has dtype {image.dtype}, expected uint8")
+    frames, h, w = image.shape[:3]
+    _check(depth.shape == (frames, h, w), path, f"depth has shape {depth.shape}, expected {(frames, h, w)}")
+    _check(conf.shape == (frames, h, w), path, f"conf has shape {conf.shape}, expected {(frames, h, w)}")
+    extrinsics, intrinsics = arrays["extrinsics"], arrays["intrinsics"]
+    _check(
+        extrinsics.shape in ((frames, 3, 4), (frames, 4, 4)), path, f"extrinsics have shape {extrinsics.shape}, expected {(frames, 3, 4)}"
+    )
+    _check(intrinsics.shape == (frames, 3, 3), path, f"intrinsics have shape {intrinsics.shape}, expected {(frames, 3, 3)}")
+    _check(bool(np.isfinite(extrinsics).all() and np.isfinite(intrinsics).all()), path, "a pose or an intrinsic matrix is not finite")
+    _check(bool((intrinsics[:, [0, 1], [0, 1]] > 0).all()), path, "a focal length is not positive")
+    valid = np.isfinite(depth) & (depth > 0)
+    empty = [i for i in range(frames) if not valid[i].any()]
+    _check(not empty, path, f"frame {empty[0] if empty else 0} has no valid depth (all NaN, zero or negative)")
+    depth = np.where(valid, depth, 0).astype(np.float32)
+    conf = np.where(np.isfinite(conf), conf, 0).astype(np.float32)
+    conf = np.where(valid, conf, min(float(conf.min()), 1.0)).astype(np.float32)
+    w2c = to_4x4(extrinsics.astype(np.float64))
+    drift = np.abs(np.swapaxes(w2c[:, :3, :3], 1, 2) @ w2c[:, :3, :3] - np.eye(3)).max()
+    _check(drift < 0.05, path, f"extrinsics are no rigid motions (rotation deviates from orthonormal by {drift:.3g})")
+    cameras = CameraSet(c2w=invert_rigid(orthonormalized(w2c)), K=intrinsics.astype(np.float64), size=(h, w), frame_ids=np.arange(frames))
+    return Scene(cameras=cameras, images=image, depth=depth, confidence=conf)
+
+
+def scene_id(root: Path) -> str:
+    """Content id of results.npz: its bytes, since other programs write it too."""
+    path = SceneLayout(root).results_npz
+    if not path.is_file():
+        raise MissingArtifactError(f"{path} is missing", "make it with: " + _MADE_BY["results"].format(root=root))
+    return content_hash("results", sha256(path))
+
+
+def _read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            missing = [k for k in keys if k not in stored.files]
+            if missing:
+                raise CorruptArtifactError(
+                    f"{path} lacks {', '.join(missing)}; it holds {', '.join(stored.files) or 'nothing'}",
+                    "give a results.npz with image, depth, conf, extrinsics and intrinsics, as Depth Anything 3 exports it",
+                )
+            return {k: stored[k] for k in keys}
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        raise CorruptArtifactError(f"{path} cannot be read: {error}", "the file is truncated or no npz; make it again") from error
+
+
+def _check(condition: bool, path: Path, message: str) -> None:
+    if not condition:
+        raise CorruptArtifactError(f"{path}: {message}", "correct the file, or make it again with preprocess_video.py")
+
+
+# ------------------------------------------------------------------------------------------------ alignment
+
+
+def save_alignment(folder: Path, alignment: Alignment, config: Any) -> None:
+    """Writes the files of `after_non_rigid_icp/` or `after_global_optimization/` (call inside `publish`, before `write_manifest`)."""
+    (folder / "config.json").write_text(json.dumps(to_plain(config), indent=1))
+    (folder / "convention.json").write_text(
+        json.dumps({"variant": "c2w", "global_deform_is": "c2w", "local_deform_space": "camera", **CONVENTIONS}, indent=1)
+    )
+    twists = se3.log(torch.from_numpy(alignment.cameras.c2w)) if len(alignment.cameras) else torch.zeros(0, 6)
+    for i, twist in enumerate(twists):
+        torch.save(twist, folder / f"per_frame_global_deform_{i:05d}.pt")
+        torch.save({"nodes": torch.from_numpy(alignment.fields.nodes[i])}, folder / f"per_frame_local_deform_{i:05d}.pt")
+    np.savez(
+        folder / "alignment.npz",
+        K=alignment.cameras.K,
+        size=np.array(alignment.cameras.size),
+        frame_ids=alignment.cameras.frame_ids,
+        inv_depth_range=alignment.fields.inv_depth_range,
+        original_w2c=alignment.original_w2c,
+        aligned=alignment.aligned,
+    )
+    save_cloud(folder, alignment.cloud)
+
+
+def load_alignment(folder: Path, made_by: str = "") -> Alignment:
+    """An alignment as `save_alignment` wrote it; the manifest is checked first.
+
+    Raises:
+        ArtifactError: missing, corrupt, or of another format.
+    """
+    made_by = made_by or _MADE_BY.get(folder.name, "run_reconstruction.py").format(root=folder.parent.parent, run=folder.parent.name)
+    read_manifest(folder, ALIGNMENT_SCHEMA, made_by)
+    stored = _read_npz(folder / "alignment.npz", ("K", "size", "frame_ids", "inv_depth_range", "original_w2c", "aligned"))
+    frames = len(stored["frame_ids"])
+    twists = torch.stack([load_tensors(folder / f"per_frame_global_deform_{i:05d}.pt") for i in range(frames)])
+    nodes = [load_tensors(folder / f"per_frame_local_deform_{i:05d}.pt")["nodes"].numpy() for i in range(frames)]
+    h, w = (int(v) for v in stored["size"])
+    cameras = CameraSet(c2w=se3.exp(twists.double()).numpy(), K=stored["K"], size=(h, w), frame_ids=stored["frame_ids"])
+    return Alignment(
+        cameras=cameras,
+        fields=LatticeFields(nodes=np.stack(nodes), inv_depth_range=stored["inv_depth_range"]),
+        cloud=load_cloud(folder),
+        original_w2c=stored["original_w2c"],
+        aligned=stored["aligned"],
+    )
+
+
+def save_cloud(folder: Path, cloud: CanonicalCloud) -> None:
+    """`canonical_points.npz` for programs and `aligned_points.ply` for eyes."""
+    np.savez(
+        folder / "canonical_points.npz",
+        points=cloud.points.astype(np.float32),
+        colors=cloud.colors.astype(np.uint8),
+        frame=cloud.frame.astype(np.int32),
+        pixel=cloud.pixel.astype(np.int32),
+    )
+    write_points_ply(folder / "aligned_points.ply", cloud.points, cloud.colors)
+
+
+def load_cloud(folder: Path) -> CanonicalCloud:
+    """The cloud of `canonical_points.npz`."""
+    return CanonicalCloud(**_read_npz(folder / "canonical_points.npz", ("points", "colors", "frame", "pixel")))
+
+
+def write_points_ply(path: Path, points: Array, colors: Array) -> None:
+    """Binary little-endian PLY of coloured points: points (N, 3) float, colors (N, 3) uint8."""
+    row = np.empty(len(points), [("xyz", "<f4", 3), ("rgb", "u1", 3)])
+    row["xyz"], row["rgb"] = points, colors
+    header = "ply\nformat binary_little_endian 1.0\n" + f"element vertex {len(points)}\n"
+    header += "".join(f"property float {c}\n" for c in "xyz") + "".join(f"property uchar {c}\n" for c in ("red", "green", "blue"))
+    with path.open("wb") as stream:
+        stream.write((header + "end_header\n").encode())
+        row.tofile(stream)
+
+
+# ------------------------------------------------------------------------------------------------ tensors and reports
+
+
+def load_tensors(path: Path) -> Any:
+    """A `.pt` file of tensors and plain values; pickled code is refused.
+
+    Raises:
+        ArtifactError: missing or unreadable.
+    """
+    if not path.is_file():
+        raise MissingArtifactError(f"{path} is missing", "run the stage that writes it again")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or hostile file
+        raise CorruptArtifactError(f"{path} cannot be read: {error}", "run the stage that writes it again") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON, written beside and renamed, so that a reader never sees half a file.
+
+    Raises:
+        ArtifactError: the file system refuses.
+    """
+    with writing(path):
+        beside = path.with_name(path.name + ".partial")
+        beside.write_text(json.dumps(to_plain(value), indent=1))
+        beside.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """JSON of a file.
+
+    Raises:
+        ArtifactError: missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise MissingArtifactError(f"{path} is missing", "run the stage that writes it again") from error
+    except ValueError as error:
+        raise CorruptArtifactError(f"{path} is no JSON: {error}", "run the stage that writes it again") from error
+
+
+def artifact_id(folder: Path, schema: str, made_by: str = "") -> str:
+    """Content id of an artifact folder, for the manifest of what is derived from it."""
+    made_by = made_by or _MADE_BY.get(folder.name, "run_reconstruction.py").format(root=folder.parent.parent, run=folder.parent.name)
+    return read_manifest(folder, schema, made_by).content_id

@@ -1,0 +1,283 @@
+"""What makes a folder an artifact: atomic publication, a manifest with content ids, and the test whether it is current.
+
+A stage writes into `<name>.partial`; the manifest is written last and the folder is renamed into place. A stage that fails leaves
+`<name>.failed` for inspection and the earlier result untouched. Nothing but a readable manifest means "done".
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.errors import ArtifactError, ConventionError, CorruptArtifactError, MissingArtifactError, SchemaVersionError, StaleArtifactError
+
+MANIFEST = "manifest.json"
+
+# Settings that do not change a result: two runs that differ only in these count as the same.
+COSMETIC = frozenset(
+    [
+        "root_path",
+        "scene_root",
+        "out_path",
+        "out_dir",
+        "overwrite",
+        "tensorboard",
+        "tensorboard_log_dir",
+        "progress",
+        "num_threads",
+        "allow_stale",
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What is known of an artifact.
+
+    Attributes:
+        schema: name/version of the format, for example "alignment/1".
+        content_id: hash of schema, settings, files and inputs; not of times or paths.
+        config: the settings, nested.
+        inputs: artifact name -> content id it was made from.
+        files: relative name -> [size in bytes, sha256].
+        conventions: see `utils.types.CONVENTIONS`.
+        backends: family -> name and why it was chosen.
+        seed: the random seed.
+        seconds: wall time of the stage.
+        peak_memory_mb: peak resident memory of the process at its end.
+        code: version of the program.
+        created: ISO time.
+    """
+
+    schema: str
+    content_id: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    files: dict[str, list[Any]]
+    conventions: dict[str, str]
+    backends: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    code: str = ""
+    created: str = ""
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, paths, tuples and numpy scalars as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    return value
+
+
+def _significant(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {k: _significant(v) for k, v in config.items() if k not in COSMETIC}
+    return config
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_slow(stream)
+
+
+def _sha256_slow(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def content_hash(*parts: Any) -> str:
+    """Hash of JSON values."""
+    return hashlib.sha256(json.dumps(to_plain(list(parts)), sort_keys=True).encode()).hexdigest()[:24]
+
+
+def code_version() -> str:
+    """`git describe` of the program, or "unknown" outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process so far, in MB (0 where the platform does not tell)."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@contextmanager
+def publish(final: Path) -> Iterator[Path]:
+    """Yields an empty sibling folder that takes the place of `final` when the block ends well.
+
+    If the block raises, the folder becomes `<final>.failed` and an earlier `final` stays as it was.
+
+    Raises:
+        ArtifactError: the folder cannot be written (permissions, full disk).
+    """
+    partial, failed, old = (final.with_name(final.name + suffix) for suffix in (".partial", ".failed", ".old"))
+    with writing(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir()
+    try:
+        with writing(final):
+            yield partial
+    except BaseException:
+        shutil.rmtree(failed, ignore_errors=True)
+        if partial.exists():
+            partial.rename(failed)
+        raise
+    if final.exists():
+        final.rename(old)  # a crash between the two renames hides the old artifact, it never mixes two
+    partial.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(failed, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the file system's refusals while writing `path` into errors with a remedy.
+
+    Raises:
+        ArtifactError: full disk, no permission, read-only file system.
+    """
+    try:
+        yield
+    except OSError as error:
+        hints = {
+            errno.ENOSPC: "free some space or choose another scene root, then run the same command again: finished stages are kept",
+            errno.EACCES: "choose a scene root you may write to",
+            errno.EROFS: "choose a scene root on a writable file system",
+            errno.ENOTDIR: "a part of this path is a file; choose another scene root",
+            errno.EEXIST: "a part of this path is a file; choose another scene root",
+        }
+        if error.errno not in hints:
+            raise
+        raise ArtifactError(f"cannot write {path}: {error.strerror}", hints[error.errno]) from error
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    schema: str,
+    config: Any,
+    inputs: dict[str, str],
+    backends: dict[str, str] | None = None,
+    seed: int = 0,
+    seconds: float = 0.0,
+) -> Manifest:
+    """Writes `manifest.json` for the files that are in `folder` now; call it last inside `publish`.
+
+    Args:
+        folder: the partial folder.
+        schema: name/version of the format.
+        config: the stage's settings (dataclass or dict).
+        inputs: artifact name -> content id.
+        backends: family -> chosen name and reason.
+        seed: the random seed.
+        seconds: wall time of the stage.
+    """
+    from utils.types import CONVENTIONS
+
+    names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    files = {str(p.relative_to(folder)): [p.stat().st_size, sha256(p)] for p in names}
+    plain = to_plain(config)
+    # reports hold times and event files hold dates: they do not belong to the identity of a result
+    stable = {k: v for k, v in files.items() if not k.endswith(("report.json", ".html")) and "tensorboard" not in k}
+    manifest = Manifest(
+        schema=schema,
+        content_id=content_hash(schema, _significant(plain), stable, inputs),
+        config=plain,
+        inputs=inputs,
+        files=files,
+        conventions=CONVENTIONS,
+        backends=backends or {},
+        seed=seed,
+        seconds=round(seconds, 3),
+        peak_memory_mb=round(peak_memory_mb(), 1),
+        code=code_version(),
+        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
+    (folder / MANIFEST).write_text(json.dumps(to_plain(manifest), indent=1))
+    return manifest
+
+
+def read_manifest(folder: Path, schema: str, made_by: str) -> Manifest:
+    """The manifest of an artifact of this schema, with file sizes checked.
+
+    Args:
+        folder: the artifact.
+        schema: expected name/version.
+        made_by: the command that makes it, for the hint.
+
+    Raises:
+        MissingArtifactError: no folder or no manifest.
+        SchemaVersionError: another format.
+        ConventionError: other conventions.
+        CorruptArtifactError: unreadable manifest, or a listed file is missing or has another size.
+    """
+    from utils.types import CONVENTIONS
+
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise MissingArtifactError(f"{folder} is missing or unfinished (no {MANIFEST})", f"make it with: {made_by}")
+    try:
+        manifest = Manifest(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise CorruptArtifactError(f"{path} cannot be read: {error}", f"make it again with: {made_by}") from error
+    if manifest.schema != schema:
+        raise SchemaVersionError(f"{folder} has format {manifest.schema}, expected {schema}", f"make it again with: {made_by}")
+    if manifest.conventions != CONVENTIONS:
+        raise ConventionError(f"{folder} was written with other conventions: {manifest.conventions}", f"make it again with: {made_by}")
+    for name, (size, _) in manifest.files.items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise CorruptArtifactError(f"{folder / name} is missing or has changed since it was written", f"make it again with: {made_by}")
+    return manifest
+
+
+def is_current(folder: Path, schema: str, config: Any, inputs: dict[str, str]) -> bool:
+    """Whether the artifact is there, whole, and made with these settings from these inputs."""
+    try:
+        manifest = read_manifest(folder, schema, "")
+    except ArtifactError:
+        return False
+    return manifest.inputs == inputs and _significant(manifest.config) == _significant(to_plain(config))
+
+
+def require_fresh(folder: Path, manifest: Manifest, inputs: dict[str, str], rerun: str) -> None:
+    """Checks that an artifact was made from the inputs as they are now.
+
+    Raises:
+        StaleArtifactError: an input was made again since.
+    """
+    for name, content in inputs.items():
+        if name in manifest.inputs and manifest.inputs[name] != content:
+            raise StaleArtifactError(
+                f"{folder} was made from an earlier {name}, which has been made again since", f"make it again with: {rerun}"
+            )
