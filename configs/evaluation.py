@@ -1,0 +1,193 @@
+"""Settings of `eval_gs`, `utils.export_checkpoint_to_ply` and `utils.view_checkpoint`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from utils.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Renders a trained world along camera paths, measures it and refreshes the report."""
+
+    root_path: Path
+    """Scene root."""
+
+    run: str = ""
+    """Run folder inside the scene root; empty takes the newest."""
+
+    checkpoint_dir: Path | None = None
+    """Folder of the trained splats; unset takes the newest of gs_2dgs and gs_3dgs in the run. A bare name is looked up in the run."""
+
+    global_opt_subdir: str = ""
+    """Alignment the checkpoint belongs to; the checkpoint knows it, the flag is accepted for old command lines."""
+
+    transforms_path: Path | None = None
+    """Fly-through path JSON; unset takes <root>/gs_video/0000_extend_transforms.json."""
+
+    out_dir: Path | None = None
+    """Where results go; unset takes <checkpoint_dir>/gs_video_eval."""
+
+    original_images_dir: str = ""
+    """Folder of frames at another resolution to compare with and render at; empty uses the images of results.npz."""
+
+    save_images: bool = True
+    """Also write every rendered view as PNG."""
+
+    save_video: bool = True
+    """Write an MP4 per path."""
+
+    fps: int = 30
+    """Frames per second of the MP4s."""
+
+    max_frames: int = -1
+    """Render at most this many views of the fly-through; not positive renders all."""
+
+    render_gs_video_path: bool = True
+    """Render the fly-through path."""
+
+    render_input_poses: bool = True
+    """Render the poses stage 0 estimated."""
+
+    render_optimised_poses: bool = True
+    """Render the poses as refined by alignment and training."""
+
+    extra_paths: tuple[Literal["orbit", "spiral", "dolly"], ...] = ()
+    """Further paths, made from the cameras: a circle around the point looked at, a spiral, a move forward and back."""
+
+    extra_path_frames: int = 90
+    """Number of views of each further path."""
+
+    override_width: int = -1
+    """Width of the renders in pixels; needs override_height too."""
+
+    override_height: int = -1
+    """Height of the renders in pixels; needs override_width too."""
+
+    target_num_points: int = 1_000_000
+    """Accepted for old command lines; the checkpoint knows its size."""
+
+    white_background: bool = False
+    """Put renders over white instead of black."""
+
+    metrics: bool = True
+    """Measure PSNR, SSIM, sharpness and consistency into metrics.json."""
+
+    lpips: bool = False
+    """Also measure LPIPS; needs the package lpips and its weights on this machine."""
+
+    rasterizer: str = "auto"
+    """Rasteriser backend, or auto for the best one that runs here."""
+
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+
+    report: bool = True
+    """Write <root>/report.html at the end."""
+
+    def __post_init__(self) -> None:
+        if (self.override_width > 0) != (self.override_height > 0):
+            raise ConfigError("override_width and override_height go together", "give both, or neither")
+        if self.override_width > 0 and self.original_images_dir:
+            raise ConfigError("override_width/height and original_images_dir both set the size", "give the size or the images, not both")
+        if self.fps < 1:
+            raise ConfigError(f"fps is {self.fps}", "give at least 1")
+
+
+ExportFormat = Literal["ply", "splat", "spz", "colmap", "colmap-bin", "nerfstudio", "cloud", "mesh-ply", "mesh-glb"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Writes a trained world in a format other programs open."""
+
+    root_path: Path
+    """Scene root."""
+
+    run: str = ""
+    """Run folder inside the scene root; empty takes the newest."""
+
+    checkpoint_dir: Path | None = None
+    """Folder of the trained splats; unset takes the newest of gs_2dgs and gs_3dgs in the run. A bare name is looked up in the run."""
+
+    global_opt_subdir: str = "after_global_optimization"
+    """Alignment whose cloud goes into the COLMAP, nerfstudio and cloud exports."""
+
+    format: ExportFormat = "ply"
+    """ply: standard splat PLY; splat, spz: compact splats for the web; colmap, colmap-bin, nerfstudio: cameras, images and cloud for
+    other trainers; cloud: the canonical cloud; mesh-ply, mesh-glb: a coloured surface fused from rendered depth."""
+
+    out_ply: Path | None = None
+    """Where the export goes, a folder for colmap and nerfstudio; unset takes splats_<renderer>.ply and the like in checkpoint_dir."""
+
+    max_points: int = -1
+    """Keep only this many splats, those with the largest opacity times area; not positive keeps all."""
+
+    up: Literal["keep", "x", "y", "z", "-x", "-y", "-z"] = "keep"
+    """Turn the world so that its up direction, as the cameras were held, is this axis."""
+
+    scale: float = 1.0
+    """Multiply all lengths by this."""
+
+    mesh_resolution: int = 192
+    """Voxels along the longest side of the fused volume; time and memory grow with its cube."""
+
+    rasterizer: str = "auto"
+    """Rasteriser backend for the mesh's depth, or auto."""
+
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ConfigError(f"scale is {self.scale}", "give a positive factor")
+        if self.mesh_resolution < 16:
+            raise ConfigError(f"mesh_resolution is {self.mesh_resolution}", "give at least 16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewerConfig:
+    """Shows a trained world in the browser."""
+
+    root_path: Path
+    """Scene root."""
+
+    run: str = ""
+    """Run folder inside the scene root; empty takes the newest."""
+
+    checkpoint_dir: Path | None = None
+    """Folder of the trained splats; unset takes the newest of gs_2dgs and gs_3dgs in the run. A bare name is looked up in the run."""
+
+    global_opt_subdir: str = "after_global_optimization"
+    """Alignment whose cloud can be shown."""
+
+    port: int = 8080
+    """Port of the page; the next free one is taken if it is in use."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+
+    show_cameras: bool = True
+    """Show the training cameras with their images."""
+
+    training_cameras_scale: float = 0.06
+    """Size of the camera symbols as a share of the median scene depth."""
+
+    near_plane: float = 0.01
+    """Nearest distance shown, as a share of the median scene depth."""
+
+    far_plane: float = 1e10
+    """Farthest distance shown in scene units, at most 1e6."""
+
+    max_side: int = 960
+    """Longest side of a sharp render in pixels; smaller answers sooner."""
+
+    moving_side: int = 320
+    """Longest side of a render while the view moves."""
+
+    rasterizer: str = "auto"
+    """Rasteriser backend, or auto for the best one that runs here."""
+
+    device: str = "auto"
+    """cpu, cuda, or auto."""

@@ -1,0 +1,39 @@
+"""nerfstudio's `transforms.json`: camera poses in OpenGL axes, intrinsics per frame, images beside it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils.types import CameraSet
+
+# Camera axes: OpenCV (y down, z forward) from OpenGL (y up, z backward); multiplies c2w from the right.
+OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+def write_transforms(path: Path, cameras: CameraSet, names: Sequence[str], ply_name: str) -> None:
+    """Writes the file.
+
+    Args:
+        path: the file.
+        cameras: F cameras; nerfstudio expects a world whose z axis points up.
+        names: F image paths relative to the file's folder.
+        ply_name: a point cloud in the same world, relative to the file's folder.
+    """
+    h, w = cameras.size
+    frames = [
+        {
+            "file_path": name,
+            "transform_matrix": (c2w @ OPENGL_FROM_OPENCV).tolist(),
+            "fl_x": float(k[0, 0]),
+            "fl_y": float(k[1, 1]),
+            "cx": float(k[0, 2]),
+            "cy": float(k[1, 2]),
+            "w": w,
+            "h": h,
+        }
+        for c2w, k, name in zip(cameras.c2w, cameras.K, names, strict=True)
+    ]
+    content = {"camera_model": "OPENCV", "ply_file_path": ply_name, "frames": frames}
+    path.write_text(json.dumps(content, indent=2))
