@@ -1,0 +1,30 @@
+"""Files of stage 3.1: `inverse_local.pt` (tensors) and `config.pt` (plain values); `convention.json` for other readers."""
+
+from pathlib import Path
+
+import torch
+
+from utils.deformation.inverse import InverseWarp, inverse_from_state
+from utils.scene.artifacts import load_tensors, write_json
+from utils.scene.manifest import read_manifest
+from utils.types import CONVENTIONS
+
+INVERSE_SCHEMA = "inverse_deformation/1"
+
+
+def save_inverse(folder: Path, warp: InverseWarp) -> None:
+    """Writes the warp's files (call inside `publish`)."""
+    torch.save(dict(warp.state_dict()), folder / "inverse_local.pt")
+    torch.save({**warp.config(), "convention": "c2w"}, folder / "config.pt")
+    write_json(folder / "convention.json", {"variant": "c2w", "local_deform_space": "camera", **CONVENTIONS})
+
+
+def load_inverse(folder: Path) -> InverseWarp:
+    """The warp of a stage-3.1 folder.
+
+    Raises:
+        ArtifactError: missing, unfinished, of another format, or damaged.
+    """
+    root, run = folder.parent.parent, folder.parent.name
+    read_manifest(folder, INVERSE_SCHEMA, f"python -m train_inverse_deformation --config.root-path {root} --config.run {run}")
+    return inverse_from_state(load_tensors(folder / "config.pt"), load_tensors(folder / "inverse_local.pt"))
