@@ -66,12 +66,13 @@ def load_config_file(cls: type[T], path: Path) -> T:
     return from_plain(cls, plain)
 
 
-def parse(cls: type[T], args: list[str] | None = None, prog: str | None = None, description: str | None = None) -> T:
-    """The config from the command line; `--config-file FILE.json` sets the defaults that flags then override."""
+def parse(
+    cls: type[T], args: list[str] | None = None, *, prog: str | None = None, description: str | None = None, default: T | None = None
+) -> T:
+    """The config from the command line; `--config-file FILE.json` or `default` set the values that flags then override."""
     import tyro
 
     args = list(sys.argv[1:] if args is None else args)
-    default: Any = None
     if "--config-file" in args:
         at = args.index("--config-file")
         if at + 1 == len(args):

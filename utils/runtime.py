@@ -1,5 +1,6 @@
 """What surrounds a stage: errors to exit codes, logging, seeds and threads. Imports nothing heavy, so `--help` stays quick."""
 
+import ctypes
 import logging
 import os
 import random
@@ -61,3 +62,15 @@ def cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cuda_device_present() -> bool:
+    """Whether the CUDA driver answers and has a device; asks the driver itself, so that `--help` need not import torch."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        count = ctypes.c_int(0)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return False
