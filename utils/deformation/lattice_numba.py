@@ -8,7 +8,6 @@ import math
 
 import numba
 import numpy as np
-from numba import prange
 
 
 @numba.njit(cache=True, inline="always")
@@ -91,11 +90,13 @@ def _newton_step(inverse, error, length, size, q, trial):
         trial[k] = q[k] - shrink * step[k]
 
 
-@numba.njit(cache=True, parallel=True)
-def invert_lattice(nodes, camera, points, settings, solved, jacobian, residual):
-    """Solves q + delta(q) = y for every row y of `points` (N, 3).
+@numba.njit(cache=True, nogil=True)
+def invert_lattice(first, last, nodes, camera, points, settings, solved, jacobian, residual):
+    """Solves q + delta(q) = y for the rows y of `points` (N, 3) from `first` to before `last`.
 
     Args:
+        first: first row.
+        last: row to stop before.
         nodes: (nz, nv, nu, 3) one frame's lattice.
         camera: (7,) see `_field`.
         points: (N, 3).
@@ -105,39 +106,37 @@ def invert_lattice(nodes, camera, points, settings, solved, jacobian, residual):
         residual: (N,) output |q + delta(q) - y| / |y|.
     """
     fixed_point_steps, newton_steps, tolerance, least_determinant = settings
-    chunk = 256
-    for block in prange((len(points) + chunk - 1) // chunk):
-        y, q, trial, delta, error = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty(3)
-        trial_error, slope, inverse = np.empty(3), np.empty((3, 3)), np.empty((3, 3))
-        for row in range(block * chunk, min((block + 1) * chunk, len(points))):
-            squared = 0.0
+    y, q, trial, delta, error = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty(3)
+    trial_error, slope, inverse = np.empty(3), np.empty((3, 3)), np.empty((3, 3))
+    for row in range(first, last):
+        squared = 0.0
+        for k in range(3):
+            y[k] = points[row, k]
+            q[k] = y[k]
+            squared += y[k] * y[k]
+        scale = max(math.sqrt(squared), 1e-30)
+        _field(nodes, camera, q, delta, slope)
+        length = _error(y, q, delta, error)
+        for _ in range(fixed_point_steps):
+            if length <= tolerance * scale:
+                break
             for k in range(3):
-                y[k] = points[row, k]
-                q[k] = y[k]
-                squared += y[k] * y[k]
-            scale = max(math.sqrt(squared), 1e-30)
+                q[k] = y[k] - delta[k]
             _field(nodes, camera, q, delta, slope)
             length = _error(y, q, delta, error)
-            for _ in range(fixed_point_steps):
-                if length <= tolerance * scale:
-                    break
-                for k in range(3):
-                    q[k] = y[k] - delta[k]
-                _field(nodes, camera, q, delta, slope)
-                length = _error(y, q, delta, error)
-            _invert(slope, least_determinant, inverse)
-            size = 1.0
-            for _ in range(newton_steps):
-                if length <= tolerance * scale:
-                    break
-                _newton_step(inverse, error, length, size, q, trial)
-                _field(nodes, camera, trial, delta, slope)
-                trial_length = _error(y, trial, delta, trial_error)
-                if trial_length < length:
-                    q[:], error[:], length, size = trial, trial_error, trial_length, 1.0
-                    _invert(slope, least_determinant, inverse)
-                else:
-                    size *= 0.5
-            solved[row] = q
-            jacobian[row] = inverse
-            residual[row] = length / scale
+        _invert(slope, least_determinant, inverse)
+        size = 1.0
+        for _ in range(newton_steps):
+            if length <= tolerance * scale:
+                break
+            _newton_step(inverse, error, length, size, q, trial)
+            _field(nodes, camera, trial, delta, slope)
+            trial_length = _error(y, trial, delta, trial_error)
+            if trial_length < length:
+                q[:], error[:], length, size = trial, trial_error, trial_length, 1.0
+                _invert(slope, least_determinant, inverse)
+            else:
+                size *= 0.5
+        solved[row] = q
+        jacobian[row] = inverse
+        residual[row] = length / scale
