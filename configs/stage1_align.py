@@ -1,0 +1,123 @@
+"""Settings of stage 1 (`python -m frame_to_model_icp`), and the groups it shares with stage 2."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from utils.errors import ConfigError
+
+ConfidenceMode = Literal["global", "per_frame", "per_frame_guided", "voxel", "voxel_guided", "voxel_or"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentDataConfig:
+    """Which frames and which of their pixels take part."""
+
+    num_frames: int = 50
+    """Most frames to align."""
+    stride: int = 2
+    """Step through the frames of results.npz; lowered where it would leave fewer than num_frames frames."""
+    offset: int = 0
+    """First frame."""
+    conf_thresh_percentile: float = 80.0
+    """Percentile of the strong confidence filter, 0..100; higher keeps fewer pixels."""
+    conf_mode: ConfidenceMode = "voxel_or"
+    """Where the confidence percentiles are taken: over all frames, over each frame, or over world voxels."""
+    conf_global_percentile: float | None = 10.0
+    """Percentile over all frames used by the guided modes (none: conf_thresh_percentile)."""
+    conf_local_percentile: float | None = 10.0
+    """Percentile per frame or voxel used by the guided modes (none: conf_thresh_percentile)."""
+    conf_voxel_size: float = 0.33
+    """Edge of the confidence voxels, in median depths of the scene."""
+    conf_voxel_min_count_percentile: float | None = 50.0
+    """Voxels with fewer points than this percentile of occupied voxels fail the strong filter (none: off)."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("num_frames", 1), ("stride", 1), ("offset", 0)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"alignment.{name} is {getattr(self, name)}", f"give at least {low}")
+        for name in (
+            "conf_thresh_percentile",
+            "conf_global_percentile",
+            "conf_local_percentile",
+            "conf_voxel_min_count_percentile",
+        ):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 100:
+                raise ConfigError(f"alignment.{name} is {value}", "percentiles lie in 0..100")
+        if self.conf_voxel_size <= 0:
+            raise ConfigError(f"alignment.conf_voxel_size is {self.conf_voxel_size}", "give a positive size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingConfig:
+    """Correspondences between frames."""
+
+    matcher: str = "flow"
+    """`flow` (dense optical flow started from the current geometry) or `none` (poses and fields stay as they are)."""
+    gaps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    """Frame distances that are matched; long ones stop drift."""
+    revisits_per_frame: int = 1
+    """Further pairs per frame, beyond the largest gap, chosen by overlap: they close loops."""
+    min_overlap: float = 0.1
+    """Pairs that share a smaller part of the view are skipped, 0..1."""
+    matches_per_frame: int = 12000
+    """Matches kept per frame over all its pairs; time is linear in it."""
+    max_cycle_error_px: float = 1.0
+    """Largest forward-backward disagreement of the flow, in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverConfig:
+    """Robust least squares for poses and displacement lattices."""
+
+    lattice: tuple[int, int, int] = (24, 14, 6)
+    """Nodes across, down and along inverse depth."""
+    smoothness: float = 0.003
+    """Weight of differences between neighbouring nodes; higher is stiffer."""
+    ridge: float = 0.1
+    """Weight that holds the mean displacement of all frames at zero (the gauge)."""
+    match_sigma: float = 0.003
+    """Expected distance of matched points, in depths."""
+    robust_scales: tuple[float, ...] = (12.0, 6.0, 3.0)
+    """Geman-McClure scale of each reweighting step, in sigmas, from lenient to strict."""
+    cg_iterations: int = 30
+    """Conjugate-gradient iterations per reweighting step."""
+    rigid_only: bool = False
+    """Refine poses only, no displacement."""
+
+    def __post_init__(self) -> None:
+        if min(self.lattice) < 2:
+            raise ConfigError(f"solver.lattice is {self.lattice}", "give at least 2 nodes along each axis")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointFilterConfig:
+    """Which aligned points enter the canonical cloud."""
+
+    enabled: bool = True
+    """Drop points that other frames see through."""
+    tolerance: float = 0.02
+    """Depth agreement that counts as support, relative to depth."""
+    neighbors: int = 6
+    """Frames that vote on each point."""
+    edge_ratio: float = 0.05
+    """A pixel is a depth edge if depth varies by more than this share within its 3x3 neighbourhood."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameToModelICPConfig:
+    """Stage 1: registers the frames one after another into a growing canonical cloud."""
+
+    root_path: Path
+    """Scene root, as written by stage 0."""
+    out_suffix: str = ""
+    """Appended to the name of the run folder."""
+    overwrite: bool = False
+    """Run even if a current result exists."""
+    alignment: AlignmentDataConfig = field(default_factory=AlignmentDataConfig)
+    matching: MatchingConfig = field(default_factory=lambda: MatchingConfig(matches_per_frame=8000))
+    solver: SolverConfig = field(default_factory=lambda: SolverConfig(cg_iterations=20))
+    filter: PointFilterConfig = field(default_factory=PointFilterConfig)
+    min_fitness: float = 0.2
+    """A frame is left out if a smaller share of its matches agrees after its registration, 0..1."""

@@ -1,0 +1,31 @@
+"""Settings of stage 2 (`python -m global_optimization`)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from configs.stage1_align import MatchingConfig, SolverConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalOptimizationConfig:
+    """Stage 2: aligns all frames jointly, twice, the second time with matches from the aligned geometry and a finer lattice."""
+
+    root_path: Path
+    """Scene root."""
+    run: str
+    """Name of the run folder inside the scene root, for example frame_to_model_icp_50_2_offset0."""
+    checkpoint_subdir: str = "after_non_rigid_icp"
+    """Alignment to start from."""
+    out_subdir: str = "after_global_optimization"
+    """Folder of the result."""
+    overwrite: bool = False
+    """Run even if a current result exists."""
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    coarse: SolverConfig = field(default_factory=SolverConfig)
+    """Solver of the first round."""
+    fine: SolverConfig = field(default_factory=lambda: SolverConfig(lattice=(36, 20, 6), smoothness=0.001))
+    """Solver of the second round."""
+    rounds: int = 2
+    """1 stops after the first round."""
+    min_fitness: float = 0.2
+    """A frame is left out if a smaller share of its matches agrees after the last round, 0..1."""

@@ -1,0 +1,63 @@
+"""Which pixels are trusted: depth is valid and the confidence passes one of six percentile rules.
+
+All percentiles interpolate linearly, comparisons are >=. `P_p` over a voxel runs over the points of all frames whose world position
+falls into it. Source: the published method's data filter (arXiv 2603.16736), modes as named there.
+"""
+
+import numpy as np
+
+from configs.stage1_align import AlignmentDataConfig
+from utils.geometry.projection import transform, unproject_depth
+from utils.points.voxels import grouped_percentile, voxel_keys
+from utils.types import Array, Scene
+
+
+def confident_pixels(scene: Scene, config: AlignmentDataConfig) -> Array:
+    """(F, H, W) bool, pixels that pass `config.conf_mode`; percentiles run over all frames of `scene`."""
+    valid, confidence = scene.valid, scene.confidence
+    strong = config.conf_thresh_percentile
+    local = strong if config.conf_local_percentile is None else config.conf_local_percentile
+    overall = strong if config.conf_global_percentile is None else config.conf_global_percentile
+    match config.conf_mode:
+        case "global":
+            return valid & (confidence >= np.percentile(confidence, strong))
+        case "per_frame":
+            return valid & (confidence >= _frame_percentile(confidence, strong))
+        case "per_frame_guided":
+            threshold = np.maximum(_frame_percentile(confidence, local), np.percentile(confidence, overall))
+            return valid & (confidence >= threshold)
+    keys = _world_voxels(scene, config.conf_voxel_size * scene.median_depth)
+    values = confidence[valid]
+    keep = np.zeros(len(values), bool)
+    if config.conf_mode in ("voxel", "voxel_or"):
+        keep |= _voxel_rule(keys, values, strong, None, config.conf_voxel_min_count_percentile)
+    if config.conf_mode in ("voxel_guided", "voxel_or"):
+        keep |= _voxel_rule(keys, values, local, overall, None)
+    out = np.zeros(valid.shape, bool)
+    out[valid] = keep
+    return out
+
+
+def _frame_percentile(confidence: Array, percentile: float) -> Array:
+    return np.percentile(confidence, percentile, axis=(1, 2))[:, None, None]
+
+
+def _world_voxels(scene: Scene, size: float) -> Array:
+    """Voxel key of every valid pixel, in frame and pixel order."""
+    points = [
+        transform(c2w, unproject_depth(depth, K)[valid])
+        for depth, K, c2w, valid in zip(scene.depth, scene.cameras.K, scene.cameras.c2w, scene.valid, strict=True)
+    ]
+    return voxel_keys(np.concatenate(points), size)
+
+
+def _voxel_rule(keys: Array, values: Array, local: float, overall: float | None, min_count: float | None) -> Array:
+    """Confidence at least the voxel's percentile (raised to the overall one), in voxels that hold enough points."""
+    threshold, count = grouped_percentile(keys, values, local)
+    if overall is not None:
+        threshold = np.maximum(threshold, np.percentile(values, overall))
+    keep = values >= threshold
+    if min_count is not None:
+        _, per_voxel = np.unique(keys, return_counts=True)
+        keep &= count >= np.percentile(per_voxel, min_count)
+    return keep

@@ -1,0 +1,22 @@
+"""Alignment of inconsistent frames into one canonical space; used by stages 1 and 2, no disk access."""
+
+from utils.registration.cloud import build_cloud, usable_pixels
+from utils.registration.geometry import AlignedGeometry, forward_points
+from utils.registration.joint import align_jointly
+from utils.registration.matching import MATCHERS, Matcher, MatchSet
+from utils.registration.result import Diagnostics, Registration
+from utils.registration.sequential import align_sequential
+
+__all__ = [
+    "MATCHERS",
+    "AlignedGeometry",
+    "Diagnostics",
+    "MatchSet",
+    "Matcher",
+    "Registration",
+    "align_jointly",
+    "align_sequential",
+    "build_cloud",
+    "forward_points",
+    "usable_pixels",
+]

@@ -1,0 +1,104 @@
+"""Joint alignment of all frames: two rounds of matching and solving, each from the geometry of the one before."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from configs.stage1_align import MatchingConfig, SolverConfig
+from configs.stage2_global_optimization import GlobalOptimizationConfig
+from utils.errors import NoOverlapError
+from utils.registration.geometry import AlignedGeometry
+from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs
+from utils.registration.pairs import choose_pairs, overlaps
+from utils.registration.result import Registration, diagnose, errors_by_pair
+from utils.registration.sequential import MIN_MATCHED
+from utils.registration.solver import LatticeShape, build_problem, initial_state, solve, to_fields
+from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
+
+
+def align_jointly(
+    scene: Scene,
+    start: Registration,
+    usable: Array,
+    config: GlobalOptimizationConfig,
+    report: Reporter = NULL_REPORTER,
+    matcher: Matcher | None = None,
+) -> Registration:
+    """Poses and fields of all frames that minimise the distance of all matches at once.
+
+    The displacement is measured from the scene's own poses, whatever `start` is: `start` only predicts the matches and their first weights.
+
+    Args:
+        scene: the frames with their poses before any alignment.
+        start: result of an earlier alignment.
+        usable: (F, H, W) bool, pixels that may be matched.
+        config: of stage 2.
+        report: progress.
+        matcher: replaces the one named in the config.
+
+    Raises:
+        NoOverlapError: no pair of frames has matches.
+    """
+    if config.matching.matcher == "none" and matcher is None:
+        return start
+    current = start
+    frames = np.flatnonzero(start.aligned)
+    for index, solver in enumerate((config.coarse, config.fine)[: config.rounds]):
+        current = _round(scene, current, frames, usable, config.matching, solver, report, matcher, index)
+        fit = current.diagnostics.fitness[frames] >= config.min_fitness
+        dropped = frames[~fit]
+        frames = frames[fit]
+        if len(dropped):
+            names = ", ".join(str(int(scene.cameras.frame_ids[f])) for f in dropped)
+            report.note(f"left out, their matches do not agree: frames {names}")
+    aligned = np.zeros(len(scene), bool)
+    aligned[frames] = True
+    return replace(current, aligned=aligned)
+
+
+def _round(
+    scene: Scene,
+    current: Registration,
+    frames: Array,
+    usable: Array,
+    matching: MatchingConfig,
+    config: SolverConfig,
+    report: Reporter,
+    matcher: Matcher | None,
+    index: int,
+) -> Registration:
+    """One matching pass and one solve over the frames of these indices."""
+    clock = [time.perf_counter()]
+    geometry = AlignedGeometry(scene, current.cameras, current.fields)
+    pairs = choose_pairs(overlaps(geometry, frames), frames, matching)
+    grid = match_grid(scene, len(pairs), matching)
+    matcher = matcher or MATCHERS.load(matching.matcher)(scene, usable, grid, matching)
+    stage = f"joint round {index + 1}"
+    matches = match_pairs(matcher, pairs, geometry, lambda n: report.step(StepReport(stage, n - 1, len(pairs))))
+    samples = scene.cameras.size[0] * scene.cameras.size[1] / grid**2
+    matches = [m for m in matches if len(m) > MIN_MATCHED * samples]
+    if not matches:
+        raise NoOverlapError("no two frames show the same surface", "check poses and depth of stage 0, or use fewer, closer frames")
+    clock.append(time.perf_counter())
+    shape = LatticeShape(config.lattice, current.fields.inv_depth_range, scene.median_depth)
+    problem = build_problem(matches, scene.cameras, shape, config.match_sigma)
+    state = initial_state(scene.cameras, shape)
+    before = errors_by_pair(problem, state, shape, matches)
+    state = solve(problem, state, shape, config, samples, np.concatenate(_current_errors(geometry, matches)))
+    after = errors_by_pair(problem, state, shape, matches)
+    clock.append(time.perf_counter())
+    seconds = {"matching": clock[1] - clock[0], "solving": clock[2] - clock[1]}
+    seconds = {f"{name} {index + 1}": value for name, value in seconds.items()}
+    diagnostics = diagnose(len(scene), matches, before, after, config.match_sigma, current.diagnostics.seconds | seconds)
+    cameras = replace(scene.cameras, c2w=state.c2w)
+    return Registration(cameras, to_fields(state, shape), current.aligned, diagnostics)
+
+
+def _current_errors(geometry: AlignedGeometry, matches: list[MatchSet]) -> list[Array]:
+    """Distance of matched points under `geometry`, in depths."""
+    errors = []
+    for m in matches:
+        source, target = geometry.lift(m.source, m.source_px, m.source_depth), geometry.lift(m.target, m.target_px, m.target_depth)
+        errors.append(np.linalg.norm(source - target, axis=1) / ((m.source_depth + m.target_depth) / 2))
+    return errors

@@ -1,0 +1,122 @@
+"""Displacement lattices over (u, v, inverse depth): evaluation, inversion and resampling.
+
+The compiled twin of the definition in `utils.types.LatticeFields`. Kernels work on one frame, release the interpreter lock and run on
+one core, so that callers thread over frames or pairs.
+"""
+
+import numpy as np
+from numba import njit
+from scipy.ndimage import zoom
+
+from utils.types import Array, LatticeFields
+
+NEAREST = 1e-6  # depths below are behind the camera or on its plane
+
+
+@njit(inline="always")
+def cell_coordinate(value, count):  # type: ignore[no-untyped-def]
+    """Lower node and fraction of a lattice coordinate, clamped to `count` nodes."""
+    value = min(max(value, 0.0), count - 1.0)
+    lower = max(min(int(value), count - 2), 0)
+    return lower, value - lower
+
+
+@njit(inline="always")
+def _displacement(nodes, low, inv_span, width, height, x, y, z):  # type: ignore[no-untyped-def]
+    """Trilinear interpolation of `nodes` (nz, nv, nu, 3) at pixel (x, y) and depth z."""
+    nz, nv, nu = nodes.shape[0], nodes.shape[1], nodes.shape[2]
+    a, fa = cell_coordinate(x / width * (nu - 1), nu)
+    b, fb = cell_coordinate(y / height * (nv - 1), nv)
+    c, fc = cell_coordinate((1.0 / z - low) * inv_span * (nz - 1), nz)
+    a1, b1, c1 = min(a + 1, nu - 1), min(b + 1, nv - 1), min(c + 1, nz - 1)
+    w00, w01, w10, w11 = (1 - fb) * (1 - fa), (1 - fb) * fa, fb * (1 - fa), fb * fa
+    dx = dy = dz = 0.0
+    for k in range(2):
+        layer = nodes[c1 if k else c]
+        w = fc if k else 1 - fc
+        dx += w * (w00 * layer[b, a, 0] + w01 * layer[b, a1, 0] + w10 * layer[b1, a, 0] + w11 * layer[b1, a1, 0])
+        dy += w * (w00 * layer[b, a, 1] + w01 * layer[b, a1, 1] + w10 * layer[b1, a, 1] + w11 * layer[b1, a1, 1])
+        dz += w * (w00 * layer[b, a, 2] + w01 * layer[b, a1, 2] + w10 * layer[b1, a, 2] + w11 * layer[b1, a1, 2])
+    return dx, dy, dz
+
+
+@njit(nogil=True, cache=True)
+def forward_kernel(points, intrinsics, size, c2w, nodes, inv_depth):  # type: ignore[no-untyped-def]
+    """Canonical positions (N, 3) of camera-space points (N, 3); NaN where z is not positive.
+
+    Args:
+        points: (N, 3) camera space, before alignment.
+        intrinsics: (4,) fx, fy, cx, cy in pixels.
+        size: (h, w).
+        c2w: (4, 4).
+        nodes: (nz, nv, nu, 3).
+        inv_depth: (2,) lattice bounds.
+    """
+    out = np.empty((len(points), 3), np.float32)
+    fx, fy, cx, cy = intrinsics
+    inv_span = 1.0 / (inv_depth[1] - inv_depth[0])
+    for m in range(len(points)):
+        px, py, pz = float(points[m, 0]), float(points[m, 1]), float(points[m, 2])
+        if not pz > NEAREST:
+            out[m] = np.nan
+            continue
+        dx, dy, dz = _displacement(nodes, inv_depth[0], inv_span, size[1], size[0], fx * px / pz + cx, fy * py / pz + cy, pz)
+        px, py, pz = px + dx, py + dy, pz + dz
+        for r in range(3):
+            out[m, r] = c2w[r, 0] * px + c2w[r, 1] * py + c2w[r, 2] * pz + c2w[r, 3]
+    return out
+
+
+@njit(nogil=True, cache=True)
+def project_kernel(points, intrinsics, size, w2c, nodes, inv_depth, steps):  # type: ignore[no-untyped-def]
+    """Pixel x, y and original depth z (N, 3) of canonical points (N, 3): the inverse of `forward_kernel`, then projection.
+
+    The fixed point `p <- w2c X - delta(p)` contracts because displacements vary slowly; `steps` of 1 suit a prediction that is refined
+    later, 3 reach 1e-4 of a displacement. NaN where the point is not in front of the camera.
+    """
+    out = np.empty((len(points), 3), np.float32)
+    fx, fy, cx, cy = intrinsics
+    inv_span = 1.0 / (inv_depth[1] - inv_depth[0])
+    for m in range(len(points)):
+        wx, wy, wz = float(points[m, 0]), float(points[m, 1]), float(points[m, 2])
+        qx = w2c[0, 0] * wx + w2c[0, 1] * wy + w2c[0, 2] * wz + w2c[0, 3]
+        qy = w2c[1, 0] * wx + w2c[1, 1] * wy + w2c[1, 2] * wz + w2c[1, 3]
+        qz = w2c[2, 0] * wx + w2c[2, 1] * wy + w2c[2, 2] * wz + w2c[2, 3]
+        px, py, pz = qx, qy, qz
+        for _ in range(steps):
+            if not pz > NEAREST:
+                break
+            dx, dy, dz = _displacement(nodes, inv_depth[0], inv_span, size[1], size[0], fx * px / pz + cx, fy * py / pz + cy, pz)
+            px, py, pz = qx - dx, qy - dy, qz - dz
+        if not pz > NEAREST:
+            out[m] = np.nan
+            continue
+        out[m, 0], out[m, 1], out[m, 2] = fx * px / pz + cx, fy * py / pz + cy, pz
+    return out
+
+
+def zero_fields(depth: Array, valid: Array, lattice: tuple[int, int, int]) -> LatticeFields:
+    """Fields without displacement whose inverse-depth bounds span each frame's valid depths.
+
+    Args:
+        depth: (F, H, W).
+        valid: (F, H, W) bool.
+        lattice: nodes across (nu), down (nv) and along inverse depth (nz).
+    """
+    nu, nv, nz = lattice
+    bounds = np.zeros((len(depth), 2))
+    for frame, (values, mask) in enumerate(zip(depth, valid, strict=True)):
+        inverse = 1.0 / values[mask][::7].astype(np.float64)  # a seventh of the pixels is enough for two quantiles
+        low, high = np.quantile(inverse, [0.005, 0.995]) if len(inverse) else (0.5, 1.0)
+        margin = max(0.02 * (high - low), 0.05 * high)  # keeps a fronto-parallel frame from a lattice of zero depth
+        bounds[frame] = max(low - margin, 0.2 * low), high + margin
+    return LatticeFields(nodes=np.zeros((len(depth), nz, nv, nu, 3), np.float32), inv_depth_range=bounds)
+
+
+def resampled(fields: LatticeFields, lattice: tuple[int, int, int]) -> LatticeFields:
+    """The same displacements on another number of nodes (nu, nv, nz)."""
+    target = lattice[::-1]
+    if fields.nodes.shape[1:4] == target:
+        return fields
+    factors = (1, *(t / s for t, s in zip(target, fields.nodes.shape[1:4], strict=True)), 1)
+    return LatticeFields(nodes=zoom(fields.nodes, factors, order=1), inv_depth_range=fields.inv_depth_range)

@@ -1,0 +1,233 @@
+"""Correspondences between two frames: dense optical flow started from the current geometry.
+
+The source of wrong flow is large motion. So the target image is first warped into the source view through depth, poses and
+displacements as they are now; flow (DIS, Kroeger et al., ECCV 2016) only has to find what is left, and the sum of both is the match.
+A match counts if flow in the other direction leads back to where it came from and neither end lies on a depth edge.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numba import njit
+
+from configs.stage1_align import MatchingConfig
+from utils.backends.registry import Registry
+from utils.registration.geometry import AlignedGeometry
+from utils.runtime import cpu_count
+from utils.types import Array, Scene
+
+_FINE_FLOW_PIXELS = 100_000  # below it flow runs to full resolution: every pixel counts, and it takes 15 ms
+_PREDICTION_STEPS = 1  # one inversion step predicts to a fraction of a pixel; flow finds the rest
+
+
+@dataclass(frozen=True)
+class MatchSet:
+    """Matches between a source and a target frame.
+
+    Attributes:
+        source: frame index.
+        target: frame index.
+        source_px: (M, 2) float32 x, y.
+        target_px: (M, 2) float32 x, y, sub-pixel.
+        source_depth: (M,) float32 depth at the source pixel.
+        target_depth: (M,) float32 depth at the target position, bilinear.
+    """
+
+    source: int
+    target: int
+    source_px: Array
+    target_px: Array
+    source_depth: Array
+    target_depth: Array
+
+    def __len__(self) -> int:
+        return len(self.source_px)
+
+
+class Matcher(Protocol):
+    """Finds matches between frames of one scene."""
+
+    def match(self, source: int, target: int, geometry: AlignedGeometry) -> MatchSet:
+        """Matches of one pair; `geometry` is the alignment so far."""
+        ...
+
+
+class MatcherFactory(Protocol):
+    """What the registry holds: the constructor of a matcher."""
+
+    def __call__(self, scene: Scene, usable: Array, grid: int, config: MatchingConfig) -> Matcher:
+        """A matcher for `scene` that uses pixels where `usable` (F, H, W), every `grid`-th in both axes."""
+        ...
+
+
+MATCHERS = Registry("matcher", flow="utils.registration.matching:FlowMatcher", none="utils.registration.matching:NoMatcher")
+
+
+def empty_matches(source: int, target: int) -> MatchSet:
+    """A pair without matches."""
+    pixels, depths = np.zeros((0, 2), np.float32), np.zeros(0, np.float32)
+    return MatchSet(source, target, pixels, pixels, depths, depths)
+
+
+class NoMatcher:
+    """Finds nothing: alignment then returns what it was given."""
+
+    def __init__(self, scene: Scene, usable: Array, grid: int, config: MatchingConfig):
+        pass
+
+    def match(self, source: int, target: int, geometry: AlignedGeometry) -> MatchSet:
+        """No matches."""
+        return empty_matches(source, target)
+
+
+class FlowMatcher:
+    """Optical flow on the geometry-warped target image, both directions, checked against each other."""
+
+    def __init__(self, scene: Scene, usable: Array, grid: int, config: MatchingConfig):
+        self._depth = np.where(scene.valid, scene.depth, 0).astype(np.float32)
+        self._gray = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in scene.images]
+        self._usable = usable
+        self._grid = grid
+        self._max_cycle = config.max_cycle_error_px
+        self._finest = 0 if self._gray[0].size <= _FINE_FLOW_PIXELS else 1
+        self._local = threading.local()
+
+    def match(self, source: int, target: int, geometry: AlignedGeometry) -> MatchSet:
+        """Matches on a grid whose phase changes from pair to pair, so that together the pairs cover all pixels."""
+        there, there_flow = self._predicted_flow(source, target, geometry)
+        back, back_flow = self._predicted_flow(target, source, geometry)
+        phase = (source * 7 + target * 3) % self._grid, (source * 5 + target * 2) % self._grid
+        rows = _select_matches(
+            there,
+            there_flow,
+            back,
+            back_flow,
+            self._usable[source],
+            self._usable[target],
+            self._depth[source],
+            self._depth[target],
+            self._grid,
+            phase,
+            self._max_cycle,
+        )
+        return MatchSet(source, target, rows[:, 0:2], rows[:, 2:4], rows[:, 4], rows[:, 5])
+
+    def _predicted_flow(self, source: int, target: int, geometry: AlignedGeometry) -> tuple[Array, Array]:
+        """Predicted target position (H, W, 2) of every source pixel, and the flow (H, W, 2) from source to warped target."""
+        image = self._gray[source]
+        h, w = image.shape
+        canonical = geometry.canonical(source).reshape(-1, 3)
+        predicted = geometry.project(target, canonical, _PREDICTION_STEPS).reshape(h, w, 3)[..., :2]
+        x, y = predicted[..., 0], predicted[..., 1]
+        inside = (x > 0) & (x < w) & (y > 0) & (y < h)  # False for NaN
+        # Sampling positions count from the first pixel's centre; outside, the source itself stands in and yields zero flow.
+        grid = np.where(inside[..., None], predicted - 0.5, -1e4).astype(np.float32)
+        warped = cv2.remap(self._gray[target], grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        warped = np.where(inside, warped, image)
+        return np.where(inside[..., None], predicted, np.nan), self._flow().calc(image, warped, None)  # type: ignore[call-overload]
+
+    def _flow(self) -> cv2.DISOpticalFlow:
+        if not hasattr(self._local, "flow"):
+            self._local.flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+            self._local.flow.setFinestScale(self._finest)
+        return self._local.flow
+
+
+@njit(inline="always")
+def _bilinear(image, x, y, channel):  # type: ignore[no-untyped-def]
+    """Sample of (H, W, C) at pixel coordinates (centres at +0.5), NaN outside or next to NaN."""
+    x -= 0.5
+    y -= 0.5
+    if not (x >= 0 and y >= 0 and x <= image.shape[1] - 1 and y <= image.shape[0] - 1):
+        return np.nan
+    j, i = min(int(x), image.shape[1] - 2), min(int(y), image.shape[0] - 2)
+    fx, fy = x - j, y - i
+    top = image[i, j, channel] * (1 - fx) + image[i, j + 1, channel] * fx
+    bottom = image[i + 1, j, channel] * (1 - fx) + image[i + 1, j + 1, channel] * fx
+    return top * (1 - fy) + bottom * fy
+
+
+@njit(inline="always")
+def _depth_at(depth, usable, x, y):  # type: ignore[no-untyped-def]
+    """Bilinear depth at a pixel coordinate, NaN if one of the four pixels is not usable."""
+    x -= 0.5
+    y -= 0.5
+    if not (x >= 0 and y >= 0 and x <= depth.shape[1] - 1 and y <= depth.shape[0] - 1):
+        return np.nan
+    j, i = min(int(x), depth.shape[1] - 2), min(int(y), depth.shape[0] - 2)
+    if not (usable[i, j] and usable[i, j + 1] and usable[i + 1, j] and usable[i + 1, j + 1]):
+        return np.nan
+    fx, fy = x - j, y - i
+    top = depth[i, j] * (1 - fx) + depth[i, j + 1] * fx
+    bottom = depth[i + 1, j] * (1 - fx) + depth[i + 1, j + 1] * fx
+    return top * (1 - fy) + bottom * fy
+
+
+@njit(inline="always")
+def _follow(predicted, flow, i, j):  # type: ignore[no-untyped-def]
+    """Where pixel (i, j) goes: the prediction at the pixel's flow target."""
+    x, y = j + 0.5 + flow[i, j, 0], i + 0.5 + flow[i, j, 1]
+    return _bilinear(predicted, x, y, 0), _bilinear(predicted, x, y, 1)
+
+
+@njit(nogil=True, cache=True)
+def _select_matches(there, there_flow, back, back_flow, usable, usable_target, depth, depth_target, grid, phase, max_cycle):  # type: ignore[no-untyped-def]
+    """(M, 6) float32: source x, y, target x, y, source depth, target depth of matches that pass every check."""
+    h, w = depth.shape
+    out = np.empty(((h // grid + 1) * (w // grid + 1), 6), np.float32)
+    count = 0
+    for i in range(phase[0], h, grid):
+        for j in range(phase[1], w, grid):
+            if not usable[i, j]:
+                continue
+            qx, qy = _follow(there, there_flow, i, j)
+            z = _depth_at(depth_target, usable_target, qx, qy)
+            if not z > 0:
+                continue
+            # The way back, interpolated between the four pixels around q.
+            tx, ty = qx - 0.5, qy - 0.5
+            j0, i0 = min(int(tx), w - 2), min(int(ty), h - 2)
+            fx, fy = tx - j0, ty - i0
+            rx = ry = 0.0
+            for corner in range(4):
+                dj, di = corner & 1, corner >> 1
+                weight = (fx if dj else 1 - fx) * (fy if di else 1 - fy)
+                bx, by = _follow(back, back_flow, i0 + di, j0 + dj)
+                rx += weight * bx
+                ry += weight * by
+            cycle = np.hypot(rx - (j + 0.5), ry - (i + 0.5))
+            if cycle < max_cycle:  # False for NaN
+                out[count, 0], out[count, 1] = j + 0.5, i + 0.5
+                out[count, 2], out[count, 3] = qx, qy
+                out[count, 4], out[count, 5] = depth[i, j], z
+                count += 1
+    return out[:count]
+
+
+def match_grid(scene: Scene, num_pairs: int, config: MatchingConfig) -> int:
+    """Pixel step at which about `matches_per_frame` matches per frame remain, if half of all pixels match."""
+    h, w = scene.cameras.size
+    candidates = 0.5 * h * w * num_pairs / max(len(scene), 1)
+    return max(1, round(float(np.sqrt(candidates / config.matches_per_frame))))
+
+
+def match_pairs(
+    matcher: Matcher, pairs: list[tuple[int, int]], geometry: AlignedGeometry, on_pair: Callable[[int], None]
+) -> list[MatchSet]:
+    """Matches of all pairs, in their order, on all cores; `on_pair` hears the number of pairs that are done."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # pairs are the unit of parallel work
+    try:
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            done = []
+            for match in pool.map(lambda pair: matcher.match(*pair, geometry), pairs):
+                done.append(match)
+                on_pair(len(done))
+            return done
+    finally:
+        cv2.setNumThreads(threads)

@@ -1,0 +1,90 @@
+"""Frame-to-model registration: each frame in turn against the frames before it, which no longer move."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from configs.stage1_align import FrameToModelICPConfig
+from utils.registration.geometry import AlignedGeometry
+from utils.registration.lattice import zero_fields
+from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs
+from utils.registration.pairs import choose_pairs, overlaps
+from utils.registration.result import AGREEING_SIGMAS, Registration, diagnose, errors_by_pair
+from utils.registration.solver import LatticeShape, build_problem, initial_state, solve, to_fields
+from utils.types import NULL_REPORTER, Array, CameraSet, LatticeFields, Reporter, Scene, StepReport
+
+MIN_MATCHED = 0.01  # share of the sampled pixels, over all its pairs, below which a frame counts as unmatched
+
+
+def align_sequential(
+    scene: Scene,
+    usable: Array,
+    config: FrameToModelICPConfig,
+    report: Reporter = NULL_REPORTER,
+    matcher: Matcher | None = None,
+) -> Registration:
+    """Poses and fields of all frames, each registered to the aligned ones before it.
+
+    Args:
+        scene: the frames, in temporal order.
+        usable: (F, H, W) bool, pixels that may be matched.
+        config: of stage 1.
+        report: progress.
+        matcher: replaces the one named in the config (tests, exact matches).
+    """
+    cameras = replace(scene.cameras, c2w=scene.cameras.c2w.copy())
+    fields = zero_fields(scene.depth, scene.valid, config.solver.lattice)
+    frames = len(scene)
+    pairs = choose_pairs(overlaps(AlignedGeometry(scene, cameras, fields), np.arange(frames)), np.arange(frames), config.matching)
+    grid = match_grid(scene, len(pairs), config.matching)
+    matcher = matcher or MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
+    samples = scene.cameras.size[0] * scene.cameras.size[1] / grid**2
+    aligned = np.zeros(frames, bool)
+    aligned[0] = True
+    used: list[MatchSet] = []
+    before: list[Array] = []
+    after: list[Array] = []
+    seconds = {"matching": 0.0, "solving": 0.0}
+    for frame in range(1, frames):
+        geometry = AlignedGeometry(scene, cameras, fields)
+        start = time.perf_counter()
+        references = [i for i, j in pairs if j == frame and aligned[i]]
+        matches = match_pairs(matcher, [(frame, i) for i in references], geometry, lambda done: None)
+        matches = [m for m in matches if len(m)]
+        seconds["matching"] += time.perf_counter() - start
+        start = time.perf_counter()
+        if sum(len(m) for m in matches) > MIN_MATCHED * samples:
+            pose, field, errors = _register(frame, matches, geometry, config, samples)
+            agreeing = np.mean(np.concatenate(errors[1]) < AGREEING_SIGMAS * config.solver.match_sigma)
+            if agreeing >= config.min_fitness:
+                aligned[frame] = True
+                cameras.c2w[frame] = pose
+                fields.nodes[frame] = field
+            used += matches
+            before += errors[0]
+            after += errors[1]
+        seconds["solving"] += time.perf_counter() - start
+        if not aligned[frame]:
+            report.note(f"frame {int(cameras.frame_ids[frame])} does not fit the frames before it and is left out for now")
+        values = {"matches": float(sum(len(m) for m in matches))}
+        report.step(StepReport("frame to model", frame - 1, frames - 1, values))
+    diagnostics = diagnose(frames, used, before, after, config.solver.match_sigma, seconds)
+    return Registration(cameras, fields, aligned, diagnostics)
+
+
+def _register(
+    frame: int, matches: list[MatchSet], geometry: AlignedGeometry, config: FrameToModelICPConfig, samples: float
+) -> tuple[Array, Array, tuple[list[Array], list[Array]]]:
+    """Pose (4, 4), nodes (nz, nv, nu, 3), and errors before and after by match set, of one frame against fixed ones."""
+    camera: CameraSet = geometry.cameras.select([frame])
+    bounds = geometry.fields.inv_depth_range[[frame]]
+    shape = LatticeShape(config.solver.lattice, bounds, geometry.scene.median_depth)
+    targets = [geometry.lift(m.target, m.target_px, m.target_depth) for m in matches]
+    own = [replace(match, source=0) for match in matches]
+    problem = build_problem(own, camera, shape, config.solver.match_sigma, targets)
+    start = initial_state(camera, shape)
+    state = solve(problem, start, shape, config.solver, samples)
+    fields: LatticeFields = to_fields(state, shape)
+    errors = tuple(errors_by_pair(problem, s, shape, own) for s in (start, state))
+    return state.c2w[0], fields.nodes[0], (errors[0], errors[1])
