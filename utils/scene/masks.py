@@ -1,0 +1,154 @@
+"""Which pixels of the frames may be used. White (128..255) means use, black means ignore.
+
+Masks act on the scene before it is saved: an ignored pixel gets depth 0, which every later stage takes as unknown.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.errors import InputError
+from utils.scene.media import IMAGE_SUFFIXES, read_image
+from utils.types import Array, Scene
+
+# Sky in results.npz: the lowest confidence there is, at a depth that no nearer surface reaches.
+SKY_CONFIDENCE = 1.0
+SKY_DEPTH_LIMIT = 200.0
+
+# An overlay's pixels vary by less than this (8-bit levels, standard deviation over time): compression noise stays below it.
+_STATIC_LEVELS = 2.5
+# ... while most pixels around it vary by more than this.
+_MOVING_LEVELS = 8.0
+# Larger still areas are taken for a part of the scene, such as a clear sky. Share of the image.
+_LARGEST_OVERLAY = 0.05
+
+
+def load_masks(folder: Path, names: Sequence[str], size: tuple[int, int]) -> Array:
+    """Masks of the frames, True = use.
+
+    A frame `000012.png` finds `000012.<any image>` or `000012.png.<any image>`. A folder with one single image means that image for
+    every frame. A pixel of the result is used only if all of the mask under it is white.
+
+    Args:
+        folder: of mask images, grey or colour, of any size with the frames' aspect.
+        names: F frame file names, with or without suffix.
+        size: (H, W) of the result.
+
+    Returns:
+        (F, H, W) bool.
+
+    Raises:
+        InputError: no masks, a frame without one, or one that is no image.
+    """
+    if not folder.is_dir():
+        raise InputError(f"mask folder {folder} does not exist", "give a folder of images: white = use, black = ignore")
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise InputError(f"mask folder {folder} holds no images", f"masks must end in one of {', '.join(sorted(IMAGE_SUFFIXES))}")
+    if len(files) == 1:
+        return np.repeat(_read_mask(files[0], size)[None], len(names), axis=0)
+    by_stem = {p.stem: p for p in files}
+    found = [by_stem.get(Path(name).name) or by_stem.get(Path(name).stem) for name in names]
+    missing = [name for name, path in zip(names, found, strict=True) if path is None]
+    if missing:
+        raise InputError(
+            f"{folder} has no mask for {len(missing)} of {len(names)} frames, the first is {missing[0]}",
+            "name each mask like its frame, or leave one single image that holds for all frames",
+        )
+    return np.stack([_read_mask(path, size) for path in found if path is not None])
+
+
+def _read_mask(path: Path, size: tuple[int, int]) -> Array:
+    """(H, W) bool."""
+    white = (read_image(path).max(axis=-1) >= 128).astype(np.float32)
+    shrinks = white.size >= size[0] * size[1]
+    share = cv2.resize(white, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
+    return share > 0.999
+
+
+def apply_masks(scene: Scene, keep: Array, names: Sequence[str] | None = None) -> Scene:
+    """The scene with depth 0 and the lowest confidence where `keep` (F, H, W) is False.
+
+    Raises:
+        InputError: a mask leaves nothing of a frame.
+    """
+    depth = np.where(keep, scene.depth, 0).astype(np.float32)
+    empty = np.flatnonzero(~(np.isfinite(depth) & (depth > 0)).any(axis=(1, 2)))
+    if len(empty):
+        name = names[empty[0]] if names else f"frame {scene.cameras.frame_ids[empty[0]]}"
+        raise InputError(f"the masks leave no pixel of {name} to use", "white means use, black means ignore: invert the masks if needed")
+    confidence = np.where(keep, scene.confidence, scene.confidence.min()).astype(np.float32)
+    return replace(scene, depth=depth, confidence=confidence)
+
+
+def mark_sky(scene: Scene, sky: Array) -> Scene:
+    """The scene with sky pixels (F, H, W) pushed to the 99th percentile of all other depths, at the lowest confidence."""
+    ground = scene.valid & ~sky
+    if not ground.any() or not sky.any():
+        return scene
+    far = min(float(np.percentile(scene.depth[ground], 99)), SKY_DEPTH_LIMIT)
+    return replace(
+        scene,
+        depth=np.where(sky, far, scene.depth).astype(np.float32),
+        confidence=np.where(sky, min(SKY_CONFIDENCE, float(scene.confidence.min())), scene.confidence).astype(np.float32),
+    )
+
+
+def detect_static_overlay(images: Array) -> Array:
+    """Pixels that stay as they are while the picture around them moves: logos, watermarks, frames of a player.
+
+    Only opaque overlays are found. Where the surroundings do not move either (a still camera, a clear sky) nothing is reported.
+
+    Args:
+        images: (F, H, W, 3) uint8; fewer than 8 frames tell too little, and nothing is reported.
+
+    Returns:
+        (H, W) bool, True = overlay; with a margin of about one pixel per hundred of the image's longest side.
+    """
+    h, w = images.shape[1:3]
+    if len(images) < 8:
+        return np.zeros((h, w), bool)
+    # One channel at a time: the standard deviation over time without a float copy of the clip.
+    spread = np.max([images[..., c].astype(np.float32).std(axis=0) for c in range(3)], axis=0)
+    static = (spread < _STATIC_LEVELS).astype(np.uint8)
+    moving = spread > _MOVING_LEVELS
+    margin = 1 + round(0.01 * max(h, w))
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(static, connectivity=8)
+    area = stats[:, cv2.CC_STAT_AREA]
+    area[0] = 0  # the label of all that varies
+    overlay = np.zeros((h, w), bool)
+    for label in np.flatnonzero((area >= 4 + round(2e-5 * h * w)) & (area <= _LARGEST_OVERLAY * h * w)):
+        grown = cv2.dilate((labels == label).astype(np.uint8), np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)).astype(bool)
+        ring = grown & (static == 0)
+        if ring.any() and moving[ring].mean() > 0.6:
+            overlay |= grown
+    return overlay
+
+
+def detect_sky(images: Array) -> Array:
+    """A guess at the sky: smooth, bright and bluish or grey, and joined to the image's upper edge.
+
+    Args:
+        images: (F, H, W, 3) uint8.
+
+    Returns:
+        (F, H, W) bool. Meant for geometry backends that have no sky of their own; a white ceiling looks the same to it.
+    """
+    return np.stack([_sky_of(image) for image in images])
+
+
+def _sky_of(image: Array) -> Array:
+    smooth = cv2.GaussianBlur(image, (0, 0), 1.5).astype(np.int16)
+    red, green, blue = smooth[..., 0], smooth[..., 1], smooth[..., 2]
+    brightness = smooth.max(axis=-1)
+    coloured = (blue >= red - 6) & (blue >= green - 12) & (brightness > 110)
+    grey = cv2.cvtColor(smooth.astype(np.uint8), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    slope = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)) / 8
+    candidate = (coloured & (slope < 4)).astype(np.uint8)
+    candidate = cv2.morphologyEx(candidate, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    _, labels = cv2.connectedComponents(candidate, connectivity=4)
+    touching = np.unique(labels[: max(1, image.shape[0] // 50)])
+    return np.isin(labels, touching[touching > 0])
