@@ -1,0 +1,59 @@
+"""Settings of stage 0 (`python preprocess_video.py`): from a clip to images, cameras and depth."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import ConfigError
+
+IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """What to read, how many frames to use and who estimates the geometry. Give `input_video` or `frames_dir`."""
+
+    input_video: tuple[Path, ...] = ()
+    """Clips (MP4, MOV, WebM, GIF) of one place; several are joined into one scene."""
+    frames_dir: Path | None = None
+    """Folder of images that sort by name, instead of a clip."""
+    scene_root: Path | None = None
+    """Where the scene is written. Default: the clip's path without its suffix, or `<frames_dir>_preprocessed`."""
+    max_frames: int = 100
+    """Most frames that become the scene; more give a denser scene and take longer."""
+    max_stride: int = 8
+    """Largest step between chosen frames that counts as dense; longer clips are still covered to their end, and this is said."""
+    image_ext: str = "png"
+    """Format of the written frames: png (lossless), jpg or webp."""
+    prefer_sharp: bool = False
+    """Choose the sharpest frame near each uniform position instead of exactly that one."""
+    backend: str = "auto"
+    """Who estimates cameras and depth: `sfm` (no weights), `da3`, `import` (COLMAP, nerfstudio or npz), or `auto`."""
+    model_name: str = "depth-anything/DA3NESTED-GIANT-LARGE-1.1"
+    """Weights of the `da3` backend: a name or a local folder."""
+    process_res: int = 504
+    """Longest side of the scene's images and depth in pixels; both sides become multiples of 14."""
+    between_frames: int = 3
+    """Frames between two chosen ones that may help to measure depth; 0 uses the chosen frames alone."""
+    seed: int = 0
+    """Makes mapping repeatable."""
+    overwrite: bool = False
+    """Make the scene again even if it is current."""
+
+    def __post_init__(self) -> None:
+        if bool(self.input_video) == (self.frames_dir is not None):
+            raise ConfigError("give either a clip or a folder of frames", "pass --input_video CLIP or --frames_dir FOLDER")
+        if self.max_frames < 2:
+            raise ConfigError(f"max_frames is {self.max_frames}", "at least 2 frames are needed, 24 or more are sensible")
+        if self.process_res < 56:
+            raise ConfigError(f"process_res is {self.process_res}", "give at least 56 pixels, 252 or 504 are sensible")
+        if self.image_ext not in IMAGE_EXTENSIONS:
+            raise ConfigError(f"image_ext '{self.image_ext}' is unknown", f"choose one of: {', '.join(IMAGE_EXTENSIONS)}")
+
+    @property
+    def root(self) -> Path:
+        """The scene root, with its default."""
+        if self.scene_root is not None:
+            return self.scene_root
+        if self.frames_dir is not None:
+            return self.frames_dir.with_name(self.frames_dir.name + "_preprocessed")
+        return self.input_video[0].with_suffix("")

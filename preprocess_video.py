@@ -1,0 +1,266 @@
+"""Stage 0: a clip or a folder of frames becomes a scene: chosen frames, cameras, depth and a fly-through path.
+
+    python preprocess_video.py --input_video clip.mp4 [--scene_root scene] [--max_frames 100] [--max_stride 8]
+
+Writes `frames/`, `frames_subsampled/`, `preprocess_frames.json`, `exports/npz/results.npz` and `gs_video/`.
+"""
+
+import argparse
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.preprocess import IMAGE_EXTENSIONS, PreprocessConfig
+from utils.errors import InputError
+from utils.runtime import run_stage
+
+if TYPE_CHECKING:
+    from utils.backends.geometry import ClipFrames
+    from utils.scene.layout import SceneLayout
+    from utils.types import Reporter, Scene
+
+SCHEMA = "geometry/1"
+# Poses are measured on frames of up to this size, whatever the resolution of the scene: SIFT finds little at 256 pixels.
+_POSE_RESOLUTION = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The frames of the input on disk.
+
+    Attributes:
+        frames: every frame in order.
+        totals: frames of each clip.
+        folder: where they lie.
+    """
+
+    frames: list[Path]
+    totals: list[int]
+    folder: Path
+
+
+def run(config: PreprocessConfig, report: "Reporter") -> Path:
+    """Makes the scene unless it is current already; returns its root.
+
+    Raises:
+        V2WError: the input, the disk or the geometry.
+    """
+    from utils.scene.layout import SceneLayout
+    from utils.scene.manifest import is_current, publish, write_manifest
+
+    started = time.monotonic()
+    layout = SceneLayout(config.root)
+    backend = _resolve_backend(config.backend)
+    inputs = _fingerprint(config)
+    settings = _settings(config, backend)
+    if not config.overwrite and is_current(layout.npz_dir, SCHEMA, settings, inputs):
+        report.note(f"stage 0: {layout.results_npz} is current, skipped")
+        return config.root
+    source = _frames_on_disk(config, layout, report)
+    frames, picked = _clip_frames(config, source, report)
+    scene = _estimate(backend, frames, config, report)
+    kept = [source.frames[picked[row]] for row in scene.cameras.frame_ids]
+    _write_subsampled(config, layout, kept)
+    _write_extras(config, layout, source, scene, len(kept))
+    with publish(layout.npz_dir) as folder:
+        from utils.scene.artifacts import save_results
+
+        save_results(folder, scene)
+        write_manifest(
+            folder,
+            schema=SCHEMA,
+            config=settings,
+            inputs=inputs,
+            backends={"geometry": backend},
+            seed=config.seed,
+            seconds=time.monotonic() - started,
+        )
+    report.note(f"stage 0: {len(kept)} frames at {frames.size[1]}x{frames.size[0]} -> {layout.results_npz}")
+    return config.root
+
+
+def _resolve_backend(name: str) -> str:
+    """`auto` is the weight-free backend: it is always there. Learned ones are chosen by name."""
+    from utils.backends.geometry import GEOMETRY
+
+    resolved = "sfm" if name == "auto" else name
+    GEOMETRY.load(resolved)
+    return resolved
+
+
+def _settings(config: PreprocessConfig, backend: str) -> dict[str, object]:
+    """What determines the result; paths enter through the inputs' fingerprint."""
+    plain = dataclasses.asdict(config)
+    for name in ("input_video", "frames_dir", "scene_root", "overwrite"):
+        del plain[name]
+    return plain | {"backend": backend}
+
+
+def _fingerprint(config: PreprocessConfig) -> dict[str, str]:
+    """Name, size and modification time of the inputs: hashing gigabytes of video would cost more than it protects."""
+    from utils.scene.manifest import content_hash
+    from utils.scene.media import list_frames
+
+    paths = list(config.input_video) if config.input_video else list_frames(_folder(config))
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path} does not exist", "check the path given to --input_video")
+    return {"source": content_hash("source", [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in paths])}
+
+
+def _folder(config: PreprocessConfig) -> Path:
+    if config.frames_dir is None:
+        raise InputError("no frames were given", "pass --input_video CLIP or --frames_dir FOLDER")
+    return config.frames_dir
+
+
+def _frames_on_disk(config: PreprocessConfig, layout: "SceneLayout", report: "Reporter") -> Source:
+    """All frames as files; clips are decoded into `frames/`, numbered from 1."""
+    from utils.scene.manifest import publish
+    from utils.scene.media import extract_frames, list_frames
+
+    if not config.input_video:
+        frames = list_frames(_folder(config))
+        return Source(frames=frames, totals=[len(frames)], folder=_folder(config))
+    totals: list[int] = []
+    with publish(layout.frames) as folder:
+        for clip in config.input_video:
+            info = extract_frames(clip, folder, extension=config.image_ext, first=1 + sum(totals))
+            totals.append(len(info.frames))
+            if info.broken:
+                report.note(f"{clip.name} breaks off after {len(info.frames)} frames ({info.broken}); they are used")
+    return Source(frames=list_frames(layout.frames), totals=totals, folder=layout.frames)
+
+
+def _clip_frames(config: PreprocessConfig, source: Source, report: "Reporter") -> tuple["ClipFrames", list[int]]:
+    """The frames for the backend, and the position of each chosen one in the source."""
+    import numpy as np
+
+    from utils.backends.geometry import ClipFrames
+    from utils.scene.frame_selection import between, choose_uniform, prefer_sharp, share_fairly
+    from utils.scene.media import image_size, read_frames, working_size
+
+    chosen: list[int] = []
+    used: list[int] = []
+    first = 0
+    for total, share in zip(source.totals, share_fairly(source.totals, config.max_frames), strict=True):
+        selection = choose_uniform(total, share, config.max_stride)
+        if selection.sparse:
+            report.note(
+                f"frames: {share} of {total} are chosen, {selection.stride:.1f} apart (more than max_stride"
+                f" {config.max_stride}), to cover the whole clip"
+            )
+        indices = selection.indices
+        if config.prefer_sharp:
+            indices = prefer_sharp(indices, _sharpness(source.frames[first : first + total]))
+        chosen += (first + indices).tolist()
+        used += (first + between(indices, config.between_frames)).tolist()
+        first += total
+    size = image_size(source.frames[0])
+    scale = min(1.0, max(_POSE_RESOLUTION, config.process_res) / max(size))
+    images = read_frames([source.frames[i] for i in used], (round(size[0] * scale), round(size[1] * scale)))
+    frames = ClipFrames(
+        images=images,
+        chosen=np.searchsorted(used, chosen),
+        size=working_size(size, config.process_res),
+        names=tuple(source.frames[i].name for i in used),
+    )
+    return frames, chosen
+
+
+def _sharpness(paths: list[Path]) -> "np.ndarray":  # noqa: F821
+    import numpy as np
+
+    from utils.scene.frame_selection import sharpness
+    from utils.scene.media import read_image
+
+    return np.array([sharpness(read_image(path)) for path in paths])
+
+
+def _estimate(backend: str, frames: "ClipFrames", config: PreprocessConfig, report: "Reporter") -> "Scene":
+    from utils.backends.geometry import GEOMETRY
+
+    return GEOMETRY.load(backend)(seed=config.seed).estimate(frames, report)
+
+
+def _write_subsampled(config: PreprocessConfig, layout: "SceneLayout", kept: list[Path]) -> None:
+    """The scene's frames at their original size, numbered from 0 like the rows of results.npz."""
+    from utils.scene.manifest import publish
+    from utils.scene.media import read_image, write_image
+
+    with publish(layout.frames_subsampled) as folder:
+        for index, path in enumerate(kept):
+            target = folder / f"{index:06d}.{config.image_ext}"
+            if path.suffix.lower() == f".{config.image_ext}":
+                target.write_bytes(path.read_bytes())
+            else:
+                write_image(target, read_image(path))
+
+
+def _write_extras(config: PreprocessConfig, layout: "SceneLayout", source: Source, scene: "Scene", count: int) -> None:
+    """`preprocess_frames.json` and the fly-through path."""
+    from utils.scene.artifacts import write_json
+    from utils.scene.manifest import writing
+    from utils.scene.trajectories import extend_path, save_trajectory
+
+    write_json(
+        layout.preprocess_json,
+        {
+            "frames_dir": layout.frames_subsampled.name,
+            "source_frames_dir": os.path.relpath(source.folder, config.root),
+            "image_ext": config.image_ext,
+            "source": "input_video" if config.input_video else "frames_dir",
+            "max_frames": config.max_frames,
+            "max_stride": config.max_stride,
+            "actual_stride": round((len(source.frames) - 1) / max(count - 1, 1), 3),
+            "num_frames_used": count,
+        },
+    )
+    with writing(layout.path_json):
+        layout.path_json.parent.mkdir(parents=True, exist_ok=True)
+    save_trajectory(layout.path_json, extend_path(scene.cameras, scene.median_depth))
+
+
+def parse(arguments: list[str] | None = None) -> PreprocessConfig:
+    """The settings of the command line."""
+    defaults = {field.name: field.default for field in dataclasses.fields(PreprocessConfig)}
+    parser = argparse.ArgumentParser(
+        prog="preprocess_video.py", description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--input_video", nargs="+", type=Path, metavar="CLIP", help="clips of one place (MP4, MOV, WebM, GIF)")
+    given.add_argument("--frames_dir", type=Path, help="folder of images that sort by name")
+    parser.add_argument("--scene_root", type=Path, help="where the scene is written (default: beside the input)")
+    parser.add_argument("--max_frames", type=int, default=defaults["max_frames"], help="most frames that become the scene")
+    parser.add_argument("--max_stride", type=int, default=defaults["max_stride"], help="largest step that counts as dense")
+    parser.add_argument("--image_ext", choices=IMAGE_EXTENSIONS, default=defaults["image_ext"], help="format of written frames")
+    parser.add_argument("--backend", default=defaults["backend"], help="auto, sfm, da3 or import")
+    parser.add_argument("--model_name", default=defaults["model_name"], help="weights of the da3 backend")
+    parser.add_argument("--process_res", type=int, default=defaults["process_res"], help="longest side of images and depth")
+    parser.add_argument("--between_frames", type=int, default=defaults["between_frames"], help="helper frames in each gap")
+    parser.add_argument("--prefer_sharp", action="store_true", help="choose the sharpest frame near each position")
+    parser.add_argument("--seed", type=int, default=defaults["seed"], help="makes mapping repeatable")
+    parser.add_argument("--overwrite", action="store_true", help="make the scene again even if it is current")
+    values = vars(parser.parse_args(arguments))
+    values["input_video"] = tuple(values["input_video"] or ())
+    return PreprocessConfig(**values)
+
+
+def main() -> None:
+    """Entry point of the command line."""
+
+    def work() -> None:
+        config = parse()
+        from utils.reporting import ConsoleReporter
+
+        with ConsoleReporter() as report:
+            print(run(config, report))
+
+    run_stage(work)
+
+
+if __name__ == "__main__":
+    main()

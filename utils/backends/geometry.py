@@ -1,0 +1,56 @@
+"""What every geometry backend offers: cameras, depth and confidence of the chosen frames of a clip.
+
+Adding one is a class with `estimate` and an entry in `GEOMETRY`.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from utils.backends.registry import Registry
+from utils.errors import InputError
+from utils.types import Array, Reporter, Scene
+
+GEOMETRY = Registry(
+    "geometry backend",
+    sfm="utils.backends.geometry_sfm:SfmGeometry",
+    da3="utils.backends.geometry_da3:Da3Geometry",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFrames:
+    """The frames a backend may look at.
+
+    Attributes:
+        images: (T, h, w, 3) uint8 sRGB in the order of the clip, square pixels; the chosen frames and perhaps some in between.
+        chosen: (N,) int64, increasing positions in `images`: the frames that become the scene.
+        size: (H, W) of the scene's images and depth.
+        names: (T,) what to call each frame in messages.
+    """
+
+    images: Array
+    chosen: Array
+    size: tuple[int, int]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.chosen) < 2:
+            raise InputError(
+                f"{len(self.chosen)} frame was given, at least 2 are needed",
+                "use a clip or folder that shows the scene from several positions",
+            )
+        if not (np.diff(self.chosen) > 0).all() or self.chosen[0] < 0 or self.chosen[-1] >= len(self.images):
+            raise ValueError("chosen must be increasing positions in images")
+
+
+class GeometryBackend(Protocol):
+    """Estimates geometry from images.
+
+    The scene holds one entry for each chosen frame that could be placed; `scene.cameras.frame_ids` are rows of `frames.chosen`.
+    """
+
+    def estimate(self, frames: ClipFrames, report: Reporter) -> Scene:
+        """Cameras, depth and confidence; raises `GeometryError` if the frames do not determine them."""
+        ...

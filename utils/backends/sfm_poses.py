@@ -1,0 +1,285 @@
+"""Camera poses and sparse points of a clip by global structure from motion (pycolmap; SIFT on the CPU, no weights).
+
+One camera of unknown focal length is shared by all frames. Poses of further frames are found by tracking the sparse points into them.
+COLMAP's pixel centres are at +0.5, as ours.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycolmap
+
+from utils.errors import GeometryError
+from utils.types import Array, Reporter
+
+# Between a fish-eye's and a long telephoto's; a focal length outside means that mapping went wrong.
+FOCAL_RANGE = (0.3, 3.0)
+# Field of view of 58 degrees along the longest side: the middle of what cameras and video models show.
+FOCAL_PRIOR = 0.9
+MIN_REGISTERED = 8
+# Up to here all pairs are matched: 48 frames are 1128 pairs, about 10 s on two cores.
+MAX_EXHAUSTIVE_FRAMES = 48
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseModel:
+    """Registered cameras and the points they see.
+
+    Attributes:
+        frames: (R,) int64, position of each registered image in the list given, increasing.
+        w2c: (R, 4, 4) camera from world.
+        K: (3, 3) pixels of the images given; one camera for all.
+        points: (P, 3) world.
+        seen_by: (M,) int64, row of `frames` of each observation.
+        seen_point: (M,) int64, row of `points` of each observation.
+        seen_at: (M, 2) pixel of each observation.
+        error_px: mean reprojection error.
+    """
+
+    frames: Array
+    w2c: Array
+    K: Array
+    points: Array
+    seen_by: Array
+    seen_point: Array
+    seen_at: Array
+    error_px: float
+
+    @property
+    def focal(self) -> float:
+        """Focal length in pixels."""
+        return float(self.K[0, 0])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences COLMAP's log, which goes to stderr for every step otherwise."""
+    before = pycolmap.logging.minloglevel
+    pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value
+    try:
+        yield
+    finally:
+        pycolmap.logging.minloglevel = before
+
+
+def map_frames(images: Array, *, seed: int, report: Reporter) -> SparseModel:
+    """Poses, focal length and sparse points from images of one moving camera.
+
+    Global mapping first estimates the focal length from a prior of `FOCAL_PRIOR` times the longest side. If it registers too
+    little or ends at an implausible focal length, it is repeated with the focal length held at the prior.
+
+    Args:
+        images: (F, h, w, 3) uint8, square pixels, in the order of the clip.
+        seed: makes RANSAC and the solver repeatable.
+        report: told which frames are missing and whether the focal length was fixed.
+
+    Raises:
+        GeometryError: fewer than two frames, or too few could be registered; says why as far as that can be seen.
+    """
+    if len(images) < 2:
+        raise GeometryError("one frame shows no parallax", "use a clip or folder with at least two different views")
+    needed = min(MIN_REGISTERED, len(images))
+    with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder, _quiet():
+        database = _match(images, Path(folder), seed)
+        model = _map(database, Path(folder), images.shape[1:3], seed, fixed_focal=False)
+        if model is None or len(model.frames) < needed or not _plausible(model, images):
+            report.note("poses: mapping with a free focal length failed, trying again with a fixed one")
+            model = _map(database, Path(folder), images.shape[1:3], seed, fixed_focal=True)
+    if model is None or len(model.frames) < needed:
+        raise _explain(images, 0 if model is None else len(model.frames))
+    missing = sorted(set(range(len(images))) - set(model.frames.tolist()))
+    if missing:
+        report.note(f"poses: {len(missing)} of {len(images)} frames could not be registered: {_ranges(missing)}")
+    return model
+
+
+def _match(images: Array, folder: Path, seed: int) -> Path:
+    """The feature database of the images, matched and geometrically verified."""
+    pictures, database = folder / "images", folder / "database.db"
+    pictures.mkdir()
+    for index, image in enumerate(images):
+        cv2.imwrite(str(pictures / f"{index:06d}.png"), image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    height, width = images.shape[1:3]
+    pycolmap.set_random_seed(seed)
+    reader = pycolmap.ImageReaderOptions()
+    reader.camera_model = "SIMPLE_PINHOLE"
+    reader.camera_params = f"{FOCAL_PRIOR * max(height, width)},{width / 2},{height / 2}"
+    cpu = pycolmap.Device.cpu
+    pycolmap.extract_features(database, pictures, camera_mode=pycolmap.CameraMode.SINGLE, reader_options=reader, device=cpu)
+    verification = pycolmap.TwoViewGeometryOptions()
+    verification.ransac.random_seed = seed
+    if len(images) <= MAX_EXHAUSTIVE_FRAMES:
+        pycolmap.match_exhaustive(database, verification_options=verification, device=cpu)
+    else:
+        pairs = folder / "pairs.txt"
+        pairs.write_text("".join(f"{a:06d}.png {b:06d}.png\n" for a, b in sparse_pairs(len(images))))
+        pairing = pycolmap.ImportedPairingOptions()
+        pairing.match_list_path = pairs
+        pycolmap.match_image_pairs(database, pairing_options=pairing, verification_options=verification, device=cpu)
+    return database
+
+
+def sparse_pairs(count: int) -> list[tuple[int, int]]:
+    """Pairs for long clips: every gap up to 6, then gaps growing by a half, and all pairs of every 8th frame for loops."""
+    gaps, gap = list(range(1, 7)), 9.0
+    while gap < count:
+        gaps.append(int(gap))
+        gap *= 1.5
+    pairs = {(a, a + gap) for gap in gaps for a in range(0, count - gap, 1 if gap < 12 else 2)}
+    anchors = range(0, count, max(8, count // 24))
+    pairs |= {(a, b) for a in anchors for b in anchors if a < b}
+    return sorted(pairs)
+
+
+def _map(database: Path, folder: Path, size: tuple[int, int], seed: int, *, fixed_focal: bool) -> SparseModel | None:
+    """The largest model of global mapping, `None` if there is none."""
+    options = pycolmap.GlobalPipelineOptions()
+    options.random_seed = seed
+    options.mapper.random_seed = seed
+    options.mapper.rotation_averaging.random_seed = seed
+    options.mapper.global_positioning.random_seed = seed
+    options.mapper.global_positioning.use_gpu = False
+    options.mapper.bundle_adjustment.ceres.use_gpu = False
+    options.mapper.bundle_adjustment.refine_focal_length = not fixed_focal
+    output = folder / ("fixed" if fixed_focal else "free")
+    output.mkdir()
+    models = pycolmap.global_mapping(database, folder / "images", output, options)
+    if not models:
+        return None
+    return _to_model(max(models.values(), key=lambda model: model.num_reg_images()))
+
+
+def _to_model(reconstruction: "pycolmap.Reconstruction") -> SparseModel:
+    camera = next(iter(reconstruction.cameras.values()))
+    row_of_point = {identity: row for row, identity in enumerate(sorted(reconstruction.points3D))}
+    images = sorted((reconstruction.images[i] for i in reconstruction.reg_image_ids()), key=lambda image: image.name)
+    w2c = np.tile(np.eye(4), (len(images), 1, 1))
+    seen_by, seen_point, seen_at = [], [], []
+    for row, image in enumerate(images):
+        w2c[row, :3] = image.cam_from_world().matrix()
+        for observation in image.points2D:
+            if observation.has_point3D():
+                seen_by.append(row)
+                seen_point.append(row_of_point[observation.point3D_id])
+                seen_at.append(observation.xy)
+    return SparseModel(
+        frames=np.array([int(Path(image.name).stem) for image in images], np.int64),
+        w2c=w2c,
+        K=camera.calibration_matrix(),
+        points=np.array([reconstruction.points3D[identity].xyz for identity in row_of_point]).reshape(-1, 3),
+        seen_by=np.array(seen_by, np.int64),
+        seen_point=np.array(seen_point, np.int64),
+        seen_at=np.array(seen_at, np.float64).reshape(-1, 2),
+        error_px=float(reconstruction.compute_mean_reprojection_error()),
+    )
+
+
+def _plausible(model: SparseModel, images: Array) -> bool:
+    low, high = (factor * max(images.shape[1:3]) for factor in FOCAL_RANGE)
+    return low <= model.focal <= high
+
+
+def _explain(images: Array, registered: int) -> GeometryError:
+    """Why poses could not be found, as far as motion and texture between the first, middle and last frame tell."""
+    grays = [cv2.cvtColor(images[i], cv2.COLOR_RGB2GRAY) for i in (0, len(images) // 2, len(images) - 1)]
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    moved = max(float(np.percentile(np.abs(flow.calc(grays[0], other, None)), 90)) for other in grays[1:])
+    texture = float(np.median([np.abs(cv2.Laplacian(gray, cv2.CV_32F)).mean() for gray in grays]))
+    if moved < 1.0:
+        return GeometryError(
+            "the camera does not move, so nothing tells how far things are",
+            "use a clip in which the camera moves sideways, forwards or around the scene",
+        )
+    if texture < 1.0:
+        return GeometryError(
+            "the frames hold too little texture to be matched", "use a sharper clip, or import depth with --backend import"
+        )
+    return GeometryError(
+        f"poses were found for only {registered} of {len(images)} frames: too little parallax (a camera that only turns"
+        " or zooms), or neighbouring frames that differ too much",
+        "use a clip in which the camera moves through a static scene, raise --max_frames, or choose another --backend",
+    )
+
+
+def _ranges(numbers: list[int]) -> str:
+    """'3-5, 9' for [3, 4, 5, 9]."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+# A frame in between is kept if this many tracked points agree with its pose.
+_MIN_TRACKED = 20
+
+
+def place_between(images: Array, w2c: Array, refs: Array, model: SparseModel) -> Array:
+    """`w2c` (T, 4, 4) with poses for the frames between registered ones; NaN stays where none can be found.
+
+    The sparse points seen by the registered frame before and after are tracked into the frame by dense flow, and the pose is
+    solved from them (PnP in RANSAC, then least squares).
+
+    Args:
+        images: (T, h, w, 3) uint8.
+        w2c: (T, 4, 4), NaN where unknown.
+        refs: (R,) positions of the registered frames in `images`.
+        model: the sparse model of those frames.
+    """
+    placed = w2c.copy()
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
+    for frame in range(len(images)):
+        if np.isfinite(w2c[frame, 0, 0]):
+            continue
+        after = int(np.searchsorted(refs, frame))
+        around = [row for row in (after - 1, after) if 0 <= row < len(refs)]
+        world, pixels = zip(*(_tracked(flow, grays, frame, int(refs[row]), row, model) for row in around), strict=True)
+        nearest = min(around, key=lambda row: abs(int(refs[row]) - frame))
+        pose = _solve_pose(np.concatenate(world), np.concatenate(pixels), model.K, w2c[refs[nearest]])
+        if pose is not None:
+            placed[frame] = pose
+    return placed
+
+
+def _tracked(flow: "cv2.DISOpticalFlow", grays: list[Array], frame: int, source: int, row: int, model: SparseModel) -> tuple[Array, Array]:
+    """World points (M, 3) of a registered frame and their pixels (M, 2) in another, kept where the flow returns."""
+    forward, backward = flow.calc(grays[source], grays[frame], None), flow.calc(grays[frame], grays[source], None)
+    mine = model.seen_by == row
+    at = model.seen_at[mine].astype(np.float32)
+    moved = at + _sample(forward, at)
+    back = moved + _sample(backward, moved)
+    kept = np.abs(back - at).max(-1) < 1.0
+    return model.points[model.seen_point[mine]][kept], moved[kept].astype(np.float64)
+
+
+def _sample(field: Array, at: Array) -> Array:
+    """(M, 2) bilinear values of an (h, w, 2) field at pixel coordinates; outside is far off."""
+    picked = cv2.remap(
+        field, at[None, :, 0] - 0.5, at[None, :, 1] - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(1e4, 1e4)
+    )
+    return picked[0]
+
+
+def _solve_pose(world: Array, pixels: Array, K: Array, start: Array) -> Array | None:
+    if len(world) < _MIN_TRACKED:
+        return None
+    rotation, translation = cv2.Rodrigues(start[:3, :3])[0], start[:3, 3:].copy()
+    cv2.setRNGSeed(0)
+    found, rotation, translation, inliers = cv2.solvePnPRansac(
+        world, pixels, K, None, rotation, translation, useExtrinsicGuess=True, reprojectionError=2.0, flags=cv2.SOLVEPNP_ITERATIVE
+    )
+    if not found or inliers is None or len(inliers) < _MIN_TRACKED:
+        return None
+    rows = inliers[:, 0]
+    rotation, translation = cv2.solvePnPRefineLM(world[rows], pixels[rows], K, None, rotation, translation)
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(rotation)[0], translation[:, 0]
+    return pose
