@@ -86,6 +86,9 @@ class EvalConfig:
     report: bool = True
     """Write <root>/report.html at the end."""
 
+    overwrite: bool = False
+    """Make the result again even if it is current."""
+
     def __post_init__(self) -> None:
         if (self.override_width > 0) != (self.override_height > 0):
             raise ConfigError("override_width and override_height go together", "give both, or neither")

@@ -1,0 +1,84 @@
+"""How close renders come to the frames: per frame, and the means that go into `metrics.json`."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from eval_gs.metrics import Lpips, PerceptualDistance, psnr, sharpness, ssim
+from utils.errors import MissingDependencyError
+from utils.types import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameScore:
+    """One frame against its renders.
+
+    Attributes:
+        frame_id: in results.npz.
+        heldout: whether splatting never saw it.
+        psnr: dB, render through the frame's inverse deformation and colour map.
+        ssim: the same, -1..1.
+        lpips: the same; None if not measured.
+        canonical_psnr: dB, the consistent world from the same camera, undeformed and in its own colours.
+        canonical_ssim: the same, -1..1.
+        sharpness: of the canonical render, squared grey levels.
+        input_sharpness: of the frame.
+    """
+
+    frame_id: int
+    heldout: bool
+    psnr: float
+    ssim: float
+    lpips: float | None
+    canonical_psnr: float
+    canonical_ssim: float
+    sharpness: float
+    input_sharpness: float
+
+
+def score_frame(
+    frame_id: int, heldout: bool, image: Array, through: Array, canonical: Array, lpips: PerceptualDistance | None
+) -> FrameScore:
+    """Scores of one frame.
+
+    Args:
+        frame_id: in results.npz.
+        heldout: whether splatting never saw it.
+        image: (h, w, 3) uint8, the frame.
+        through: (h, w, 3) uint8, render through its deformation and colour map.
+        canonical: (h, w, 3) uint8, render of the world as it is.
+        lpips: the perceptual distance, or None.
+    """
+    return FrameScore(
+        frame_id=frame_id,
+        heldout=heldout,
+        psnr=psnr(through, image),
+        ssim=ssim(through, image),
+        lpips=None if lpips is None else lpips(through, image),
+        canonical_psnr=psnr(canonical, image),
+        canonical_ssim=ssim(canonical, image),
+        sharpness=sharpness(canonical),
+        input_sharpness=sharpness(image),
+    )
+
+
+def summarize(scores: list[FrameScore]) -> dict[str, dict[str, float]]:
+    """Means over training frames and over held-out frames; a group without frames is left out."""
+    summary: dict[str, dict[str, float]] = {}
+    for name, held in (("train", False), ("heldout", True)):
+        rows = [asdict(s) for s in scores if s.heldout == held]
+        if not rows:
+            continue
+        keys = [k for k in rows[0] if k not in ("frame_id", "heldout") and rows[0][k] is not None]
+        summary[name] = {key: float(np.mean([row[key] for row in rows])) for key in keys} | {"frames": len(rows)}
+    return summary
+
+
+def lpips_or_reason(wanted: bool) -> tuple[PerceptualDistance | None, str]:
+    """LPIPS if it was asked for and can run here; else None and why, empty if it was not asked for."""
+    if not wanted:
+        return None, ""
+    try:
+        return Lpips(), ""
+    except MissingDependencyError as error:
+        return None, f"{error.message}: {error.hint}."

@@ -1,0 +1,191 @@
+"""Evaluation shell: films of the consistent world, `metrics.json`, pictures for the report; publishes `gs_video_eval/`."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from configs.evaluation import EvalConfig
+from eval_gs.measure import FrameScore, lpips_or_reason, score_frame, summarize
+from eval_gs.paths import make_path
+from eval_gs.render import FilmOptions, film
+from utils import pictures
+from utils.deformation.artifact import load_inverse
+from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
+from utils.report_html import write_report
+from utils.scene import artifacts
+from utils.scene.layout import RunLayout, SceneLayout
+from utils.scene.manifest import is_current, publish, read_manifest, write_manifest
+from utils.scene.media import list_frames, read_frames, resize_area, write_image
+from utils.scene.trajectories import load_trajectory
+from utils.splats.checkpoint import GS_SCHEMA, load_checkpoint
+from utils.splats.view import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
+from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
+
+EVALUATION_SCHEMA = "evaluation/1"
+_REPORT_FRAMES = 4
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is evaluated: the view of the splats, the inverse deformation they were trained through, and the frames to compare with."""
+
+    view: SplatView
+    warp: InverseWarp
+    scene: Scene
+    images: Array
+
+
+def run(config: EvalConfig, report: Reporter = NULL_REPORTER) -> Path:
+    """Evaluates a checkpoint; returns the folder of the results."""
+    run_layout, checkpoint = locate_checkpoint(config.root_path, config.run, config.checkpoint_dir)
+    out = config.out_dir or RunLayout.evaluation(checkpoint)
+    made_by = f"python -m train_gs --config.root-path {config.root_path} --config.run {run_layout.root.name}"
+    manifest = read_manifest(checkpoint, GS_SCHEMA, made_by)
+    inputs = {"results": artifacts.scene_id(config.root_path), checkpoint.name: manifest.content_id}
+    if not config.overwrite and is_current(out, EVALUATION_SCHEMA, config, inputs):
+        report.note(f"evaluation: {out} is current, skipped")
+    else:
+        _evaluate(config, out, run_layout, checkpoint, inputs, report)
+    if config.report:
+        report.note(f"report: {write_report(config.root_path)}")
+    return out
+
+
+def _evaluate(config: EvalConfig, out: Path, run_layout: RunLayout, checkpoint: Path, inputs: dict[str, str], report: Reporter) -> None:
+    started = time.perf_counter()
+    subject, backends = _load_subject(config, run_layout, checkpoint)
+    options = FilmOptions(
+        fps=config.fps,
+        save_images=config.save_images,
+        save_video=config.save_video,
+        white=config.white_background,
+        measure=config.metrics,
+    )
+    with publish(out) as folder:
+        consistency = {}
+        for name, cameras in _paths(config, subject, report).items():
+            consistency[name] = film(subject.view, cameras, folder, name, options, report)
+        if config.metrics:
+            _measure(config, subject, folder, consistency, started, report)
+        _picture_rows(subject, folder / "report_pictures", config.white_background)
+        artifacts.write_json(folder / "eval_config.json", config)
+        write_manifest(
+            folder, schema=EVALUATION_SCHEMA, config=config, inputs=inputs, backends=backends, seconds=time.perf_counter() - started
+        )
+
+
+def _load_subject(config: EvalConfig, run_layout: RunLayout, checkpoint: Path) -> tuple[_Subject, dict[str, str]]:
+    trained = load_checkpoint(checkpoint)
+    settings = read_manifest(checkpoint, GS_SCHEMA, "python -m train_gs").config
+    if not settings.get("deform", True):
+        warp: InverseWarp = IdentityInverseWarp()
+    else:
+        warp = load_inverse(Path(settings.get("inverse_deform_dir") or run_layout.inverse_deformation))
+    rasterizer, device, reason = resolve_rasterizer(config.rasterizer, config.device)
+    view = SplatView(trained, rasterizer, device, bool(settings.get("deform_inverse_rotations", True)))
+    scene = artifacts.load_scene(config.root_path)
+    images = _reference_images(config.original_images_dir or settings.get("original_images_dir"), scene, trained.cameras)
+    return _Subject(view, warp.to(device), scene, images), {"rasterizer": reason}
+
+
+def _reference_images(folder: str | Path | None, scene: Scene, cameras: CameraSet) -> Array:
+    """(F, h, w, 3) uint8 frames of the trained cameras at their size, from a folder of originals if there is one."""
+    if folder:
+        paths = list_frames(Path(folder))
+        return read_frames([paths[i] for i in cameras.frame_ids], cameras.size)
+    return np.stack([resize_area(scene.images[i], cameras.size) for i in cameras.frame_ids])
+
+
+def _paths(config: EvalConfig, subject: _Subject, report: Reporter) -> dict[str, CameraSet]:
+    """The camera paths that are wanted, at the size of the renders."""
+    trained = subject.view.trained.cameras
+    size = (config.override_height, config.override_width) if config.override_height > 0 else trained.size
+    paths: dict[str, CameraSet] = {}
+    if config.render_gs_video_path:
+        path_json = config.transforms_path or SceneLayout(config.root_path).path_json
+        if path_json.is_file() or config.transforms_path is not None:
+            fly_through = load_trajectory(path_json)
+            count = config.max_frames if config.max_frames > 0 else len(fly_through)
+            paths["gs_video"] = fly_through.select(slice(0, count))
+        else:
+            report.note(f"evaluation: no fly-through, {path_json} is missing")
+    if config.render_input_poses:
+        paths["input_poses"] = subject.scene.cameras
+    if config.render_optimised_poses:
+        paths["optimised_poses"] = trained
+    for kind in config.extra_paths:
+        paths[kind] = make_path(kind, trained, subject.view.median_depth, config.extra_path_frames)
+    return {name: cameras.resized(size) for name, cameras in paths.items()}
+
+
+def _measure(
+    config: EvalConfig, subject: _Subject, folder: Path, consistency: dict[str, dict[str, float]], started: float, report: Reporter
+) -> None:
+    """Writes `metrics.json`."""
+    lpips, reason = lpips_or_reason(config.lpips)
+    if reason:
+        report.note(f"evaluation: no LPIPS. {reason}")
+    scores: list[FrameScore] = []
+    cameras, heldout = subject.view.trained.cameras, subject.view.trained.heldout
+    for i, frame_id in enumerate(cameras.frame_ids):
+        through, canonical = _both_views(subject, i)
+        scores.append(score_frame(int(frame_id), bool(heldout[i]), subject.images[i], through, canonical, lpips))
+        report.step(StepReport(stage="measure", step=i, total=len(cameras), values={"psnr": scores[-1].psnr}))
+    summary = summarize(scores)
+    content = {
+        "schema": "metrics/1",
+        "renderer": subject.view.trained.renderer,
+        "splats": len(subject.view.splats),
+        "size": list(cameras.size),
+        "summary": summary,
+        "consistency": {name: values for name, values in consistency.items() if values},
+        "frames": scores,
+        "seconds": time.perf_counter() - started,
+    }
+    artifacts.write_json(folder / "metrics.json", content | ({"lpips_unavailable": reason} if reason else {}))
+    words = [f"{name} {values['psnr']:.2f} dB / SSIM {values['ssim']:.3f}" for name, values in summary.items()]
+    report.note("evaluation: " + ", ".join(words))
+
+
+def _both_views(subject: _Subject, i: int) -> tuple[Array, Array]:
+    """(h, w, 3) uint8 renders for trained camera i: through its deformation and colour map, and of the world as it is."""
+    view, cameras = subject.view, subject.view.trained.cameras
+    output = view.render_frame(subject.warp, i)
+    canonical = view.render(cameras.c2w[i], cameras.K[i], cameras.size)
+    return rgb_image(output), rgb_image(canonical)
+
+
+def _picture_rows(subject: _Subject, folder: Path, white: bool) -> None:
+    """A few rows for the report: input, world as it is, through the deformation, depth, and normals if the renderer has them.
+
+    Names sort in the order of the row: `frame_<id>_<n>_<what>.jpg`.
+    """
+    folder.mkdir()
+    view, cameras = subject.view, subject.view.trained.cameras
+    chosen = _report_frames(view.trained.heldout)
+    outputs = {int(i): view.render(cameras.c2w[i], cameras.K[i], cameras.size) for i in chosen}
+    near, far = pictures.depth_range(np.stack([depth_image(o) for o in outputs.values()]))
+    for i, output in outputs.items():
+        held = " (held out)" if view.trained.heldout[i] else ""
+        row = {
+            "0_input" + held.replace(" ", "_"): subject.images[i],
+            "1_consistent_world": rgb_image(output, white),
+            "2_through_its_deformation": rgb_image(view.render_frame(subject.warp, i)),
+            "3_depth": pictures.colorize_depth(depth_image(output), near, far),
+        }
+        if output.normal is not None:
+            row["4_normals"] = pictures.colorize_normals(output.normal.cpu().numpy())
+        for name, image in row.items():
+            write_image(folder / f"frame_{int(cameras.frame_ids[i]):05d}_{name}.jpg", image)
+
+
+def _report_frames(heldout: Array) -> Array:
+    """Positions of a few frames over the whole clip, among them one that was held out if there is one."""
+    count = len(heldout)
+    chosen = set(np.linspace(0, count - 1, min(_REPORT_FRAMES, count)).round().astype(int).tolist())
+    held = np.flatnonzero(heldout)
+    if len(held) and not chosen & set(held.tolist()):
+        chosen.add(int(held[len(held) // 2]))
+    return np.array(sorted(chosen))

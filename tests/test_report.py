@@ -1,0 +1,123 @@
+"""The report is one file, complete, and survives missing parts."""
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from configs.evaluation import EvalConfig
+from eval_gs.stage import run as evaluate
+from tests.trained_world import write_trained_world
+from utils import pictures
+from utils.charts import bar_chart, line_chart
+from utils.report_html import write_report
+
+VOID = {"meta", "img", "br", "line", "rect", "polyline"}
+
+
+class Checker(HTMLParser):
+    """Collects headings and outside references and checks that tags nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.outside: list[str] = []
+        self.images = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.images += tag == "img"
+        self.outside += [v for k, v in attrs if k in ("src", "href") and v and not v.startswith("data:")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def check(path: Path) -> tuple[str, Checker]:
+    text = path.read_text()
+    checker = Checker()
+    checker.feed(text)
+    assert not checker.open and not checker.outside and "<script" not in text and "@import" not in text and "url(" not in text
+    return text, checker
+
+
+def test_report_of_a_finished_run(tmp_path: Path) -> None:
+    write_trained_world(tmp_path, "2dgs")
+    evaluate(EvalConfig(root_path=tmp_path, save_images=False, save_video=False, lpips=True))
+    text, checker = check(tmp_path / "report.html")
+    for words in (
+        "Renders beside inputs",
+        "normals",
+        "held out",
+        "PSNR per frame",
+        "Cloud before and after",
+        "target_num_points",
+        "seed 0",
+    ):
+        assert words in text
+    assert "LPIPS was not measured" in text or "LPIPS, through" in text
+    assert checker.images >= 8 + 6 + 5 - 3 and "<svg" in text and "No evaluation" not in text
+    assert text.count('class="missing"') == 0
+    first = re.search(r'data:image/jpeg;base64,([^"]+)"', text)
+    assert first and cv2.imdecode(np.frombuffer(base64.b64decode(first[1]), np.uint8), cv2.IMREAD_COLOR) is not None
+
+
+def test_report_of_nothing_says_so(tmp_path: Path) -> None:
+    text, checker = check(write_report(tmp_path))
+    assert text.count('class="missing"') >= 5 and checker.images == 0
+    assert "No stage has finished yet." in text
+
+
+def test_report_without_evaluation_or_with_broken_files(tmp_path: Path) -> None:
+    run = write_trained_world(tmp_path)
+    (run.gs("3dgs") / "report.json").write_text("{broken")
+    text, _ = check(write_report(tmp_path))
+    assert "No evaluation has been run" in text and "Cloud before and after" in text and "frame residual" in text
+
+
+def test_before_and_after_clouds_agree_when_alignment_changed_nothing(tmp_path: Path) -> None:
+    from utils.report_html import _unaligned_cloud
+    from utils.scene.artifacts import load_alignment, load_scene
+
+    run = write_trained_world(tmp_path)
+    alignment = load_alignment(run.after_global_optimization)
+    points, colors = _unaligned_cloud(load_scene(tmp_path), alignment)
+    np.testing.assert_allclose(points, alignment.cloud.points, atol=1e-4)
+    np.testing.assert_array_equal(colors, alignment.cloud.colors)
+
+
+def test_charts_escape_and_leave_out_what_is_not_finite() -> None:
+    chart = line_chart({"<b>": ([0, 1, 2], [1.0, float("nan"), 3.0])}, title="t", x_label="step", y_label="loss")
+    assert "&lt;b&gt;" in chart and "nan" not in chart and "<b>" not in chart
+    assert line_chart({"a": ([], [])}, title="t", x_label="", y_label="") == ""
+    bars = bar_chart([1.0, 2.0], title="t", x_label="frame", y_label="dB", marked=[1], marked_label="held out")
+    assert bars.count("<rect") == 2 and 'class="b2"' in bars and "held out" in bars
+    assert "<polyline" in line_chart({"flat": ([0, 1], [2.0, 2.0])}, title="t", x_label="", y_label="")
+
+
+def test_depth_colours_and_scatter_orientation() -> None:
+    depth = np.array([[1.0, 4.0, 0.0, np.nan]])
+    colors = pictures.colorize_depth(depth, 1.0, 4.0)
+    assert colors[0, 0, 0] > colors[0, 0, 2] and colors[0, 1, 2] > colors[0, 1, 0]  # near is red, far is blue
+    assert not colors[0, 2:].any()
+    red, blue = [255, 0, 0], [0, 0, 255]
+    image = pictures.scatter(
+        np.array([0.11, 0.91]), np.array([0.89, 0.09]), np.array([red, blue], np.uint8), np.zeros(2), (0.0, 1.0, 0.0, 1.0), 50
+    )
+    assert image[5, 5].tolist() == [*red, 255] and image[45, 45].tolist() == [*blue, 255]
+    stacked = pictures.scatter(
+        np.full(2, 0.5), np.full(2, 0.5), np.array([red, blue], np.uint8), np.array([2.0, 1.0]), (0.0, 1.0, 0.0, 1.0), 50
+    )
+    assert stacked[25, 25].tolist() == [*red, 255]  # the one nearer to the viewer
+
+
+def test_plan_basis_is_level_and_right_handed() -> None:
+    basis = pictures.plan_basis(np.array([0, 0, 1.0]), np.array([1.0, 0, -0.5]))
+    np.testing.assert_allclose(basis, [[0, -1, 0], [0, 0, 1], [-1, 0, 0]], atol=1e-12)
+    assert np.linalg.det(pictures.plan_basis(np.array([0, 1.0, 0]), np.array([0, -1.0, 0]))) == pytest.approx(1)

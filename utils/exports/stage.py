@@ -1,0 +1,127 @@
+"""What the export command does: locate, select, turn upright, write; a file or folder appears whole or not at all."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from configs.evaluation import ExportConfig
+from utils.errors import ConfigError
+from utils.exports.colmap import write_colmap_binary, write_colmap_text
+from utils.exports.nerfstudio import write_transforms
+from utils.exports.ply import flatten_discs, write_splat_ply
+from utils.exports.select import drop_non_finite, most_important, transform_cameras, transform_splats, upright
+from utils.exports.splat import write_splat
+from utils.exports.spz import write_spz
+from utils.scene import artifacts
+from utils.scene.layout import RunLayout
+from utils.scene.manifest import writing
+from utils.scene.media import write_image
+from utils.splats.checkpoint import TrainedScene, load_checkpoint
+from utils.splats.sh import sh_basis
+from utils.splats.view import locate_checkpoint
+from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Splats
+
+_FILE_NAMES = {
+    "ply": "splats_{renderer}.ply",
+    "splat": "splats_{renderer}.splat",
+    "spz": "splats_{renderer}.spz",
+    "colmap": "colmap",
+    "colmap-bin": "colmap_bin",
+    "nerfstudio": "nerfstudio",
+    "cloud": "canonical_cloud.ply",
+    "mesh-ply": "mesh.ply",
+    "mesh-glb": "mesh.glb",
+}
+_FOLDERS = ("colmap", "colmap-bin", "nerfstudio")
+
+
+def run(config: ExportConfig, report: Reporter = NULL_REPORTER) -> Path:
+    """Writes one export; returns its path."""
+    run_layout, checkpoint = locate_checkpoint(config.root_path, config.run, config.checkpoint_dir)
+    trained = load_checkpoint(checkpoint)
+    target = config.out_ply or checkpoint / _FILE_NAMES[config.format].format(renderer=trained.renderer)
+    rotation = upright(trained.cameras, config.up)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.stem}.partial{target.suffix}")
+    _clear(beside)
+    with writing(target):
+        if config.format in ("ply", "splat", "spz"):
+            _write_splats(beside, trained, rotation, config, report)
+        elif config.format in ("mesh-ply", "mesh-glb"):
+            _write_mesh(beside, trained, rotation, config, report)
+        else:
+            _write_scene(beside, trained.cameras, run_layout, rotation, config, report)
+        if config.format in _FOLDERS and target.exists() and not target.is_dir():
+            raise ConfigError(f"{target} is a file, but format {config.format} writes a folder", "give a folder with --config.out-ply")
+        _clear(target)
+        beside.rename(target)
+    report.note(f"export: wrote {target}")
+    return target
+
+
+def _clear(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def export_splats(trained: TrainedScene, rotation: Array, scale: float, max_points: int) -> Splats:
+    """The splats as they go into a file: finite, the most important ones, discs given a thickness, turned and scaled."""
+    splats = most_important(drop_non_finite(trained.splats), max_points)
+    if trained.renderer == "2dgs":
+        splats = flatten_discs(splats)
+    if scale == 1.0 and np.array_equal(rotation, np.eye(3)):
+        return splats
+    return transform_splats(splats, rotation, scale, sh_basis)
+
+
+def _write_splats(path: Path, trained: TrainedScene, rotation: Array, config: ExportConfig, report: Reporter) -> None:
+    splats = export_splats(trained, rotation, config.scale, config.max_points)
+    if config.format == "ply":
+        write_splat_ply(path, splats, trained.renderer)
+    elif config.format == "splat":
+        write_splat(path, splats)
+    else:
+        write_spz(path, splats)
+    report.note(f"export: {len(splats)} of {len(trained.splats)} splats")
+
+
+def _write_scene(path: Path, cameras: CameraSet, run_layout: RunLayout, rotation: Array, config: ExportConfig, report: Reporter) -> None:
+    """Cameras, images and canonical cloud, or the cloud alone."""
+    alignment = artifacts.load_alignment(run_layout.root / config.global_opt_subdir)
+    cloud = alignment.cloud
+    if 0 < config.max_points < len(cloud):
+        # The cloud is ordered by frame; a fixed random choice thins all frames alike.
+        cloud = cloud.select(np.sort(np.random.default_rng(0).choice(len(cloud), config.max_points, replace=False)))
+    points = config.scale * cloud.points @ rotation.T
+    report.note(f"export: {len(points)} points")
+    if config.format == "cloud":
+        artifacts.write_points_ply(path, points, cloud.colors)
+        return
+    scene = artifacts.load_scene(config.root_path)
+    cameras = transform_cameras(cameras, rotation, config.scale).resized(scene.cameras.size)
+    names = [f"frame_{i:05d}.png" for i in cameras.frame_ids]
+    (path / "images").mkdir(parents=True)
+    for name, frame_id in zip(names, cameras.frame_ids, strict=True):
+        write_image(path / "images" / name, scene.images[frame_id])
+    if config.format == "nerfstudio":
+        artifacts.write_points_ply(path / "sparse_pc.ply", points, cloud.colors)
+        write_transforms(path / "transforms.json", cameras, [f"images/{n}" for n in names], "sparse_pc.ply")
+        return
+    model = path / "sparse" / "0"
+    model.mkdir(parents=True)
+    writer = write_colmap_text if config.format == "colmap" else write_colmap_binary
+    writer(model, cameras, names, points, cloud.colors)
+
+
+def _write_mesh(path: Path, trained: TrainedScene, rotation: Array, config: ExportConfig, report: Reporter) -> None:
+    from utils.exports.mesh import fuse_mesh, write_mesh
+    from utils.splats.view import SplatView, resolve_rasterizer
+
+    rasterizer, device, _ = resolve_rasterizer(config.rasterizer, config.device)
+    mesh = fuse_mesh(SplatView(trained, rasterizer, device), config.mesh_resolution, report)
+    write_mesh(path, config.scale * mesh.vertices @ rotation.T, mesh.colors, mesh.faces)
+    report.note(f"export: {len(mesh.faces)} triangles")

@@ -1,0 +1,142 @@
+"""Renders trained splats for people and for measurements: the consistent world from any camera, or as one input frame shows it."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.backends.rasterizer import Rasterizer, load_rasterizer
+from utils.deformation.inverse import InverseWarp, LocalWarp, camera_from_world
+from utils.errors import ConfigError, MissingArtifactError
+from utils.scene.layout import RunLayout, SceneLayout
+from utils.splats.checkpoint import MODEL, TrainedScene
+from utils.splats.gaussians import apply_appearance, near_plane, rigid, view_gaussians
+from utils.types import Array, RenderOutput, Splats
+
+_SAMPLED_SPLATS = 4096
+
+
+@dataclass(frozen=True)
+class SplatView:
+    """Trained splats, ready to be rendered.
+
+    Attributes:
+        trained: the checkpoint.
+        rasterizer: what draws.
+        device: where the splats are.
+        turn: whether the inverse deformation also turns splats, as it did in training.
+        splats: the checkpoint's, on the device.
+        median_depth: median distance of the splats from the cameras, scene units.
+        near: smallest camera z that is drawn, scene units.
+    """
+
+    trained: TrainedScene
+    rasterizer: Rasterizer
+    device: torch.device
+    turn: bool = True
+    splats: Splats = field(init=False)
+    median_depth: float = field(init=False)
+    near: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "splats", self.trained.splats.to(self.device))
+        object.__setattr__(self, "median_depth", median_depth(self.trained))
+        object.__setattr__(self, "near", near_plane(self.splats.means, self.trained.cameras))
+
+    @torch.no_grad()
+    def render(self, c2w: Array, K: Array, size: tuple[int, int], local: LocalWarp | None = None) -> RenderOutput:
+        """One view on black.
+
+        Args:
+            c2w: (4, 4).
+            K: (3, 3) in pixels of `size`.
+            size: (h, w).
+            local: inverse deformation of a frame at the splats; without it the world is drawn as it is.
+        """
+        pose = torch.from_numpy(np.ascontiguousarray(c2w)).float().to(self.device)
+        warp = rigid(self.splats, pose) if local is None else local
+        gaussians = view_gaussians(self.splats, pose, warp, active_degree=self.splats.sh_degree, turn=self.turn and local is not None)
+        intrinsics = torch.from_numpy(np.ascontiguousarray(K)).float().to(self.device)
+        mode = "2dgs" if self.trained.renderer == "2dgs" else "3dgs"
+        return self.rasterizer.render(gaussians, intrinsics, size, mode, near=self.near)
+
+    @torch.no_grad()
+    def render_frame(self, warp: InverseWarp, i: int) -> RenderOutput:
+        """Trained camera i as its input frame shows the world: through the frame's inverse deformation and colour map."""
+        cameras = self.trained.cameras
+        pose = torch.from_numpy(cameras.c2w[i]).float().to(self.device)
+        local = warp.linearize(camera_from_world(self.splats.means, pose), i)
+        output = self.render(cameras.c2w[i], cameras.K[i], cameras.size, local)
+        matrix = self.trained.appearance[i].to(self.device)
+        return replace(output, rgb=apply_appearance(output.rgb, output.alpha, matrix))
+
+
+def resolve_rasterizer(name: str, device: str) -> tuple[Rasterizer, torch.device, str]:
+    """The rasteriser, its device, and why; auto takes gsplat on CUDA where it can run, else the embedded one on the CPU.
+
+    Raises:
+        BackendError: a named rasteriser or device that is not there.
+        ConfigError: CUDA was asked for and is not there.
+    """
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise ConfigError("device is cuda, but torch sees no CUDA device", "use --config.device cpu or auto")
+    on_gpu = cuda and device != "cpu" and name in ("auto", "gsplat", "torch")
+    chosen = ("gsplat" if on_gpu else "numba") if name == "auto" else name
+    where = torch.device("cuda" if on_gpu else "cpu")
+    reason = f"{chosen} on {where.type}: " + ("as asked" if name != "auto" else "CUDA is available" if on_gpu else "no CUDA in use")
+    return load_rasterizer(chosen, where), where, reason
+
+
+def median_depth(trained: TrainedScene) -> float:
+    """Median distance of splats in front of the cameras, in scene units."""
+    means = trained.splats.means.double()
+    means = means[:: max(1, len(means) // _SAMPLED_SPLATS)]
+    w2c = torch.from_numpy(trained.cameras.w2c)
+    z = torch.einsum("fj,nj->fn", w2c[:, 2, :3], means) + w2c[:, 2, 3:]
+    ahead = z[z > 0]
+    return float(ahead.median()) if len(ahead) else 1.0
+
+
+def rgb_image(output: RenderOutput, white: bool = False) -> Array:
+    """(h, w, 3) uint8 sRGB over black, or over white."""
+    rgb = output.rgb + (1 - output.alpha[..., None]) if white else output.rgb
+    return (rgb.clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
+
+
+def depth_image(output: RenderOutput, least_alpha: float = 0.5) -> Array:
+    """(h, w) float32 expected camera z; 0 where less than `least_alpha` was hit."""
+    depth: Tensor = torch.where(output.alpha > least_alpha, output.expected_depth(), torch.zeros_like(output.alpha))
+    return depth.float().cpu().numpy()
+
+
+def locate_checkpoint(root: Path, run: str, checkpoint_dir: Path | None) -> tuple[RunLayout, Path]:
+    """The run and the folder of trained splats that are meant; what is not given is the newest there is.
+
+    Raises:
+        MissingArtifactError: no run or no trained splats.
+        ConfigError: the named run does not exist.
+    """
+    layout = SceneLayout(root)
+    if checkpoint_dir is not None and (checkpoint_dir / MODEL).is_file():
+        return RunLayout(checkpoint_dir.resolve().parent), checkpoint_dir
+    names = layout.runs()
+    if run and run not in names:
+        raise ConfigError(f"{root} has no run '{run}'", f"choose one of: {', '.join(names) or '(there is none yet)'}")
+    if not names:
+        raise MissingArtifactError(f"{root} has no alignment run", f"make one with: python run_reconstruction.py --config.root-path {root}")
+    chosen = layout.run(run or names[-1])
+    if checkpoint_dir is not None:
+        candidates = [chosen.root / checkpoint_dir.name]
+    else:
+        candidates = sorted(chosen.root.glob("gs_*"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for folder in candidates:
+        if (folder / MODEL).is_file():
+            return chosen, folder
+    wanted = checkpoint_dir or chosen.root / "gs_3dgs"
+    raise MissingArtifactError(
+        f"{wanted} holds no trained splats ({MODEL})",
+        f"train them with: python -m train_gs --config.root-path {root} --config.run {chosen.root.name}",
+    )
