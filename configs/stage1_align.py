@@ -109,7 +109,7 @@ class PointFilterConfig:
 class FrameToModelICPConfig:
     """Stage 1: registers the frames one after another into a growing canonical cloud."""
 
-    root_path: Path
+    root_path: Path = Path()
     """Scene root, as written by stage 0."""
     out_suffix: str = ""
     """Appended to the name of the run folder."""

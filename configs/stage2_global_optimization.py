@@ -10,9 +10,9 @@ from configs.stage1_align import MatchingConfig, SolverConfig
 class GlobalOptimizationConfig:
     """Stage 2: aligns all frames jointly, twice, the second time with matches from the aligned geometry and a finer lattice."""
 
-    root_path: Path
+    root_path: Path = Path()
     """Scene root."""
-    run: str
+    run: str = ""
     """Name of the run folder inside the scene root, for example frame_to_model_icp_50_2_offset0."""
     checkpoint_subdir: str = "after_non_rigid_icp"
     """Alignment to start from."""

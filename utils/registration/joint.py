@@ -11,7 +11,7 @@ from utils.errors import NoOverlapError
 from utils.registration.geometry import AlignedGeometry
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs
 from utils.registration.pairs import choose_pairs, overlaps
-from utils.registration.result import Registration, diagnose, errors_by_pair
+from utils.registration.result import Registration, connected_frames, diagnose, errors_by_pair
 from utils.registration.sequential import MIN_MATCHED
 from utils.registration.solver import LatticeShape, build_problem, initial_state, solve, to_fields
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
@@ -42,19 +42,18 @@ def align_jointly(
     """
     if config.matching.matcher == "none" and matcher is None:
         return start
-    current = start
-    frames = np.flatnonzero(start.aligned)
+    current, frames = start, np.arange(len(scene))
     for index, solver in enumerate((config.coarse, config.fine)[: config.rounds]):
         current = _round(scene, current, frames, usable, config.matching, solver, report, matcher, index)
-        fit = current.diagnostics.fitness[frames] >= config.min_fitness
-        dropped = frames[~fit]
-        frames = frames[fit]
+        connected = connected_frames(current.diagnostics, config.min_fitness)
+        dropped, frames = np.setdiff1d(frames, connected), connected
         if len(dropped):
             names = ", ".join(str(int(scene.cameras.frame_ids[f])) for f in dropped)
-            report.note(f"left out, their matches do not agree: frames {names}")
-    aligned = np.zeros(len(scene), bool)
-    aligned[frames] = True
-    return replace(current, aligned=aligned)
+            report.note(f"left out, their matches do not agree with the other frames: {names}")
+    for pair in current.diagnostics.contradictions():
+        ids = scene.cameras.frame_ids[[pair.source, pair.target]]
+        report.note(f"frames {ids[0]} and {ids[1]} show one place in two ways (off by {100 * pair.after:.1f} % of depth)")
+    return replace(current, aligned=np.isin(np.arange(len(scene)), frames))
 
 
 def _round(

@@ -1,12 +1,15 @@
 """What an alignment returns besides poses and fields: who is aligned, how well, and where it took its time."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from utils.registration.matching import MatchSet
 from utils.registration.solver import LatticeShape, Problem, State, relative_errors
-from utils.types import Array, CameraSet, LatticeFields
+from utils.types import Alignment, Array, CameraSet, CanonicalCloud, LatticeFields, Scene
 
 AGREEING_SIGMAS = 3.0  # matches closer than this many sigmas count as agreeing
 _CONTRADICTION_FACTOR = 4.0  # a long-range pair this many times worse than the median pair contradicts
@@ -23,6 +26,7 @@ class PairDiagnostics:
         matches: their number.
         before: median distance of matched points before the solve, in depths.
         after: the same after it.
+        fitness: share of the matches that agree after the solve.
     """
 
     source: int
@@ -30,6 +34,7 @@ class PairDiagnostics:
     matches: int
     before: float
     after: float
+    fitness: float
 
 
 @dataclass(frozen=True)
@@ -93,10 +98,13 @@ def diagnose(
     last = [collect(after, frame) for frame in range(frames)]
     return Diagnostics(
         matches=np.array([len(e) for e in last]),
-        fitness=np.array([np.mean(e < AGREEING_SIGMAS * sigma) if len(e) else np.nan for e in last]),
+        fitness=np.array([_agreement(e, sigma) for e in last]),
         before=np.array([_median(collect(before, frame)) for frame in range(frames)]),
         after=np.array([_median(e) for e in last]),
-        pairs=[PairDiagnostics(m.source, m.target, len(m), _median(b), _median(a)) for m, b, a in zip(matches, before, after, strict=True)],
+        pairs=[
+            PairDiagnostics(m.source, m.target, len(m), _median(b), _median(a), _agreement(a, sigma))
+            for m, b, a in zip(matches, before, after, strict=True)
+        ],
         seconds=seconds,
     )
 
@@ -104,6 +112,51 @@ def diagnose(
 def errors_by_pair(problem: Problem, state: State, shape: LatticeShape, matches: list[MatchSet]) -> list[Array]:
     """Distance of matched points in depths, one array per match set of the problem."""
     return np.split(relative_errors(problem, state, shape), np.cumsum([len(m) for m in matches])[:-1])
+
+
+def connected_frames(diagnostics: Diagnostics, min_fitness: float) -> Array:
+    """Indices of the largest set of frames that pairs of at least `min_fitness` connect, ascending."""
+    frames = len(diagnostics.matches)
+    good = [(p.source, p.target) for p in diagnostics.pairs if p.fitness >= min_fitness]
+    rows, columns = np.array(good, int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(frames, frames))
+    _, label = connected_components(graph, directed=False)
+    return np.flatnonzero(label == np.argmax(np.bincount(label)))
+
+
+def to_alignment(scene: Scene, result: Registration, cloud: CanonicalCloud) -> Alignment:
+    """The artifact of an alignment."""
+    return Alignment(cameras=result.cameras, fields=result.fields, cloud=cloud, original_w2c=scene.cameras.w2c, aligned=result.aligned)
+
+
+def summary(result: Registration, cloud: CanonicalCloud, seconds: float) -> dict[str, Any]:
+    """What `report.json` says: per frame and pair, residuals in depths before and after, matches, fitness; timings."""
+    d = result.diagnostics
+    ids = result.cameras.frame_ids
+    contradictions = [{"frames": [int(ids[p.source]), int(ids[p.target])], "after": p.after} for p in d.contradictions()]
+    return {
+        "seconds": seconds,
+        "seconds_by_part": d.seconds,
+        "frames": ids.tolist(),
+        "aligned": result.aligned.tolist(),
+        "matches": d.matches.tolist(),
+        "fitness": _plain(d.fitness),
+        "residual_before": _plain(d.before),
+        "residual_after": _plain(d.after),
+        "points": len(cloud),
+        "points_by_frame": [int(np.sum(cloud.frame == i)) for i in ids],
+        "pairs": [{**asdict(p), "source": int(ids[p.source]), "target": int(ids[p.target])} for p in d.pairs],
+        "contradictions": contradictions,
+    }
+
+
+def _plain(values: Array) -> list[float | None]:
+    """For JSON, which knows no NaN."""
+    return [float(v) if np.isfinite(v) else None for v in values]
+
+
+def _agreement(errors: Array, sigma: float) -> float:
+    return float(np.mean(errors < AGREEING_SIGMAS * sigma)) if len(errors) else float("nan")
 
 
 def _median(values: Array) -> float:

@@ -10,7 +10,7 @@ from utils.registration.geometry import AlignedGeometry
 from utils.registration.lattice import zero_fields
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs
 from utils.registration.pairs import choose_pairs, overlaps
-from utils.registration.result import AGREEING_SIGMAS, Registration, diagnose, errors_by_pair
+from utils.registration.result import AGREEING_SIGMAS, Diagnostics, Registration, diagnose, errors_by_pair
 from utils.registration.solver import LatticeShape, build_problem, initial_state, solve, to_fields
 from utils.types import NULL_REPORTER, Array, CameraSet, LatticeFields, Reporter, Scene, StepReport
 
@@ -33,6 +33,8 @@ def align_sequential(
         report: progress.
         matcher: replaces the one named in the config (tests, exact matches).
     """
+    if config.matching.matcher == "none" and matcher is None:
+        return unaligned(scene)
     cameras = replace(scene.cameras, c2w=scene.cameras.c2w.copy())
     fields = zero_fields(scene.depth, scene.valid, config.solver.lattice)
     frames = len(scene)
@@ -71,6 +73,13 @@ def align_sequential(
         report.step(StepReport("frame to model", frame - 1, frames - 1, values))
     diagnostics = diagnose(frames, used, before, after, config.solver.match_sigma, seconds)
     return Registration(cameras, fields, aligned, diagnostics)
+
+
+def unaligned(scene: Scene) -> Registration:
+    """Poses as they came and no displacement."""
+    fields = zero_fields(scene.depth, scene.valid, (2, 2, 2))
+    none = np.full(len(scene), np.nan)
+    return Registration(scene.cameras, fields, np.ones(len(scene), bool), Diagnostics(np.zeros(len(scene), int), none, none, none))
 
 
 def _register(

@@ -19,6 +19,7 @@ import torch
 from numba import njit, prange
 
 from configs.stage1_align import SolverConfig
+from utils.backends.triton_support import triton_ready
 from utils.geometry import se3
 from utils.geometry.projection import unproject
 from utils.registration.matching import MatchSet
@@ -29,9 +30,9 @@ _SMOOTH_SCALE = 0.0017  # displacement difference of neighbouring nodes that cos
 _RIDGE_SCALE = 0.0067  # displacement that costs `ridge`, in median depths
 _SHIFT_SCALE = 0.033  # camera shift that costs 10 ridge, in median depths
 _TURN_SCALE = 0.03  # camera turn that costs 10 ridge, in radians
-_DATA_WEIGHT = 0.05  # per match, when a pair has the number of samples below
-_REFERENCE_SAMPLES = 504 * 280 / 16  # an image of that size, every fourth pixel in both axes
-_TOLERANCE = 1e-4  # relative residual norm at which conjugate gradients stop
+DATA_WEIGHT = 0.05  # per match, when a pair has the number of samples below
+REFERENCE_SAMPLES = 504 * 280 / 16  # an image of that size, every fourth pixel in both axes
+TOLERANCE = 1e-4  # relative residual norm at which conjugate gradients stop
 
 
 @dataclass(frozen=True)
@@ -189,9 +190,13 @@ def solve(
         samples: pixels of a pair that were tried as matches; the data weight is inverse to it, so that sampling does not matter.
         first_errors: (M,) errors in depths that set the weights of the first step, if not those of `state`.
     """
+    if triton_ready():
+        from utils.registration import solver_triton
+
+        return solver_triton.solve(problem, state, shape, config, samples, first_errors, torch.device("cuda"))
     state = State(state.c2w.copy(), state.nodes.copy(), state.update.copy())
     system = _System(problem, shape, config, len(state.c2w))
-    data = _DATA_WEIGHT * _REFERENCE_SAMPLES / samples
+    data = DATA_WEIGHT * REFERENCE_SAMPLES / samples
     for step, scale in enumerate(config.robust_scales):
         difference, relative = residuals(problem, state, shape)
         if step == 0 and first_errors is not None:
@@ -205,6 +210,12 @@ def solve(
         state.update += update
         _move_cameras(state.c2w, update)
     return state
+
+
+def regularisation(config: SolverConfig, shape: LatticeShape) -> tuple[float, float, Array]:
+    """Weights of the smoothness and of the ridge, and of the pose priors (6,) of [t, omega]."""
+    pose = np.array([1 / (_SHIFT_SCALE * shape.unit) ** 2] * 3 + [1 / _TURN_SCALE**2] * 3)
+    return config.smoothness / _SMOOTH_SCALE**2, config.ridge / _RIDGE_SCALE**2, 10 * config.ridge * pose
 
 
 def _move_cameras(c2w: Array, update: Array) -> None:
@@ -223,10 +234,7 @@ class _System:
         self._frames = frames
         self._free = 0.0 if config.rigid_only else 1.0
         self._iterations = config.cg_iterations
-        unit = shape.unit
-        self._smooth = config.smoothness / _SMOOTH_SCALE**2
-        self._ridge = config.ridge / _RIDGE_SCALE**2
-        self._pose_prior = 10 * config.ridge * np.array([1 / (_SHIFT_SCALE * unit) ** 2] * 3 + [1 / _TURN_SCALE**2] * 3)
+        self._smooth, self._ridge, self._pose_prior = regularisation(config, shape)
 
     def relinearise(self, relative: Array, weight: Array) -> None:
         """Sets the linearisation point and builds the preconditioner: diagonal for nodes, 6x6 blocks for poses."""
@@ -280,7 +288,7 @@ class _System:
         pn, pp = zn.copy(), zp.copy()
         rz = first = np.vdot(rn, zn) + np.vdot(rp, zp)
         for _ in range(self._iterations):
-            if rz <= _TOLERANCE**2 * first:
+            if rz <= TOLERANCE**2 * first:
                 break
             an, ap = self._apply(pn, pp)
             alpha = rz / (np.vdot(pn, an) + np.vdot(pp, ap))

@@ -1,0 +1,46 @@
+"""Stage 1 shell: reads results.npz, registers frame after frame, publishes `after_non_rigid_icp/`."""
+
+import time
+from pathlib import Path
+
+from configs.stage1_align import FrameToModelICPConfig
+from frame_to_model_icp.selection import select_frames
+from utils.points.confidence import confident_pixels
+from utils.registration import align_sequential, build_cloud, usable_pixels
+from utils.registration.result import summary, to_alignment
+from utils.scene import artifacts
+from utils.scene.layout import SceneLayout
+from utils.scene.manifest import is_current, publish, write_manifest
+from utils.types import NULL_REPORTER, Reporter
+
+
+def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path:
+    """Aligns the selected frames one after another; returns the folder of the result."""
+    layout = SceneLayout(config.root_path)
+    data = config.alignment
+    out = layout.run(layout.run_name(data.num_frames, data.stride, data.offset, config.out_suffix)).after_non_rigid_icp
+    inputs = {"results": artifacts.scene_id(config.root_path)}
+    if not config.overwrite and is_current(out, artifacts.ALIGNMENT_SCHEMA, config, inputs):
+        report.note(f"frame to model: {out} is current, skipped")
+        return out
+    started = time.perf_counter()
+    everything = artifacts.load_scene(config.root_path)
+    index = select_frames(len(everything), data)
+    scene = everything.select(index)
+    usable = usable_pixels(scene, confident_pixels(everything, data)[index], config.filter)
+    result = align_sequential(scene, usable, config, report)
+    cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, config.filter)
+    with publish(out) as folder:
+        artifacts.save_alignment(folder, to_alignment(scene, result, cloud), config)
+        seconds = time.perf_counter() - started
+        artifacts.write_json(folder / "report.json", summary(result, cloud, seconds))
+        write_manifest(
+            folder,
+            schema=artifacts.ALIGNMENT_SCHEMA,
+            config=config,
+            inputs=inputs,
+            backends={"matcher": config.matching.matcher},
+            seconds=seconds,
+        )
+    report.note(f"frame to model: {int(result.aligned.sum())} of {len(scene)} frames aligned, {len(cloud)} points")
+    return out

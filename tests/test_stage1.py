@@ -1,0 +1,73 @@
+"""Stage 1: frame choice, the stage on disk, resume, and errors."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig, MatchingConfig, SolverConfig
+from frame_to_model_icp import stage
+from frame_to_model_icp.selection import select_frames
+from tests.box_world import BoxWorld, make_box_world
+from utils.errors import ConfigError, MissingArtifactError
+from utils.registration import forward_points
+from utils.scene import artifacts
+from utils.scene.layout import SceneLayout
+from utils.scene.manifest import publish
+
+FAST = {
+    "matching": MatchingConfig(matches_per_frame=1500),
+    "solver": SolverConfig(lattice=(10, 6, 3), cg_iterations=20),
+}
+
+
+def write_box(root, **settings) -> BoxWorld:
+    world = make_box_world(**settings)
+    with publish(SceneLayout(root).npz_dir) as folder:
+        artifacts.save_results(folder, world.scene)
+    return world
+
+
+@pytest.mark.parametrize(("total", "expected"), [(49, 49), (50, 50), (60, 50), (81, 50), (99, 50), (100, 50), (300, 50), (2, 2)])
+def test_selection_never_wastes_frames(total, expected):
+    index = select_frames(total, AlignmentDataConfig())
+    assert len(index) == expected
+    assert len(np.unique(index)) == expected
+    assert index[0] == 0
+    assert index[-1] == min(total - 1, 98)
+
+
+def test_selection_honours_stride_and_offset():
+    config = AlignmentDataConfig(num_frames=4, stride=3, offset=2)
+    np.testing.assert_array_equal(select_frames(40, config), [2, 5, 8, 11])
+    np.testing.assert_array_equal(select_frames(9, config), [2, 4, 6, 8])
+
+
+def test_selection_refuses_a_single_frame():
+    with pytest.raises(ConfigError, match="offset 9"):
+        select_frames(10, AlignmentDataConfig(offset=9))
+
+
+def test_stage_writes_an_alignment_and_skips_it_the_second_time(tmp_path):
+    world = write_box(tmp_path, frames=5, size=(48, 80))
+    config = FrameToModelICPConfig(root_path=tmp_path, alignment=AlignmentDataConfig(num_frames=4, stride=1, offset=1), **FAST)
+    out = stage.run(config)
+    assert out == tmp_path / "frame_to_model_icp_4_1_offset1" / "after_non_rigid_icp"
+    alignment = artifacts.load_alignment(out)
+    assert alignment.aligned.all()
+    np.testing.assert_array_equal(alignment.cameras.frame_ids, [1, 2, 3, 4])
+    assert set(np.unique(alignment.cloud.frame)) == {1, 2, 3, 4}
+    # Every cloud point is the stored forward map of its pixel: what is saved is what was measured.
+    points = forward_points(world.scene.select([1, 2, 3, 4]), alignment.cameras, alignment.fields).reshape(4, -1, 3)
+    np.testing.assert_allclose(alignment.cloud.points, points[alignment.cloud.frame - 1, alignment.cloud.pixel], atol=2e-5)
+    written = json.loads((out / "report.json").read_text())
+    assert np.median(written["residual_after"]) < 0.3 * np.median(written["residual_before"])
+    stamp = (out / "manifest.json").stat().st_mtime_ns
+    stage.run(config)
+    assert (out / "manifest.json").stat().st_mtime_ns == stamp
+
+
+def test_stage_names_the_command_that_makes_its_input(tmp_path):
+    with pytest.raises(MissingArtifactError) as error:
+        stage.run(FrameToModelICPConfig(root_path=tmp_path))
+    assert "preprocess_video.py" in error.value.hint
