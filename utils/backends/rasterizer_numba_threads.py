@@ -1,0 +1,59 @@
+"""Spreads compiled kernels over threads.
+
+Plain Python threads running kernels that release the GIL, not Numba's `prange`: one sequential compilation per kernel (a
+third of the JIT time), chunks that are taken as threads become free, safe to call from two threads at once (a viewer beside
+an optimisation), and no second OpenMP pool that spins against torch's.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+CHUNKS_PER_THREAD = 6
+"""Enough that the last thread to finish is not far behind, few enough that dispatch (about 20 us each) does not show."""
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="rasterizer")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def num_chunks() -> int:
+    """How many chunks to cut a job into: 1 on one thread. Follows `torch.set_num_threads`."""
+    threads = torch.get_num_threads()
+    return 1 if threads == 1 else threads * CHUNKS_PER_THREAD
+
+
+def run_chunks(kernel: Callable[..., None], chunks: Sequence[tuple[Any, ...]], *shared: Any) -> None:
+    """Runs `kernel(*chunk, *shared)` for all chunks; the order is unspecified, so chunks must write to different places."""
+    pending = deque(chunks)
+
+    def work() -> None:
+        while True:
+            try:
+                chunk = pending.popleft()
+            except IndexError:
+                return
+            kernel(*chunk, *shared)
+
+    num_helpers = min(torch.get_num_threads(), len(chunks)) - 1
+    helpers = [_pool().submit(work) for _ in range(num_helpers)]
+    work()
+    for helper in helpers:
+        helper.result()
+
+
+def ranges(count: int) -> list[tuple[int, int]]:
+    """Cuts 0..count into chunks (begin, end)."""
+    pieces = num_chunks()
+    bounds = [count * i // pieces for i in range(pieces + 1)]
+    return [(begin, end) for begin, end in pairwise(bounds) if end > begin]
