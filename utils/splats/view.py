@@ -13,7 +13,7 @@ from utils.errors import ConfigError, MissingArtifactError
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.splats.checkpoint import MODEL, TrainedScene
 from utils.splats.gaussians import apply_appearance, near_plane, rigid, view_gaussians
-from utils.types import Array, RenderOutput, Splats
+from utils.types import Array, CameraGaussians, RenderOutput, Splats
 
 _SAMPLED_SPLATS = 4096
 
@@ -27,23 +27,26 @@ class SplatView:
         rasterizer: what draws.
         device: where the splats are.
         turn: whether the inverse deformation also turns splats, as it did in training.
+        near: nearest depth that is drawn, scene units; 0 takes what training drew.
+        far: farthest depth that is drawn, scene units.
         splats: the checkpoint's, on the device.
         median_depth: median distance of the splats from the cameras, scene units.
-        near: smallest camera z that is drawn, scene units.
     """
 
     trained: TrainedScene
     rasterizer: Rasterizer
     device: torch.device
     turn: bool = True
+    near: float = 0.0
+    far: float = float("inf")
     splats: Splats = field(init=False)
     median_depth: float = field(init=False)
-    near: float = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splats", self.trained.splats.to(self.device))
         object.__setattr__(self, "median_depth", median_depth(self.trained))
-        object.__setattr__(self, "near", near_plane(self.splats.means, self.trained.cameras))
+        if self.near <= 0:
+            object.__setattr__(self, "near", near_plane(self.splats.means, self.trained.cameras))
 
     @torch.no_grad()
     def render(self, c2w: Array, K: Array, size: tuple[int, int], local: LocalWarp | None = None) -> RenderOutput:
@@ -58,6 +61,8 @@ class SplatView:
         pose = torch.from_numpy(np.ascontiguousarray(c2w)).float().to(self.device)
         warp = rigid(self.splats, pose) if local is None else local
         gaussians = view_gaussians(self.splats, pose, warp, active_degree=self.splats.sh_degree, turn=self.turn and local is not None)
+        if np.isfinite(self.far):
+            gaussians = _nearer_than(gaussians, self.far)
         intrinsics = torch.from_numpy(np.ascontiguousarray(K)).float().to(self.device)
         mode = "2dgs" if self.trained.renderer == "2dgs" else "3dgs"
         return self.rasterizer.render(gaussians, intrinsics, size, mode, near=self.near)
@@ -71,6 +76,13 @@ class SplatView:
         output = self.render(cameras.c2w[i], cameras.K[i], cameras.size, local)
         matrix = self.trained.appearance[i].to(self.device)
         return replace(output, rgb=apply_appearance(output.rgb, output.alpha, matrix))
+
+
+def _nearer_than(gaussians: CameraGaussians, far: float) -> CameraGaussians:
+    keep = gaussians.means[:, 2] < far
+    return CameraGaussians(
+        gaussians.means[keep], gaussians.quats[keep], gaussians.scales[keep], gaussians.opacities[keep], gaussians.colors[keep]
+    )
 
 
 def resolve_rasterizer(name: str, device: str) -> tuple[Rasterizer, torch.device, str]:
