@@ -2,7 +2,7 @@
 
 Plain Python threads running kernels that release the GIL, not Numba's `prange`: one sequential compilation per kernel (a
 third of the JIT time), chunks that are taken as threads become free, safe to call from two threads at once (a viewer beside
-an optimisation), and no second OpenMP pool that spins against torch's.
+an optimisation), and no second OpenMP pool. Torch's pool must not spin while it waits: `utils` sets OMP_WAIT_POLICY.
 """
 
 import os
