@@ -80,7 +80,7 @@ def dense_flow(image_a: Array, image_b: Array) -> Array:
     """(h, w, 2) float32 optical flow from a to b in pixels (DIS, Kroeger et al. 2016)."""
     grey_a = cv2.cvtColor(as_uint8(image_a), cv2.COLOR_RGB2GRAY)
     grey_b = cv2.cvtColor(as_uint8(image_b), cv2.COLOR_RGB2GRAY)
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     return dis.calc(grey_a, grey_b, None)
 
 

@@ -1,6 +1,7 @@
 """What the export command does: locate, select, turn upright, write; a file or folder appears whole or not at all."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from configs.evaluation import ExportConfig
 from utils.errors import ConfigError
 from utils.exports.colmap import write_colmap_binary, write_colmap_text
+from utils.exports.mesh import fuse_mesh, write_mesh
 from utils.exports.nerfstudio import write_transforms
 from utils.exports.ply import flatten_discs, write_splat_ply
 from utils.exports.select import drop_non_finite, most_important, transform_cameras, transform_splats, upright
@@ -19,7 +21,7 @@ from utils.scene.manifest import writing
 from utils.scene.media import write_image
 from utils.splats.checkpoint import TrainedScene, load_checkpoint
 from utils.splats.sh import sh_basis
-from utils.splats.view import locate_checkpoint
+from utils.splats.view import SplatView, locate_checkpoint, resolve_rasterizer
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Splats
 
 _FILE_NAMES = {
@@ -118,10 +120,8 @@ def _write_scene(path: Path, cameras: CameraSet, run_layout: RunLayout, rotation
 
 
 def _write_mesh(path: Path, trained: TrainedScene, rotation: Array, config: ExportConfig, report: Reporter) -> None:
-    from utils.exports.mesh import fuse_mesh, write_mesh
-    from utils.splats.view import SplatView, resolve_rasterizer
-
     rasterizer, device, _ = resolve_rasterizer(config.rasterizer, config.device)
     mesh = fuse_mesh(SplatView(trained, rasterizer, device), config.mesh_resolution, report)
-    write_mesh(path, config.scale * mesh.vertices @ rotation.T, mesh.colors, mesh.faces)
+    turned = replace(mesh, vertices=config.scale * mesh.vertices @ rotation.T)
+    write_mesh(path, turned, config.format.removeprefix("mesh-"))
     report.note(f"export: {len(mesh.faces)} triangles")

@@ -207,7 +207,7 @@ class ViewerApp:
         play.on_click(self._play)
         add.on_click(self._record)
         clear.on_click(lambda _: self._forget())
-        save.on_click(lambda _: self.save_path())
+        save.on_click(self._save)
 
     def _update_cameras(self) -> None:
         self._camera_root.visible = self.show_cameras.value
@@ -350,6 +350,9 @@ class ViewerApp:
     def _forget(self) -> None:
         self._recorded.clear()
         self.path_words.content = "No views recorded."
+
+    def _save(self, _: Any) -> None:
+        self.save_path()
 
     def save_path(self) -> Path | None:
         """Writes the recorded views as a camera path that `eval_gs` renders; returns its file, None without views."""
