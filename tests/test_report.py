@@ -121,3 +121,25 @@ def test_plan_basis_is_level_and_right_handed() -> None:
     basis = pictures.plan_basis(np.array([0, 0, 1.0]), np.array([1.0, 0, -0.5]))
     np.testing.assert_allclose(basis, [[0, -1, 0], [0, 0, 1], [-1, 0, 0]], atol=1e-12)
     assert np.linalg.det(pictures.plan_basis(np.array([0, 1.0, 0]), np.array([0, -1.0, 0]))) == pytest.approx(1)
+
+
+def test_alignment_residuals_and_contradictions_are_told(tmp_path: Path) -> None:
+    import json
+
+    run = write_trained_world(tmp_path)
+    content = {
+        "frames": [0, 1, 2, 3, 4],
+        "residual_before": [0.02, 0.03, None, 0.03, 0.02],
+        "residual_after": [0.001, 0.002, None, 0.002, 0.001],
+        "contradictions": [{"frames": [1, 4], "after": 0.05}],
+        "pairs": [{"source": i, "target": i + 1, "before": 0.1} for i in range(4)],
+    }
+    (run.after_global_optimization / "report.json").write_text(json.dumps(content))
+    manifest = json.loads((run.after_global_optimization / "manifest.json").read_text())
+    size = (run.after_global_optimization / "report.json").stat().st_size
+    manifest["files"]["report.json"][0] = size
+    (run.after_global_optimization / "manifest.json").write_text(json.dumps(manifest))
+    text, _ = check(write_report(tmp_path))
+    assert "disagreement with the other frames" in text and "median distance (% of depth)" in text
+    assert "could not be made to agree: 1 and 4." in text
+    assert "source" not in text.split("<h2>Curves and residuals</h2>")[1].split("</section>")[0]

@@ -29,6 +29,8 @@ _PICTURE_WIDTH = 400
 _STRIP_FRAMES = 8
 _MAX_CLOUD_POINTS = 400_000
 _MAX_CHARTS_PER_STAGE = 6
+# Parts of a stage's report that are shown elsewhere or say nothing as a curve.
+_NO_CURVES = frozenset({"frames", "pairs", "contradictions", "aligned", "residual_before", "residual_after"})
 
 STAGE_TITLES = {
     "npz": "Geometry (stage 0)",
@@ -196,10 +198,20 @@ def _warnings(stages: list[_Stage], scene: Scene | None, alignment: Alignment | 
     if alignment is not None and not alignment.aligned.all():
         names = ", ".join(str(i) for i in alignment.cameras.frame_ids[~alignment.aligned])
         found.append(f"These frames could not be aligned and were left out of the cloud: {names}.")
+    found += [w for s in stages for w in _contradictions(s)]
     found += [w for s in stages for w in _quality_warnings(s)]
     if not found:
         return "<p>None.</p>" if stages else ""
     return '<ul class="warnings">' + "".join(f"<li>{escape(w)}</li>" for w in found) + "</ul>"
+
+
+def _contradictions(stage: _Stage) -> Iterator[str]:
+    """Frames that see the same place but cannot be made to agree."""
+    pairs = stage.report.get("contradictions", [])
+    named = [f"{a} and {b}" for a, b in (p.get("frames", (0, 0)) for p in pairs[:5] if isinstance(p, dict))]
+    if named:
+        more = f" and {len(pairs) - len(named)} more pairs" if len(pairs) > len(named) else ""
+        yield f"{stage.title}: these frames show the same place differently and could not be made to agree: {', '.join(named)}{more}."
 
 
 def _quality_warnings(stage: _Stage) -> Iterator[str]:
@@ -348,15 +360,30 @@ def _curves(stages: list[_Stage]) -> str:
     parts = []
     for stage in stages:
         charts = [c for path, values in _series(stage.report, ()) if (c := _chart(stage, path, values))]
-        shown = "".join(charts[:_MAX_CHARTS_PER_STAGE])
+        shown = _residuals(stage.report) + "".join(charts[:_MAX_CHARTS_PER_STAGE])
         parts.append(f"<h3>{escape(stage.title)}</h3>{shown}" if shown else "")
     return "".join(parts) or _missing("The stages left no curves.")
+
+
+def _residuals(report: dict[str, Any]) -> str:
+    """Disagreement with the other frames, per frame, before and after an alignment."""
+    before, after = report.get("residual_before"), report.get("residual_after")
+    frames = report.get("frames", [])
+    if not (_is_numbers(before) and _is_numbers(after) and len(before) == len(after) == len(frames)):
+        return ""
+    percent = {name: [100 * v for v in _floats(values)] for name, values in (("before", before), ("after", after))}
+    return "<h4>disagreement with the other frames</h4>" + line_chart(
+        {name: (_floats(frames), values) for name, values in percent.items()},
+        title="residual per frame before and after alignment",
+        x_label="frame",
+        y_label="median distance (% of depth)",
+    )
 
 
 def _series(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, list[float]]]]:
     """Every list of numbers, or of records of numbers, inside a report, with the names that lead to it."""
     if isinstance(value, dict):
-        lists = {k: v for k, v in value.items() if _is_numbers(v)}
+        lists = {k: _floats(v) for k, v in value.items() if k not in _NO_CURVES and _is_numbers(v)}
         steps = next((k for k in ("step", "steps", "iteration", "iterations") if k in lists), None)
         if steps and all(len(v) == len(lists[steps]) for v in lists.values()):
             for name, numbers in lists.items():
@@ -366,7 +393,7 @@ def _series(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
             for name, numbers in lists.items():
                 yield (*path, name), {"value": numbers}
         for name, inner in value.items():
-            if name not in lists:
+            if name not in lists and name not in _NO_CURVES:
                 yield from _series(inner, (*path, name))
     elif isinstance(value, list) and len(value) >= 3 and all(isinstance(v, dict) for v in value):
         names = [k for k in value[0] if all(isinstance(v.get(k), int | float) for v in value)]
@@ -374,7 +401,14 @@ def _series(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
 
 
 def _is_numbers(value: Any) -> bool:
-    return isinstance(value, list) and len(value) >= 3 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    """Whether this is a list of at least 3 numbers; None stands for one that is unknown."""
+    if not isinstance(value, list) or len(value) < 3 or all(v is None for v in value):
+        return False
+    return all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in value)
+
+
+def _floats(values: list[Any]) -> list[float]:
+    return [float("nan") if v is None else float(v) for v in values]
 
 
 def _chart(stage: _Stage, path: tuple[str, ...], values: dict[str, list[float]]) -> str:
@@ -386,7 +420,7 @@ def _chart(stage: _Stage, path: tuple[str, ...], values: dict[str, list[float]])
         return ""
     heading = f"<h4>{escape(' / '.join(p.replace('_', ' ') for p in path))}</h4>"
     title = f"{name}, {stage.folder.name}"
-    if "step" not in values and any(w in words for w in ("frame", "view", "round_trip", "residual")):
+    if "step" not in values and any(w in words for w in ("frame", "view", "round_trip", "matches", "fitness")):
         return heading + bar_chart(numbers, title=title, x_label="frame", y_label=name)
     steps = values.get("step", [float(i) for i in range(len(numbers))])
     return heading + line_chart({name: (steps, numbers)}, title=title, x_label="step", y_label=name)
