@@ -49,7 +49,7 @@ def draw_with_gradients(
     leaves = [a.to(dtype).clone().requires_grad_() for a in attributes]
     images = images_of(draw(name, leaves, K.to(dtype), size, mode))
     g = torch.Generator().manual_seed(5)
-    loss = sum((i * torch.randn(i.shape, generator=g, dtype=torch.float64).to(dtype)).sum() for i in images.values())
+    loss = torch.stack([(i * torch.randn(i.shape, generator=g, dtype=torch.float64).to(dtype)).sum() for i in images.values()]).sum()
     torch.autograd.backward(loss)
     return images, {n: leaf.grad for n, leaf in zip(NAMES, leaves, strict=True) if leaf.grad is not None}
 
@@ -88,7 +88,7 @@ def test_hidden_gaussians_change_nothing(backend: str, mode: SplatMode) -> None:
     out = draw(backend, leaves, K, size, mode)
     for name, image in images_of(out).items():
         torch.testing.assert_close(image, images_of(visible)[name])
-    torch.autograd.backward(sum(i.sum() for i in images_of(out).values()))
+    torch.autograd.backward([i.sum() for i in images_of(out).values()])
     for name, leaf in zip(NAMES, leaves, strict=True):
         assert leaf.grad is not None
         assert (leaf.grad[:4] == 0).all(), name
@@ -172,7 +172,7 @@ def test_nothing_to_draw(backend: str, mode: SplatMode, count: int) -> None:
     for image in images_of(out).values():
         assert image.shape[:2] == (20, 30)
         assert (image == 0).all()
-    torch.autograd.backward(sum(i.sum() for i in images_of(out).values()))
+    torch.autograd.backward([i.sum() for i in images_of(out).values()])
     assert all(leaf.grad is not None and (leaf.grad == 0).all() for leaf in leaves)
 
 
@@ -192,7 +192,7 @@ def test_extreme_gaussians_stay_finite(backend: str, mode: SplatMode) -> None:
     for leaf in leaves:
         leaf.requires_grad_()
     images = images_of(draw(backend, leaves, K.float(), size, mode))
-    torch.autograd.backward(sum(i.sum() for i in images.values()))
+    torch.autograd.backward([i.sum() for i in images.values()])
     assert all(i.isfinite().all() for i in images.values())
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
 

@@ -1,8 +1,8 @@
 """Spreads compiled kernels over threads.
 
-Plain Python threads running kernels that release the GIL, not Numba's `prange`: one sequential compilation per kernel (a
-third of the JIT time), chunks that are taken as threads become free, safe to call from two threads at once (a viewer beside
-an optimisation), and no second OpenMP pool. Torch's pool must not spin while it waits: `utils` sets OMP_WAIT_POLICY.
+Plain Python threads running kernels that release the GIL, not Numba's `prange`: kernels compile faster, threads take chunks as
+they become free, calls from two threads at once are safe (a viewer beside an optimisation), and there is no second OpenMP pool.
+Torch's pool must not spin while it waits: `utils` sets OMP_WAIT_POLICY.
 """
 
 import os

@@ -32,11 +32,11 @@ def sh_basis(directions: Tensor, degree: int) -> Tensor:
     if not 0 <= degree <= MAX_DEGREE:
         raise ValueError(f"degree {degree} is not in 0..{MAX_DEGREE}")
     x, y, z = directions.unbind(-1)
+    xx, yy, zz = x * x, y * y, z * z
     terms = [torch.full_like(x, _C0)]
     if degree >= 1:
         terms += [-_C1 * y, _C1 * z, -_C1 * x]
     if degree >= 2:
-        xx, yy, zz = x * x, y * y, z * z
         terms += [_C2[0] * x * y, -_C2[0] * y * z, _C2[1] * (2 * zz - xx - yy), -_C2[0] * x * z, _C2[2] * (xx - yy)]
     if degree >= 3:
         terms += [

@@ -38,8 +38,8 @@ class _Blur(torch.autograd.Function):
         return _multiply_band(_multiply_band(images, -1), -2)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return gaussian_blur(grad)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return gaussian_blur(grad_outputs[0])
 
 
 def _multiply_band(images: Tensor, dim: int) -> Tensor:
