@@ -54,7 +54,8 @@ class MatchingConfig:
     """Correspondences between frames."""
 
     matcher: str = "flow"
-    """`flow` (dense optical flow started from the current geometry) or `none` (poses and fields stay as they are)."""
+    """`flow` (dense optical flow started from the current geometry), `romav2` (learned, needs its package and weights) or `none`
+    (poses and fields stay as they are)."""
     gaps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """Frame distances that are matched; long ones stop drift."""
     revisits_per_frame: int = 1
@@ -65,6 +66,14 @@ class MatchingConfig:
     """Matches kept per frame over all its pairs; time is linear in it."""
     max_cycle_error_px: float = 1.0
     """Largest forward-backward disagreement of the flow, in pixels."""
+    min_correlation: float = 0.4
+    """Least correlation of the matched image patches, -1..1; flat patches pass if their brightness pattern agrees."""
+    roma_setting: Literal["auto", "turbo", "fast", "base", "precise"] = "auto"
+    """Resolution of RoMa v2: 320, 512, 640 or 800 with refinement at 1280 pixels; auto is precise on a GPU, turbo on the CPU."""
+    roma_min_overlap: float = 0.5
+    """RoMa's matches count above this probability of being visible in the other frame, 0..1."""
+    roma_cache: Path | None = None
+    """Folder for RoMa's matches, one file a pair. Default: roma_cache in the scene root."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Stage 1 shell: reads results.npz, registers frame after frame, publishes `after_non_rigid_icp/`."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from configs.stage1_align import FrameToModelICPConfig
@@ -28,7 +29,8 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
     index = select_frames(len(everything), data)
     scene = everything.select(index)
     usable = usable_pixels(scene, confident_pixels(everything, data)[index], config.filter)
-    result = align_sequential(scene, usable, config, report)
+    matching = replace(config.matching, roma_cache=config.matching.roma_cache or layout.roma_cache)
+    result = align_sequential(scene, usable, replace(config, matching=matching), report)
     cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, config.filter)
     with publish(out) as folder:
         artifacts.save_alignment(folder, to_alignment(scene, result, cloud), config)

@@ -1,6 +1,7 @@
 """Stage 2 shell: reads an alignment, solves all frames jointly, publishes `after_global_optimization/`."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,8 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
     index = alignment.cameras.frame_ids
     scene = everything.select(index)
     usable = usable_pixels(scene, confident_pixels(everything, stage1.alignment)[index], stage1.filter)
-    result = align_jointly(scene, _registration(alignment), usable, config, report)
+    matching = replace(config.matching, roma_cache=config.matching.roma_cache or layout.roma_cache)
+    result = align_jointly(scene, _registration(alignment), usable, replace(config, matching=matching), report)
     cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, stage1.filter)
     with publish(out) as folder:
         artifacts.save_alignment(folder, to_alignment(scene, result, cloud), config)

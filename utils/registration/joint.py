@@ -9,10 +9,9 @@ from configs.stage1_align import MatchingConfig, SolverConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.errors import NoOverlapError
 from utils.registration.geometry import AlignedGeometry
-from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs
+from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
 from utils.registration.result import Registration, connected_frames, diagnose, errors_by_pair
-from utils.registration.sequential import MIN_MATCHED
 from utils.registration.solver import LatticeShape, build_problem, initial_state, solve, to_fields
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
 
@@ -73,10 +72,11 @@ def _round(
     pairs = choose_pairs(overlaps(geometry, frames), frames, matching)
     grid = match_grid(scene, len(pairs), matching)
     matcher = matcher or MATCHERS.load(matching.matcher)(scene, usable, grid, matching)
+    prepare_pairs(matcher, pairs, report)
     stage = f"joint round {index + 1}"
     matches = match_pairs(matcher, pairs, geometry, lambda n: report.step(StepReport(stage, n - 1, len(pairs))))
     samples = scene.cameras.size[0] * scene.cameras.size[1] / grid**2
-    matches = [m for m in matches if len(m) > MIN_MATCHED * samples]
+    matches = supported_matches(matches, samples)
     if not matches:
         raise NoOverlapError("no two frames show the same surface", "check poses and depth of stage 0, or use fewer, closer frames")
     clock.append(time.perf_counter())

@@ -19,9 +19,13 @@ from configs.stage1_align import MatchingConfig
 from utils.backends.registry import Registry
 from utils.registration.geometry import AlignedGeometry
 from utils.runtime import cpu_count
-from utils.types import Array, Scene
+from utils.types import Array, Reporter, Scene
 
 _FINE_FLOW_PIXELS = 100_000  # below it flow runs to full resolution: every pixel counts, and it takes 15 ms
+_WINDOW = (9, 9)  # pixels of the patches that are compared
+_FLAT = 3.0  # grey levels by which patches without texture may differ, after their means are taken off
+_MIN_PAIR_SHARE = 0.02  # share of a pair's samples that must match for the pair to count
+_MIN_FRAME_SHARE = 0.1  # the same for the best pair of a frame: two unrelated textures match on about 5 %
 _PREDICTION_STEPS = 1  # one inversion step predicts to a fraction of a pixel; flow finds the rest
 
 
@@ -65,7 +69,12 @@ class MatcherFactory(Protocol):
         ...
 
 
-MATCHERS = Registry("matcher", flow="utils.registration.matching:FlowMatcher", none="utils.registration.matching:NoMatcher")
+MATCHERS = Registry(
+    "matcher",
+    flow="utils.registration.matching:FlowMatcher",
+    none="utils.registration.matching:NoMatcher",
+    romav2="utils.backends.matching_romav2:RomaMatcher",
+)
 
 
 def empty_matches(source: int, target: int) -> MatchSet:
@@ -94,20 +103,22 @@ class FlowMatcher:
         self._usable = usable
         self._grid = grid
         self._max_cycle = config.max_cycle_error_px
+        self._min_correlation = config.min_correlation
         self._finest = 0 if self._gray[0].size <= _FINE_FLOW_PIXELS else 1
         self._local = threading.local()
 
     def match(self, source: int, target: int, geometry: AlignedGeometry) -> MatchSet:
         """Matches on a grid whose phase changes from pair to pair, so that together the pairs cover all pixels."""
-        there, there_flow = self._predicted_flow(source, target, geometry)
-        back, back_flow = self._predicted_flow(target, source, geometry)
+        there, there_flow, warped = self._predicted_flow(source, target, geometry)
+        back, back_flow, _ = self._predicted_flow(target, source, geometry)
+        alike = patches_agree(self._gray[source], warped, there_flow, self._min_correlation)
         phase = (source * 7 + target * 3) % self._grid, (source * 5 + target * 2) % self._grid
-        rows = _select_matches(
+        rows = select_matches(
             there,
             there_flow,
             back,
             back_flow,
-            self._usable[source],
+            self._usable[source] & alike,
             self._usable[target],
             self._depth[source],
             self._depth[target],
@@ -117,8 +128,8 @@ class FlowMatcher:
         )
         return MatchSet(source, target, rows[:, 0:2], rows[:, 2:4], rows[:, 4], rows[:, 5])
 
-    def _predicted_flow(self, source: int, target: int, geometry: AlignedGeometry) -> tuple[Array, Array]:
-        """Predicted target position (H, W, 2) of every source pixel, and the flow (H, W, 2) from source to warped target."""
+    def _predicted_flow(self, source: int, target: int, geometry: AlignedGeometry) -> tuple[Array, Array, Array]:
+        """Predicted target position (H, W, 2) of every source pixel, flow (H, W, 2) from source to warped target, and the latter (H, W)."""
         image = self._gray[source]
         h, w = image.shape
         canonical = geometry.canonical(source).reshape(-1, 3)
@@ -129,13 +140,30 @@ class FlowMatcher:
         grid = np.where(inside[..., None], predicted - 0.5, -1e4).astype(np.float32)
         warped = cv2.remap(self._gray[target], grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         warped = np.where(inside, warped, image)
-        return np.where(inside[..., None], predicted, np.nan), self._flow().calc(image, warped, None)  # type: ignore[call-overload]
+        flow: Array = self._flow().calc(image, warped, None)  # type: ignore[call-overload]
+        return np.where(inside[..., None], predicted, np.nan), flow, warped
 
     def _flow(self) -> cv2.DISOpticalFlow:
         if not hasattr(self._local, "flow"):
             self._local.flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
             self._local.flow.setFinestScale(self._finest)
         return self._local.flow
+
+
+def patches_agree(image: Array, other: Array, flow: Array, min_correlation: float) -> Array:
+    """(H, W) bool: the patch around each pixel looks like the one its flow points to, up to brightness and contrast.
+
+    Without this test a match where flow found nothing to hold on to would confirm the prediction it started from.
+    """
+    h, w = image.shape
+    grid = flow + np.stack(np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)), -1)
+    a = image.astype(np.float32)
+    b = cv2.remap(other, grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
+    mean_a, mean_b = cv2.blur(a, _WINDOW), cv2.blur(b, _WINDOW)
+    var_a, var_b = cv2.blur(a * a, _WINDOW) - mean_a**2, cv2.blur(b * b, _WINDOW) - mean_b**2
+    covariance = cv2.blur(a * b, _WINDOW) - mean_a * mean_b
+    correlated = covariance > min_correlation * np.sqrt(np.maximum(var_a * var_b, 0))
+    return (correlated & (var_a > 0) & (var_b > 0)) | (var_a + var_b - 2 * covariance < _FLAT**2)
 
 
 @njit(inline="always")
@@ -176,7 +204,7 @@ def _follow(predicted, flow, i, j):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _select_matches(there, there_flow, back, back_flow, usable, usable_target, depth, depth_target, grid, phase, max_cycle):  # type: ignore[no-untyped-def]
+def select_matches(there, there_flow, back, back_flow, usable, usable_target, depth, depth_target, grid, phase, max_cycle):  # type: ignore[no-untyped-def]
     """(M, 6) float32: source x, y, target x, y, source depth, target depth of matches that pass every check."""
     h, w = depth.shape
     out = np.empty(((h // grid + 1) * (w // grid + 1), 6), np.float32)
@@ -214,6 +242,22 @@ def match_grid(scene: Scene, num_pairs: int, config: MatchingConfig) -> int:
     h, w = scene.cameras.size
     candidates = 0.5 * h * w * num_pairs / max(len(scene), 1)
     return max(1, round(float(np.sqrt(candidates / config.matches_per_frame))))
+
+
+def prepare_pairs(matcher: Matcher, pairs: list[tuple[int, int]], report: Reporter) -> None:
+    """Tells a matcher that can compute many pairs at once (it has `prepare`) which ones will be asked for."""
+    prepare = getattr(matcher, "prepare", None)
+    if prepare is not None:
+        prepare(pairs, report)
+
+
+def supported_matches(matches: list[MatchSet], samples: float) -> list[MatchSet]:
+    """The pairs worth using: enough of the `samples` pixels tried match, and both frames have a pair that matches well."""
+    best: dict[int, int] = {}
+    for match in matches:
+        for frame in (match.source, match.target):
+            best[frame] = max(best.get(frame, 0), len(match))
+    return [m for m in matches if len(m) >= _MIN_PAIR_SHARE * samples and min(best[m.source], best[m.target]) >= _MIN_FRAME_SHARE * samples]
 
 
 def match_pairs(

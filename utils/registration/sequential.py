@@ -8,13 +8,11 @@ import numpy as np
 from configs.stage1_align import FrameToModelICPConfig
 from utils.registration.geometry import AlignedGeometry
 from utils.registration.lattice import zero_fields
-from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs
+from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
 from utils.registration.result import AGREEING_SIGMAS, Diagnostics, Registration, diagnose, errors_by_pair
 from utils.registration.solver import LatticeShape, build_problem, initial_state, solve, to_fields
 from utils.types import NULL_REPORTER, Array, CameraSet, LatticeFields, Reporter, Scene, StepReport
-
-MIN_MATCHED = 0.01  # share of the sampled pixels, over all its pairs, below which a frame counts as unmatched
 
 
 def align_sequential(
@@ -41,6 +39,7 @@ def align_sequential(
     pairs = choose_pairs(overlaps(AlignedGeometry(scene, cameras, fields), np.arange(frames)), np.arange(frames), config.matching)
     grid = match_grid(scene, len(pairs), config.matching)
     matcher = matcher or MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
+    prepare_pairs(matcher, pairs, report)
     samples = scene.cameras.size[0] * scene.cameras.size[1] / grid**2
     aligned = np.zeros(frames, bool)
     aligned[0] = True
@@ -53,10 +52,10 @@ def align_sequential(
         start = time.perf_counter()
         references = [i for i, j in pairs if j == frame and aligned[i]]
         matches = match_pairs(matcher, [(frame, i) for i in references], geometry, lambda done: None)
-        matches = [m for m in matches if len(m)]
+        matches = supported_matches(matches, samples)
         seconds["matching"] += time.perf_counter() - start
         start = time.perf_counter()
-        if sum(len(m) for m in matches) > MIN_MATCHED * samples:
+        if matches:
             pose, field, errors = _register(frame, matches, geometry, config, samples)
             agreeing = np.mean(np.concatenate(errors[1]) < AGREEING_SIGMAS * config.solver.match_sigma)
             if agreeing >= config.min_fitness:

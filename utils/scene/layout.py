@@ -59,6 +59,10 @@ class SceneLayout:
         return self.root / "preprocess_frames.json"
 
     @property
+    def roma_cache(self) -> Path:
+        return self.root / "roma_cache"
+
+    @property
     def path_json(self) -> Path:
         return self.root / "gs_video" / "0000_extend_transforms.json"
 

@@ -33,6 +33,7 @@ COSMETIC = frozenset(
         "tensorboard_log_dir",
         "progress",
         "num_threads",
+        "roma_cache",
         "allow_stale",
     ]
 )
