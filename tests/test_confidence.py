@@ -1,0 +1,112 @@
+"""Confidence modes against brute force, and the voxel statistics below them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from configs.stage1_align import AlignmentDataConfig
+from tests.box_world import make_box_world
+from utils.errors import ConfigError
+from utils.geometry.projection import transform, unproject_depth
+from utils.points.confidence import confident_pixels
+from utils.points.edges import depth_edges
+from utils.points.voxels import grouped_percentile, voxel_keys, voxel_mean
+
+P, G, L, M, VOXEL = 80.0, 15.0, 25.0, 50.0, 0.4
+
+
+def noisy_scene():
+    """Confidences with two decimals (many ties), some depth missing."""
+    scene = make_box_world(3, (12, 20)).scene
+    rng = np.random.default_rng(5)
+    depth = scene.depth.copy()
+    depth[rng.random(depth.shape) < 0.1] = 0
+    return replace(scene, depth=depth, confidence=np.round(rng.gamma(2.0, 1.0, depth.shape), 2).astype(np.float32))
+
+
+def world_points(scene):
+    return np.stack([transform(c, unproject_depth(d, k)) for c, d, k in zip(scene.cameras.c2w, scene.depth, scene.cameras.K, strict=True)])
+
+
+def brute_voxel(scene, local, overall, min_count):
+    valid, conf = scene.valid, scene.confidence
+    cells = np.floor(world_points(scene) / (VOXEL * scene.median_depth)).astype(int)
+    groups = {}
+    for index in zip(*np.nonzero(valid), strict=True):
+        groups.setdefault(tuple(cells[index]), []).append(index)
+    least = np.percentile([len(g) for g in groups.values()], min_count) if min_count is not None else 0
+    keep = np.zeros(valid.shape, bool)
+    for members in groups.values():
+        values = np.array([conf[m] for m in members])
+        threshold = np.percentile(values.astype(np.float64), local)
+        if overall is not None:
+            threshold = max(threshold, np.percentile(conf[valid], overall))
+        for m, value in zip(members, values, strict=True):
+            keep[m] = value >= threshold and len(members) >= least
+    return keep
+
+
+def brute(scene, mode):
+    valid, conf = scene.valid, scene.confidence
+    frame = lambda p: np.array([np.percentile(c, p) for c in conf])[:, None, None]
+    return {
+        "global": lambda: valid & (conf >= np.percentile(conf, P)),
+        "per_frame": lambda: valid & (conf >= frame(P)),
+        "per_frame_guided": lambda: valid & (conf >= np.maximum(frame(L), np.percentile(conf, G))),
+        "voxel": lambda: brute_voxel(scene, P, None, M),
+        "voxel_guided": lambda: brute_voxel(scene, L, G, None),
+        "voxel_or": lambda: brute_voxel(scene, L, G, None) | brute_voxel(scene, P, None, M),
+    }[mode]()
+
+
+@pytest.mark.parametrize("mode", ["global", "per_frame", "per_frame_guided", "voxel", "voxel_guided", "voxel_or"])
+def test_mode_equals_brute_force(mode):
+    scene = noisy_scene()
+    config = AlignmentDataConfig(
+        conf_mode=mode,
+        conf_thresh_percentile=P,
+        conf_global_percentile=G,
+        conf_local_percentile=L,
+        conf_voxel_min_count_percentile=M,
+        conf_voxel_size=VOXEL,
+    )
+    keep = confident_pixels(scene, config)
+    assert 0.02 < keep.mean() < 0.95
+    assert np.mean(keep != brute(scene, mode)) == 0
+
+
+def test_filter_does_not_depend_on_the_unit_of_length():
+    scene = noisy_scene()
+    c2w = scene.cameras.c2w.copy()
+    c2w[:, :3, 3] *= 64
+    bigger = replace(scene, depth=scene.depth * 64, cameras=replace(scene.cameras, c2w=c2w))
+    config = AlignmentDataConfig(conf_voxel_size=VOXEL)
+    np.testing.assert_array_equal(confident_pixels(scene, config), confident_pixels(bigger, config))
+
+
+def test_grouped_percentile_by_hand():
+    value, count = grouped_percentile(np.array([7, 3, 7, 7]), np.array([1.0, 9.0, 3.0, 2.0]), 75.0)
+    np.testing.assert_allclose(value, [2.5, 9.0, 2.5, 2.5])
+    np.testing.assert_array_equal(count, [3, 1, 3, 3])
+
+
+def test_voxel_keys_and_means_by_hand():
+    points = np.array([[0.1, 0.1, 0.1], [0.9, 0.2, 0.3], [-0.1, 0.1, 0.1]])
+    keys = voxel_keys(points, 1.0)
+    assert keys[0] == keys[1] != keys[2]
+    mean, value = voxel_mean(points, np.array([2.0, 4.0, 7.0]), 1.0)
+    np.testing.assert_allclose(sorted(value[:, 0]), [3.0, 7.0])
+    np.testing.assert_allclose(mean[np.argmin(value[:, 0])], [0.5, 0.15, 0.2])
+
+
+def test_edges_mark_both_sides_of_a_step_and_no_slope():
+    depth = np.tile(np.linspace(1.0, 1.2, 20, dtype=np.float32), (8, 1))
+    assert not depth_edges(depth, 0.05).any()
+    depth[:, 10:] += 1
+    np.testing.assert_array_equal(np.flatnonzero(depth_edges(depth, 0.05).all(0)), [9, 10])
+
+
+def test_percentiles_outside_0_to_100_are_refused():
+    with pytest.raises(ConfigError, match="conf_thresh_percentile"):
+        AlignmentDataConfig(conf_thresh_percentile=120)
