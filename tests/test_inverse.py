@@ -157,7 +157,7 @@ def test_local_rotation_of_a_rotating_field() -> None:
     warp = FixedPointInverseWarp(LatticeField.from_fields(fields, make_cameras(1), torch.float64))
     y = points_in_view(200)
     y = y[(y[:, 2] < 3) & (y[:, :2].abs().amax(-1) < 0.3 * y[:, 2])]
-    quats = warp.linearize(y, 0).rotation_quaternions()
+    quats = warp.linearize(y, 0).rotation_quaternions
     assert quats is not None
     error = quat_to_matrix(quats).median(0).values - rotation.T
     assert error.abs().max() < 5e-3

@@ -8,6 +8,7 @@ value and the exact gradient with respect to the points and the pose at y0, and 
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ class LocalWarp:
             return y
         return self.q0 + (self.jacobian @ (y - self.y0)[:, :, None])[:, :, 0]
 
+    @cached_property
     def rotation_quaternions(self) -> Tensor | None:
         """(N, 4) wxyz rotation of the warp at each point: the antisymmetric part of dq/dy (the fields turn by a few degrees at most)."""
         if self.jacobian is None:
@@ -108,6 +110,7 @@ class FixedPointInverseWarp(InverseWarp):
     def __init__(self, field: LatticeField):
         super().__init__()
         self.field = field
+        self._cameras: Tensor | None = None
 
     @torch.no_grad()
     def linearize(self, y: Tensor, frame_index: int) -> LocalWarp:
@@ -115,7 +118,20 @@ class FixedPointInverseWarp(InverseWarp):
         y = y.detach()
         if y.device.type == "cpu":
             return self._linearize_cpu(y, frame_index)
+        if y.device.type == "cuda" and y.dtype == torch.float32:
+            return self._linearize_cuda(y, frame_index)
         return self.linearize_torch(y, frame_index)
+
+    def _linearize_cuda(self, y: Tensor, frame_index: int) -> LocalWarp:
+        """The Triton kernel; the frames' coordinate maps go to the device once."""
+        from utils.deformation import lattice_triton
+
+        if self._cameras is None or self._cameras.device != y.device:
+            cameras = np.stack([self.field.affine_coordinates(frame) for frame in range(len(self.field))])
+            self._cameras = torch.from_numpy(cameras).to(y.device, torch.float32)
+        settings = (FIXED_POINT_STEPS, NEWTON_STEPS, TOLERANCE, LEAST_DETERMINANT)
+        solution = lattice_triton.invert_lattice(self.field.nodes[frame_index], self._cameras[frame_index], y, settings)
+        return LocalWarp(y, *solution)
 
     def _linearize_cpu(self, y: Tensor, frame_index: int) -> LocalWarp:
         """The Numba kernel."""

@@ -1,0 +1,136 @@
+"""Settings of stage 3.2: Gaussian splatting through the inverse deformation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from utils.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GSConfig:
+    """Train canonical splats, each frame seeing them through its own inverse deformation."""
+
+    root_path: Path = Path()
+    """Scene folder, as preprocess_video.py made it."""
+    run: str = ""
+    """Alignment run inside the scene, for example frame_to_model_icp_24_1_offset0."""
+    global_opt_subdir: str = "after_global_optimization"
+    """Alignment to start from: after_global_optimization or after_non_rigid_icp."""
+    inverse_deform_dir: Path | None = None
+    """Folder of stage 3.1; default <run>/inverse_deformation."""
+    original_images_dir: Path | None = None
+    """Folder of the frames at full resolution, in the order of results.npz; default: the images of results.npz."""
+    image_scale: float = 1.0
+    """Size of the images trained on, relative to those loaded; smaller is faster and blurrier."""
+    out_dir: Path | None = None
+    """Folder of the result; default <run>/gs_<renderer>."""
+    renderer: Literal["2dgs", "3dgs"] = "2dgs"
+    """2dgs: flat discs with normals and depth distortion; 3dgs: ellipsoids, faster."""
+    rasterizer: str = "auto"
+    """Rasteriser backend; auto takes gsplat on CUDA and the embedded one on a CPU."""
+    device: str = "auto"
+    """cpu, cuda, or auto: CUDA where gsplat can run."""
+    deform: bool = True
+    """Render through the inverse deformation; off: rigid rendering."""
+    deform_inverse_rotations: bool = True
+    """Turn the splats by the rotation of the inverse deformation, not only move them."""
+    holdout_every: int = 8
+    """Every k-th frame is kept out of training and of the initial cloud, for evaluation; 0: train on all frames."""
+    num_iters: int = 15_000
+    """Optimisation steps, one frame each."""
+    target_num_points: int = 1_000_000
+    """Splat budget; the many copies of one surface in the cloud are merged until it is met."""
+    sh_degree: int = 3
+    """Highest band of view-dependent colour, 0..3."""
+    sh_full_from_iter: int | None = None
+    """Step from which the bands above 0 learn and the cameras (and positions) are frozen; default num_iters / 3."""
+    sh_freeze_means_when_full_sh: bool = True
+    """Freeze the positions when the higher bands start."""
+    sh_reg_weight: float = 10.0
+    """Weight of the mean square of the higher bands; larger keeps the colour less view-dependent."""
+    optimize_cams: bool = True
+    """Refine the poses of all frames but the reference."""
+    cam_reg_weight: float = 10.0
+    """Weight that holds the refined poses at the aligned ones (squared radians and median depths)."""
+    optimize_positions: bool = True
+    """Let the splats move."""
+    reference_frame: int = 0
+    """Position, in the alignment, of the frame whose pose is never refined."""
+    appearance: Literal["affine", "none"] = "affine"
+    """affine: a 3x4 colour map per frame takes up colour drift, so that it is not baked into the world."""
+    appearance_reg_weight: float = 0.1
+    """Weight that holds the colour maps at the identity."""
+    lr_sh0: float = 2.5e-3
+    """Learning rate of the base colour."""
+    lr_shN: float = 1.25e-4
+    """Learning rate of the higher bands."""
+    lr_opacities: float = 5e-2
+    """Learning rate of the opacity logits."""
+    lr_scales: float = 5e-3
+    """Learning rate of the log scales."""
+    lr_quats: float = 1e-3
+    """Learning rate of the rotations."""
+    lr_positions: float = 2e-5
+    """Learning rate of the positions, in median depths of the scene."""
+    lr_cams: float = 1e-4
+    """Learning rate of the poses, in radians and median depths."""
+    lr_appearance: float = 2e-3
+    """Learning rate of the colour maps."""
+    lr_decay: float = 0.1
+    """Every learning rate falls along a cosine to this fraction of itself."""
+    initial_opacity: float = 0.5
+    """Opacity of the initial splats."""
+    scale_init: Literal["knn", "fixed"] = "knn"
+    """knn: from the distance to the nearest neighbours; fixed: initial_scale."""
+    initial_scale: float = 0.002
+    """Scale of the initial splats in median depths, for scale_init fixed."""
+    initial_flat_ratio: float = 0.1
+    """Thickness of the initial splats along the normal, relative to their extent."""
+    knn_neighbors: int = 4
+    """Neighbours for the initial scale, the point itself included."""
+    normal_k: int = 20
+    """Neighbours for the initial normals; 0: no preferred orientation."""
+    l1_weight: float = 0.8
+    """Weight of the mean absolute colour difference."""
+    ssim_weight: float = 0.2
+    """Weight of 1 - SSIM."""
+    normal_consistency_weight: float = 0.05
+    """Weight of rendered normals against those of the rendered depth (2dgs)."""
+    distortion_weight: float = 0.01
+    """Weight of the depth distortion, in median depths (2dgs)."""
+    opacity_reg_weight: float = 0.0
+    """Weight of mean o (1 - o)."""
+    scale_reg_weight: float = 0.0
+    """Weight of the mean scale, in median depths."""
+    alpha_reg_weight: float = 0.0
+    """Weight of mean (1 - alpha): fills holes."""
+    warp_refresh_visits: int = 4
+    """Visits of a frame after which its inverse deformation is solved anew; in between it is extrapolated to first order."""
+    log_every: int = 50
+    """Steps between two entries of the loss curve."""
+    save_every: int = 5000
+    """Steps between two states from which an interrupted training resumes."""
+    seed: int = 0
+    """Random seed of the view order."""
+    overwrite: bool = False
+    """Make the result again even if it is current."""
+
+    def __post_init__(self) -> None:
+        if self.num_iters < 1:
+            raise ConfigError(f"num_iters is {self.num_iters}", "give at least 1")
+        if self.target_num_points < 1:
+            raise ConfigError(f"target_num_points is {self.target_num_points}", "give at least 1")
+        if not 0 <= self.sh_degree <= 3:
+            raise ConfigError(f"sh_degree is {self.sh_degree}", "give 0, 1, 2 or 3")
+        if self.holdout_every < 0 or self.holdout_every == 1:
+            raise ConfigError(f"holdout_every is {self.holdout_every}", "give 0 (train on all frames) or at least 2")
+        if not 0 < self.image_scale <= 1:
+            raise ConfigError(f"image_scale is {self.image_scale}", "give a factor in (0, 1]")
+        if not 0 < self.initial_opacity < 1:
+            raise ConfigError(f"initial_opacity is {self.initial_opacity}", "give a value strictly between 0 and 1")
+
+    @property
+    def sh_start(self) -> int:
+        """Step at which the higher bands start."""
+        return self.num_iters // 3 if self.sh_full_from_iter is None else self.sh_full_from_iter

@@ -1,0 +1,41 @@
+"""Colour drift of the frames: an affine colour map per frame, whose mean over the training frames is the identity.
+
+The mean is held, not one frame: a generated clip drifts in colour from its first frame on, and the mean is nearer to every frame.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from train_gs.cameras import interpolate_untrained
+
+
+class Appearance(nn.Module):
+    """rgb' = (I + D_i[:, :3]) @ rgb + D_i[:, 3] for frame i, D_i (3, 4), zero at the start."""
+
+    def __init__(self, frames: int, device: torch.device):
+        super().__init__()
+        self.deviations = nn.ParameterList([nn.Parameter(torch.zeros(3, 4, device=device)) for _ in range(frames)])
+
+    def forward(self, rgb: Tensor, alpha: Tensor, view: int) -> Tensor:
+        """(H, W, 3) the image as that frame shows it; rgb is premultiplied, so the offset is weighted by alpha (H, W)."""
+        deviation = self.deviations[view]
+        return rgb + rgb @ deviation[:, :3].T + alpha[..., None] * deviation[:, 3]
+
+    def penalty(self, view: int) -> Tensor:
+        """Squared deviation from the identity."""
+        return self.deviations[view].square().sum()
+
+    @torch.no_grad()
+    def center(self, views: list[int]) -> None:
+        """Takes the mean deviation of these views out of each of them."""
+        mean = torch.stack([self.deviations[v] for v in views]).mean(0)
+        for view in views:
+            self.deviations[view] -= mean
+
+    @torch.no_grad()
+    def matrices(self, frame_ids: np.ndarray, trained: np.ndarray) -> Tensor:
+        """(F, 3, 4) maps of all frames; untrained ones are interpolated between their trained neighbours."""
+        deviations = torch.stack(list(self.deviations)).cpu().reshape(-1, 12)
+        identity = torch.eye(3, 4).reshape(12)
+        return (interpolate_untrained(deviations, frame_ids, trained) + identity).reshape(-1, 3, 4)

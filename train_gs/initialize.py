@@ -1,0 +1,96 @@
+"""Canonical cloud -> initial splats: merge the copies of each surface, scale from neighbours, orientation from normals."""
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from configs.stage3_gs import GSConfig
+from utils.errors import DegenerateCloudError
+from utils.geometry.rotations import normal_to_quat
+from utils.points.voxels import voxel_keys
+from utils.types import Array, CanonicalCloud, Splats
+
+SH_C0 = 0.28209479177387814
+"""The constant spherical harmonic, 1 / (2 sqrt(pi))."""
+_LEVELS_PER_OCTAVE = 2
+
+
+def initial_splats(cloud: CanonicalCloud, camera_centers: Array, config: GSConfig, median_depth: float) -> Splats:
+    """Splats for a cloud, on the CPU.
+
+    Args:
+        cloud: canonical points of the frames to train on.
+        camera_centers: (F, 3) of those frames; surfaces far from all of them get coarser splats.
+        config: stage settings.
+        median_depth: scene units.
+
+    Raises:
+        DegenerateCloudError: fewer points than neighbours are needed.
+    """
+    points, colors = merge_copies(cloud, camera_centers, config.target_num_points)
+    if len(points) <= config.knn_neighbors:
+        raise DegenerateCloudError(
+            f"the canonical cloud has only {len(points)} points to start from",
+            "lower the confidence percentile of stage 1, or hold out fewer frames",
+        )
+    points = points.astype(np.float64)
+    k = min(max(config.knn_neighbors, config.normal_k), len(points))
+    distance, index = cKDTree(points).query(points, k=k, workers=-1)
+    if config.scale_init == "knn":
+        scale = np.sqrt(np.square(distance[:, 1 : config.knn_neighbors]).mean(1))
+    else:
+        scale = np.full(len(points), config.initial_scale * median_depth)
+    scale = np.maximum(scale, 1e-6 * median_depth)
+    log_scales = np.log(np.stack([scale, scale, config.initial_flat_ratio * scale], -1))
+    sh = torch.zeros(len(points), (config.sh_degree + 1) ** 2, 3)
+    sh[:, 0] = torch.from_numpy((colors / 255.0 - 0.5) / SH_C0)
+    return Splats(
+        means=torch.from_numpy(points).float(),
+        quats=_orientations(points, index[:, : config.normal_k]),
+        log_scales=torch.from_numpy(log_scales).float(),
+        logit_opacities=torch.full((len(points),), float(np.log(config.initial_opacity / (1 - config.initial_opacity)))),
+        sh=sh,
+    )
+
+
+def _orientations(points: Array, neighbors: Array) -> torch.Tensor:
+    """(N, 4) rotations that take +z to the normal of each point's neighbourhood (N, k); the identity for k < 3."""
+    if neighbors.shape[1] < 3:
+        return torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(len(points), 1)
+    offsets = points[neighbors] - points[neighbors].mean(1, keepdims=True)
+    _, axes = np.linalg.eigh(np.einsum("nki,nkj->nij", offsets, offsets))
+    return normal_to_quat(torch.from_numpy(axes[:, :, 0]).float())
+
+
+def merge_copies(cloud: CanonicalCloud, camera_centers: Array, budget: int) -> tuple[Array, Array]:
+    """Voxel averages (M, 3) of points and (M, 3) of colours 0..255, M close to and not above the budget.
+
+    The cubes grow with the distance to the nearest camera, since that is how pixels spread; one surface seen by many frames then
+    becomes one layer of splats of about equal size in the image. A cloud below the budget is returned as it is.
+    """
+    points, colors = cloud.points.astype(np.float64), cloud.colors.astype(np.float64)
+    if len(points) <= budget:
+        return points, colors
+    distance, _ = cKDTree(camera_centers).query(points, workers=-1)
+    distance = np.maximum(distance, 1e-3 * np.median(distance))
+    level = np.floor(np.log2(distance) * _LEVELS_PER_OCTAVE)
+    footprint = 2.0 ** (level / _LEVELS_PER_OCTAVE)
+    low, high = 1e-5, 1.0
+    for _ in range(14):
+        middle = float(np.sqrt(low * high))
+        count = len(np.unique(_cells(points, footprint * middle, level)))
+        low, high = (middle, high) if count > budget else (low, middle)
+        if 0.97 * budget <= count <= budget:
+            break
+    _, group = np.unique(_cells(points, footprint * high, level), return_inverse=True)
+    count = np.bincount(group)[:, None]
+    both = np.concatenate([points, colors], 1)
+    mean = np.stack([np.bincount(group, column) for column in both.T], 1) / count
+    return mean[:, :3], mean[:, 3:]
+
+
+def _cells(points: Array, edge: Array, level: Array) -> Array:
+    """(N,) int64 cell of each point, for cubes whose edge (N,) depends on the level (N,)."""
+    keys = voxel_keys(points / edge[:, None], 1.0)
+    with np.errstate(over="ignore"):
+        return keys ^ (level.astype(np.int64) * np.int64(0x1E3779B97F4A7C15))

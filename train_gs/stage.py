@@ -1,0 +1,210 @@
+"""Stage 3.2 shell: reads an alignment and its inverse, trains, publishes `gs_<renderer>/`."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from configs.stage3_gs import GSConfig
+from train_gs.initialize import initial_splats
+from train_gs.measure import averages, measure
+from train_gs.train import Trainer, TrainingData, train
+from utils.backends.rasterizer import load_rasterizer
+from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse
+from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
+from utils.errors import ConfigError, InputError
+from utils.runtime import seed_everything
+from utils.scene import artifacts
+from utils.scene.layout import RunLayout, SceneLayout
+from utils.scene.manifest import content_hash, is_current, publish, to_plain, write_manifest
+from utils.splats.checkpoint import GS_SCHEMA, MODEL, TrainedScene, save_checkpoint
+from utils.types import NULL_REPORTER, Alignment, Array, Reporter, Scene
+
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
+    """Trains the splats of a run; returns the folder of the result."""
+    layout = SceneLayout(config.root_path).run(config.run)
+    out = config.out_dir or layout.gs(config.renderer)
+    inputs = _inputs(config, layout)
+    if not config.overwrite and is_current(out, GS_SCHEMA, config, inputs):
+        report.note(f"splatting: {out} is current, skipped")
+        return out
+    started = time.perf_counter()
+    seed_everything(config.seed)
+    device, backend, reason = resolve_backend(config)
+    scene = artifacts.load_scene(config.root_path)
+    alignment = artifacts.load_alignment(layout.root / config.global_opt_subdir)
+    warp = load_inverse(_inverse_dir(config, layout)) if config.deform else IdentityInverseWarp()
+    data = training_data(scene, alignment, config)
+    trainer = make_trainer(alignment, data, warp, backend, device, config)
+    report.note(
+        f"splatting: {len(trainer.parameters.means)} splats, {len(trainer.training_views)} frames to train on and "
+        f"{int(data.heldout.sum())} held out, {data.cameras.size[1]}x{data.cameras.size[0]}, {reason}"
+    )
+    resume = ResumeFile(out, content_hash(to_plain(config), inputs))
+    resume.restore(trainer, report)
+    prepared = time.perf_counter()
+    trained = train(trainer, report, resume.save)
+    timings = {"prepare": prepared - started, "train": time.perf_counter() - prepared}
+    rows = measure(trained, data, trainer.rasterizer, warp, turn=config.deform_inverse_rotations)
+    summary = {**averages(rows), "splats": len(trained.splats), "iterations": config.num_iters, "backend": backend}
+    with publish(out) as folder:
+        _write(folder, config, trained, {**summary, "seconds": timings, "frames": rows, "curve": trainer.history})
+        write_manifest(
+            folder,
+            schema=GS_SCHEMA,
+            config=config,
+            inputs=inputs,
+            backends={"rasterizer": reason},
+            seed=config.seed,
+            seconds=time.perf_counter() - started,
+        )
+    resume.remove()
+    report.note("splatting: " + ", ".join(f"{k} {v:.2f} dB" for k, v in averages(rows).items()))
+    return out
+
+
+def make_trainer(
+    alignment: Alignment, data: TrainingData, warp: InverseWarp, backend: str, device: torch.device, config: GSConfig
+) -> Trainer:
+    """The optimisation before its first step."""
+    cloud = alignment.cloud
+    cloud = cloud.select(~np.isin(cloud.frame, data.cameras.frame_ids[data.heldout]))
+    splats = initial_splats(cloud, data.cameras.centers[~data.heldout], config, data.median_depth)
+    return Trainer(splats.to(device), data, warp, load_rasterizer(backend, device), config)
+
+
+def training_data(scene: Scene, alignment: Alignment, config: GSConfig) -> TrainingData:
+    """Images and cameras of the aligned frames at the resolution to train at.
+
+    Raises:
+        ConfigError: nothing is left to train on.
+    """
+    ids = alignment.cameras.frame_ids
+    images = scene.images[ids]
+    if config.original_images_dir is not None:
+        images = _original_images(config.original_images_dir, ids, len(scene))
+    h, w = images.shape[1:3]
+    size = (max(1, round(h * config.image_scale)), max(1, round(w * config.image_scale)))
+    if size != (h, w):
+        images = np.stack([cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA) for image in images])
+    heldout = heldout_frames(len(ids), config.holdout_every)
+    if config.reference_frame < len(ids):
+        heldout[config.reference_frame] = False
+    if heldout.all() or not len(ids):
+        raise ConfigError("every frame is held out, none is left to train on", "raise --config.holdout-every or set it to 0")
+    return TrainingData(
+        cameras=alignment.cameras.resized(size),
+        images=torch.from_numpy(images),
+        heldout=heldout,
+        median_depth=scene.select(ids).median_depth,
+    )
+
+
+def heldout_frames(count: int, every: int) -> Array:
+    """(count,) bool: the middle of every group of `every` frames; none for 0."""
+    heldout = np.zeros(count, bool)
+    if every:
+        heldout[every // 2 :: every] = True
+    return heldout
+
+
+def resolve_backend(config: GSConfig) -> tuple[torch.device, str, str]:
+    """Device, rasteriser and why: gsplat on CUDA where both are there, else the embedded one on the CPU."""
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise ConfigError("device is cuda, but torch sees no CUDA device", "use --config.device cpu or auto")
+    if config.rasterizer != "auto":
+        on_gpu = config.device == "cuda" or (config.device == "auto" and cuda and config.rasterizer == "gsplat")
+        return torch.device("cuda" if on_gpu else "cpu"), config.rasterizer, f"rasterizer {config.rasterizer} as asked"
+    if cuda and config.device != "cpu":
+        return torch.device("cuda"), "gsplat", "rasterizer gsplat: CUDA is available"
+    return torch.device("cpu"), "numba", "rasterizer numba: no CUDA in use"
+
+
+def _original_images(folder: Path, frame_ids: Array, frames: int) -> Array:
+    """(F, H, W, 3) uint8 images of these frames; the folder must hold exactly one image per frame of results.npz.
+
+    Raises:
+        InputError: another number of images, unreadable ones, or mixed sizes.
+    """
+    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+    if len(paths) != frames:
+        raise InputError(
+            f"{folder} holds {len(paths)} images, results.npz has {frames} frames", "give the folder frames_subsampled of the scene"
+        )
+    images = [cv2.imread(str(paths[i])) for i in frame_ids]
+    for i, image in zip(frame_ids, images, strict=True):
+        if image is None:
+            raise InputError(f"{paths[i]} cannot be read as an image", "make the frames again with preprocess_video.py")
+        if image.shape != images[0].shape:
+            raise InputError(f"{paths[i]} is {image.shape[1]}x{image.shape[0]}, others differ", "give frames of one size")
+    return np.stack([cv2.cvtColor(image, cv2.COLOR_BGR2RGB) for image in images])
+
+
+def _inverse_dir(config: GSConfig, layout: RunLayout) -> Path:
+    return config.inverse_deform_dir or layout.inverse_deformation
+
+
+def _inputs(config: GSConfig, layout: RunLayout) -> dict[str, str]:
+    """Content ids of what the training reads."""
+    source = layout.root / config.global_opt_subdir
+    inputs = {
+        "results": artifacts.scene_id(config.root_path),
+        config.global_opt_subdir: artifacts.artifact_id(source, artifacts.ALIGNMENT_SCHEMA),
+    }
+    if config.deform:
+        inputs["inverse_deformation"] = artifacts.artifact_id(_inverse_dir(config, layout), INVERSE_SCHEMA)
+    return inputs
+
+
+def _write(folder: Path, config: GSConfig, trained: TrainedScene, summary: dict[str, Any]) -> None:
+    save_checkpoint(folder / MODEL, trained)
+    artifacts.write_json(folder / "config.json", config)
+    artifacts.write_json(folder / "report.json", summary)
+    colors = (0.5 + 0.28209479177387814 * trained.splats.sh[:, 0]).clamp(0, 1) * 255 + 0.5
+    artifacts.write_points_ply(
+        folder / "canonical_points_final.ply", trained.splats.means.cpu().numpy(), colors.to(torch.uint8).cpu().numpy()
+    )
+
+
+class ResumeFile:
+    """The state of an unfinished training, beside the folder it will become.
+
+    Args:
+        out: the result's folder.
+        key: hash of settings and inputs; a state of other ones is ignored.
+    """
+
+    def __init__(self, out: Path, key: str):
+        self._folder = out.with_name(out.name + ".resume")
+        self._path = self._folder / "state.pt"
+        self._key = key
+
+    def save(self, trainer: Trainer) -> None:
+        """Writes the state beside the old one and renames it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        beside = self._path.with_suffix(".partial")
+        torch.save({"key": self._key, **trainer.state()}, beside)
+        beside.replace(self._path)
+
+    def restore(self, trainer: Trainer, report: Reporter) -> None:
+        """Brings a trainer to the saved state, if there is one of the same settings and inputs."""
+        if not self._path.is_file():
+            return
+        state = artifacts.load_tensors(self._path)
+        if state.pop("key") != self._key:
+            report.note("splatting: an unfinished training with other settings or inputs is ignored")
+            return
+        trainer.load(state)
+        report.note(f"splatting: resumes at step {trainer.iteration}")
+
+    def remove(self) -> None:
+        """The training is finished."""
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,276 @@
+"""The optimisation of stage 3.2: splats, poses and colour maps against the frames, one frame per step."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from configs.stage3_gs import GSConfig
+from train_gs.appearance import Appearance
+from train_gs.cameras import CameraRefinement
+from train_gs.losses import distortion, normal_consistency
+from train_gs.warp import WarpCache
+from utils.backends.rasterizer import Rasterizer
+from utils.deformation.inverse import InverseWarp
+from utils.errors import NonFiniteError
+from utils.splats.checkpoint import TrainedScene
+from utils.splats.gaussians import rigid, view_gaussians
+from utils.splats.ssim import ssim
+from utils.types import NULL_REPORTER, Array, CameraSet, RenderOutput, Reporter, Splats, StepReport
+
+NEAR_IN_MEDIAN_DEPTHS = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What the splats are fitted to.
+
+    Attributes:
+        cameras: aligned cameras of all frames, at the images' resolution.
+        images: (F, H, W, 3) uint8.
+        heldout: (F,) bool, frames that are only measured.
+        median_depth: scene units.
+    """
+
+    cameras: CameraSet
+    images: Tensor
+    heldout: Array
+    median_depth: float
+
+
+class SplatParameters(nn.Module):
+    """The splats as parameters; base colour and higher bands apart, since the latter start late."""
+
+    def __init__(self, splats: Splats):
+        super().__init__()
+        self.means = nn.Parameter(splats.means.clone())
+        self.quats = nn.Parameter(splats.quats.clone())
+        self.log_scales = nn.Parameter(splats.log_scales.clone())
+        self.logit_opacities = nn.Parameter(splats.logit_opacities.clone())
+        self.sh0 = nn.Parameter(splats.sh[:, :1].clone())
+        self.shN = nn.Parameter(splats.sh[:, 1:].clone())
+
+    def splats(self, bands: bool) -> Splats:
+        """Splats with gradients; without the higher bands while those are not active."""
+        sh = torch.cat([self.sh0, self.shN], 1) if bands and self.shN.shape[1] else self.sh0
+        return Splats(self.means, self.quats, self.log_scales, self.logit_opacities, sh)
+
+
+class Trainer:
+    """One training run; `step()` until `done`, then `result()`.
+
+    The state holds all that the rest of the run depends on, so a run that is stopped and resumed ends with the same bits.
+    """
+
+    def __init__(self, splats: Splats, data: TrainingData, warp: InverseWarp, rasterizer: Rasterizer, config: GSConfig):
+        device = splats.means.device
+        self.config, self.data, self.rasterizer, self.device = config, data, rasterizer, device
+        self.parameters = SplatParameters(splats)
+        self.poses = CameraRefinement(data.cameras, data.median_depth, device)
+        self.appearance = Appearance(len(data.cameras), device)
+        self.warps = WarpCache(warp.to(device), config.warp_refresh_visits)
+        self.K = torch.from_numpy(data.cameras.K).float().to(device)
+        self.training_views = [int(v) for v in np.flatnonzero(~data.heldout)]
+        self.order: list[int] = []
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.iteration = 0
+        self.history: list[dict[str, float]] = []
+        self.bands_active = False
+        self.optimizer = self._make_optimizer()
+        if config.sh_start == 0:
+            self._activate_bands()
+
+    @property
+    def done(self) -> bool:
+        """All steps are taken."""
+        return self.iteration >= self.config.num_iters
+
+    # ------------------------------------------------------------------------------------------------ optimiser
+
+    def _make_optimizer(self) -> torch.optim.Adam:
+        config, splats, depth = self.config, self.parameters, self.data.median_depth
+        groups: list[dict[str, Any]] = [
+            {"name": "sh0", "params": [splats.sh0], "base_lr": config.lr_sh0},
+            {"name": "opacities", "params": [splats.logit_opacities], "base_lr": config.lr_opacities},
+            {"name": "scales", "params": [splats.log_scales], "base_lr": config.lr_scales},
+            {"name": "quats", "params": [splats.quats], "base_lr": config.lr_quats},
+        ]
+        splats.means.requires_grad_(config.optimize_positions)
+        if config.optimize_positions:
+            groups.append({"name": "positions", "params": [splats.means], "base_lr": config.lr_positions * depth})
+        for view, twist in enumerate(self.poses.twists):
+            twist.requires_grad_(config.optimize_cams and view != config.reference_frame)
+        if config.optimize_cams:
+            groups.append({"name": "cams", "params": [t for t in self.poses.twists if t.requires_grad], "base_lr": config.lr_cams})
+        self.appearance.requires_grad_(config.appearance == "affine")
+        if config.appearance == "affine":
+            groups.append({"name": "appearance", "params": list(self.appearance.deviations), "base_lr": config.lr_appearance})
+        groups = [group for group in groups if group["params"]]
+        # eps: gradients of single splats are of the order of 1e-8, Adam's default would damp them
+        return torch.optim.Adam(groups, lr=0.0, eps=1e-15, fused=True)
+
+    def _activate_bands(self) -> None:
+        """Higher bands join; unless they were active from the start, the poses and perhaps the positions stop."""
+        self.bands_active = True
+        if self.parameters.shN.shape[1]:
+            self.optimizer.add_param_group({"name": "shN", "params": [self.parameters.shN], "base_lr": self.config.lr_shN})
+        if self.config.sh_start == 0:
+            return
+        self.poses.requires_grad_(False)
+        if self.config.sh_freeze_means_when_full_sh:
+            self.parameters.means.requires_grad_(False)
+            self.warps.freeze()
+
+    def _set_learning_rates(self) -> None:
+        cosine = 0.5 * (1.0 + math.cos(math.pi * self.iteration / self.config.num_iters))
+        factor = self.config.lr_decay + (1.0 - self.config.lr_decay) * cosine
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    # ------------------------------------------------------------------------------------------------ one step
+
+    def step(self) -> dict[str, float]:
+        """One frame: render, compare, update; returns the values of the step.
+
+        Raises:
+            NonFiniteError: the loss is NaN or infinite.
+        """
+        if not self.bands_active and self.iteration >= self.config.sh_start:
+            self._activate_bands()
+        view = self._next_view()
+        target = self.data.images[view].to(self.device).float() / 255.0
+        output, splats = self._render(view)
+        rgb = self.appearance(output.rgb, output.alpha, view) if self.config.appearance == "affine" else output.rgb
+        l1 = (rgb - target).abs().mean()
+        loss = self.config.l1_weight * l1 + self._regularisers(output, splats, view)
+        if self.config.ssim_weight > 0:
+            loss = loss + self.config.ssim_weight * (1.0 - ssim(rgb, target))
+        values = {"loss": float(loss.detach()), "l1": float(l1.detach()), "psnr": image_psnr(rgb.detach(), target)}
+        if not math.isfinite(values["loss"]):
+            frame = int(self.data.cameras.frame_ids[view])
+            raise NonFiniteError(
+                f"the loss became {values['loss']} at step {self.iteration}, frame {frame} (l1 {values['l1']})",
+                "lower the learning rates, above all --config.lr-scales and --config.lr-positions",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._set_learning_rates()
+        self.optimizer.step()
+        self.iteration += 1
+        return values
+
+    def _next_view(self) -> int:
+        """Training views in random order without replacement; every round also recentres the colour maps."""
+        if not self.order:
+            shuffled = torch.randperm(len(self.training_views), generator=self.generator).tolist()
+            self.order = [self.training_views[i] for i in shuffled]
+            if self.config.appearance == "affine":
+                self.appearance.center(self.training_views)
+        return self.order.pop()
+
+    def _render(self, view: int) -> tuple[RenderOutput, Splats]:
+        splats = self.parameters.splats(self.bands_active)
+        c2w = self.poses.c2w(view)
+        local = self.warps.at(self._rigid_means(splats, c2w), view)
+        gaussians = view_gaussians(splats, c2w, local, active_degree=splats.sh_degree, turn=self.config.deform_inverse_rotations)
+        return self._rasterize(gaussians, view), splats
+
+    def _rasterize(self, gaussians: Any, view: int) -> RenderOutput:
+        near = NEAR_IN_MEDIAN_DEPTHS * self.data.median_depth
+        return self.rasterizer.render(gaussians, self.K[view], self.data.cameras.size, self.config.renderer, near)
+
+    @staticmethod
+    def _rigid_means(splats: Splats, c2w: Tensor) -> Tensor:
+        with torch.no_grad():
+            return rigid(splats, c2w).y0
+
+    def _regularisers(self, output: RenderOutput, splats: Splats, view: int) -> Tensor:
+        """Weighted sum of all terms but the photometric ones; terms of weight 0 are not evaluated."""
+        config, depth = self.config, self.data.median_depth
+        total = torch.zeros((), device=self.device)
+        if splats.sh.shape[1] > 1:
+            total = total + config.sh_reg_weight * splats.sh[:, 1:].square().mean()
+        if config.optimize_cams and self.poses.twists[view].requires_grad:
+            total = total + config.cam_reg_weight * self.poses.penalty(view)
+        if config.appearance == "affine":
+            total = total + config.appearance_reg_weight * self.appearance.penalty(view)
+        if config.opacity_reg_weight > 0:
+            opacity = splats.logit_opacities.sigmoid()
+            total = total + config.opacity_reg_weight * (opacity * (1 - opacity)).mean()
+        if config.scale_reg_weight > 0:
+            total = total + config.scale_reg_weight * splats.log_scales.exp().mean() / depth
+        if config.alpha_reg_weight > 0:
+            total = total + config.alpha_reg_weight * (1 - output.alpha).mean()
+        if config.renderer == "2dgs" and config.normal_consistency_weight > 0:
+            total = total + config.normal_consistency_weight * normal_consistency(output, self.K[view])
+        if config.renderer == "2dgs" and config.distortion_weight > 0:
+            total = total + config.distortion_weight * distortion(output, depth)
+        return total
+
+    # ------------------------------------------------------------------------------------------------ after the last step
+
+    def result(self) -> TrainedScene:
+        """The trained scene; held-out frames get the pose and colour corrections of their neighbours."""
+        trained = ~self.data.heldout
+        splats = self.parameters.splats(bands=True)
+        return TrainedScene(
+            splats=Splats(*(getattr(splats, f).detach() for f in ("means", "quats", "log_scales", "logit_opacities", "sh"))),
+            cameras=self.poses.refined(self.data.cameras, trained),
+            heldout=self.data.heldout,
+            renderer=self.config.renderer,
+            appearance=self.appearance.matrices(self.data.cameras.frame_ids, trained),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Everything to go on from here. The local warps are dropped, so that a run that resumes finds the same ones."""
+        self.warps.clear()
+        return {
+            "iteration": self.iteration,
+            "splats": self.parameters.state_dict(),
+            "poses": self.poses.state_dict(),
+            "appearance": self.appearance.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "order": self.order,
+            "history": self.history,
+            "bands_active": self.bands_active,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes back to a state of a run with the same settings and data."""
+        if state["bands_active"] and not self.bands_active:
+            self._activate_bands()
+        self.parameters.load_state_dict(state["splats"])
+        self.poses.load_state_dict(state["poses"])
+        self.appearance.load_state_dict(state["appearance"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.order, self.history, self.iteration = list(state["order"]), list(state["history"]), state["iteration"]
+
+
+def train(trainer: Trainer, report: Reporter = NULL_REPORTER, save: Any = None) -> TrainedScene:
+    """Runs the remaining steps; `save(trainer)` is called every `save_every` steps if given."""
+    config, started = trainer.config, time.perf_counter()
+    sums: dict[str, float] = {}
+    while not trainer.done:
+        values = trainer.step()
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value
+        if trainer.iteration % config.log_every == 0 or trainer.done:
+            steps = (trainer.iteration - 1) % config.log_every + 1
+            means = {name: value / steps for name, value in sums.items()}
+            trainer.history.append({"step": trainer.iteration, "seconds": time.perf_counter() - started, **means})
+            sums = {}
+        report.step(StepReport(stage="splatting", step=trainer.iteration - 1, total=config.num_iters, values=values))
+        if save is not None and trainer.iteration % config.save_every == 0 and not trainer.done:
+            save(trainer)
+    return trainer.result()
+
+
+def image_psnr(image: Tensor, target: Tensor) -> float:
+    """PSNR in dB of an image (H, W, 3), clamped to 0..1, against a target."""
+    return -10.0 * math.log10(max(float((image.clamp(0, 1) - target).square().mean()), 1e-10))

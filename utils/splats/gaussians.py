@@ -1,0 +1,53 @@
+"""Canonical splats as one camera sees them: posed, deformed or not, activated, coloured.
+
+A splat at X goes to y = c2w^-1 X and on to q = inverse deformation of y; its rotation is turned by the pose and by the local rotation of
+the deformation. The rasteriser then works in camera space, so the pose's gradient passes through both maps.
+"""
+
+import torch
+from torch import Tensor
+
+from utils.deformation.inverse import LocalWarp, camera_from_world
+from utils.geometry.rotations import matrix_to_quat, quat_multiply
+from utils.splats.sh import evaluate_sh
+from utils.types import CameraGaussians, CameraSet, Splats
+
+NEAR_IN_MEDIAN_DISTANCES = 0.01
+
+
+def view_gaussians(splats: Splats, c2w: Tensor, local: LocalWarp, *, active_degree: int, turn: bool) -> CameraGaussians:
+    """What the rasteriser draws for one view.
+
+    Args:
+        splats: canonical.
+        c2w: (4, 4) pose of the view.
+        local: the view's inverse deformation near the splats.
+        active_degree: highest band of the colours.
+        turn: whether the deformation's local rotation also turns the splats.
+    """
+    quats = quat_multiply(matrix_to_quat(c2w[:3, :3].T), splats.quats)
+    rotation = local.rotation_quaternions if turn else None
+    return CameraGaussians(
+        means=local(camera_from_world(splats.means, c2w)),
+        quats=quats if rotation is None else quat_multiply(rotation, quats),
+        scales=splats.log_scales.exp(),
+        opacities=splats.logit_opacities.sigmoid(),
+        colors=evaluate_sh(splats.sh, splats.means.detach() - c2w[:3, 3].detach(), active_degree),
+    )
+
+
+def rigid(splats: Splats, c2w: Tensor) -> LocalWarp:
+    """The identity in place of a deformation, for rendering the canonical world."""
+    y = camera_from_world(splats.means.detach(), c2w.detach())
+    return LocalWarp(y0=y, q0=y, jacobian=None, residual=torch.zeros_like(y[:, 0]))
+
+
+def near_plane(means: Tensor, cameras: CameraSet) -> float:
+    """Nearest depth to draw: a hundredth of the median distance of the splats from the middle of the cameras."""
+    middle = torch.from_numpy(cameras.centers.mean(0)).to(means)
+    return float(NEAR_IN_MEDIAN_DISTANCES * (means.detach() - middle).norm(dim=-1).median())
+
+
+def apply_appearance(rgb: Tensor, alpha: Tensor, matrix: Tensor) -> Tensor:
+    """(H, W, 3) premultiplied colours seen through the colour map (3, 4) of a frame."""
+    return rgb @ matrix[:, :3].T + alpha[..., None] * matrix[:, 3]
