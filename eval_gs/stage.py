@@ -139,7 +139,7 @@ def _measure(
         "renderer": subject.view.trained.renderer,
         "splats": len(subject.view.splats),
         "size": list(cameras.size),
-        "summary": summary,
+        **summary,
         "consistency": {name: values for name, values in consistency.items() if values},
         "frames": scores,
         "seconds": time.perf_counter() - started,

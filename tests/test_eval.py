@@ -60,10 +60,10 @@ def test_renders_stand_where_the_cameras_stood(result: Path) -> None:
 def test_metrics_tell_training_from_held_out_frames(result: Path) -> None:
     metrics = json.loads((result / "metrics.json").read_text())
     assert [f["heldout"] for f in metrics["frames"]] == [False, False, True, False, False]
-    assert metrics["summary"]["train"]["frames"] == 4 and metrics["summary"]["heldout"]["frames"] == 1
+    assert metrics["train"]["frames"] == 4 and metrics["heldout"]["frames"] == 1
     mean = np.mean([f["psnr"] for f in metrics["frames"] if not f["heldout"]])
-    assert metrics["summary"]["train"]["psnr"] == pytest.approx(mean)
-    assert metrics["summary"]["heldout"]["psnr"] > 18  # no deformation in this world and splats on the surface
+    assert metrics["train"]["psnr"] == pytest.approx(mean)
+    assert metrics["heldout"]["psnr"] > 18  # no deformation in this world and splats on the surface
     assert metrics["frames"][0]["canonical_psnr"] == pytest.approx(metrics["frames"][0]["psnr"])
     assert metrics["consistency"]["orbit"]["reprojection_px"] < 0.5
     assert json.loads((result / "eval_config.json").read_text())["fps"] == 30

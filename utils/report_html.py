@@ -177,7 +177,7 @@ def _glance(stages: list[_Stage], scene: Scene | None, alignment: Alignment | No
     for stage in stages:
         count = _first_number(stage.report, ("splats", "num_splats", "final_splats"))
         tiles += [(f"{int(count):,}", f"splats, {stage.folder.name}")] if count else []
-        held = stage.metrics.get("summary", {}).get("heldout", {})
+        held = stage.metrics.get("heldout", {})
         tiles += [(f"{held['psnr']:.1f} dB", f"PSNR on held-out frames, {stage.folder.name}")] if held.get("psnr") else []
     seconds = sum(float(s.manifest.get("seconds", 0)) for s in stages)
     tiles += [(_duration(seconds), "in all stages")] if seconds else []
@@ -215,8 +215,7 @@ def _contradictions(stage: _Stage) -> Iterator[str]:
 
 
 def _quality_warnings(stage: _Stage) -> Iterator[str]:
-    summary = stage.metrics.get("summary", {})
-    train, held = summary.get("train", {}).get("psnr"), summary.get("heldout", {}).get("psnr")
+    train, held = stage.metrics.get("train", {}).get("psnr"), stage.metrics.get("heldout", {}).get("psnr")
     if stage.metrics and held is None:
         yield f"{stage.title}: no frame was held out, so the quality on new views is unknown."
     if held is not None and held < 18:
@@ -224,6 +223,10 @@ def _quality_warnings(stage: _Stage) -> Iterator[str]:
     if train is not None and held is not None and train - held > 6:
         gap = f"training frames are {train - held:.1f} dB better than held-out ones"
         yield f"{stage.title}: {gap}; the splats fit the input frames too closely."
+    seen = stage.metrics.get("train", {})
+    if seen.get("sharpness", 1) < 0.3 * seen.get("input_sharpness", 0):
+        more = "more splats, iterations or a higher resolution bring detail back (--config.mode extensive)"
+        yield f"{stage.title}: renders are much softer than the input frames; {more}."
     lpips = stage.metrics.get("lpips_unavailable")
     if lpips:
         yield f"{stage.title}: LPIPS was not measured. {lpips}"
@@ -278,7 +281,7 @@ def _clouds(scene: Scene | None, alignment: Alignment | None) -> str:
         for name, (points, colors) in clouds.items():
             image = pictures.scatter(points @ horizontal, points @ vertical, colors, points @ towards, bounds, _PICTURE_WIDTH)
             figures.append(_picture(image, f"{view} view, {name}"))
-    note = f"Each picture shows the same part of space. Before: {len(before):,} points. After: {len(after):,} points, filtered."
+    note = f"The same {len(after):,} pixels before and after; the pictures of a pair show the same part of space."
     return f'<div class="row" style="--columns:2">{"".join(figures)}</div><p class="note">{note}</p>'
 
 
@@ -309,12 +312,12 @@ def _unaligned_cloud(scene: Scene, alignment: Alignment) -> tuple[Array, Array]:
 
 
 def _quality(stages: list[_Stage]) -> str:
-    measured = [s for s in stages if s.metrics.get("summary")]
+    measured = [s for s in stages if s.metrics.get("train")]
     if not measured:
         return _missing("No metrics yet: python -m eval_gs measures them.")
     groups: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = [
-        ("Training frames", lambda m: m["summary"].get("train", {})),
-        ("Held-out frames", lambda m: m["summary"].get("heldout", {})),
+        ("Training frames", lambda m: m.get("train", {})),
+        ("Held-out frames", lambda m: m.get("heldout", {})),
     ]
     for path in sorted({p for s in measured for p in s.metrics.get("consistency", {})}):
         groups.append((f"Neighbouring renders, {path.replace('_', ' ')}", lambda m, p=path: m.get("consistency", {}).get(p, {})))
