@@ -1,0 +1,23 @@
+"""A synthetic inconsistent world: a textured place filmed by a camera whose frames contradict each other, with its truth."""
+
+from utils.synthetic.scenes import LAYOUTS
+from utils.synthetic.world import (
+    GroundTruth,
+    SyntheticWorld,
+    WorldConfig,
+    load_ground_truth,
+    make_world,
+    save_world,
+    write_clip,
+)
+
+__all__ = [
+    "LAYOUTS",
+    "GroundTruth",
+    "SyntheticWorld",
+    "WorldConfig",
+    "load_ground_truth",
+    "make_world",
+    "save_world",
+    "write_clip",
+]

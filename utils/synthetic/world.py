@@ -1,0 +1,390 @@
+"""The synthetic inconsistent world: an input clip whose frames contradict each other, with everything that is true about it."""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path as FilePath
+
+import av
+import numpy as np
+
+from utils.errors import ConfigError, CorruptArtifactError, MissingArtifactError
+from utils.synthetic.inconsistency import (
+    Inconsistency,
+    corrupt_depth,
+    drifted_cameras,
+    make_inconsistency,
+    object_centers,
+    pose_shapes,
+    rotation_matrices,
+    severity_value,
+    tint,
+)
+from utils.synthetic.raycast import View, render_view
+from utils.synthetic.scenes import Place, build_place
+from utils.types import Array, CameraSet, Scene
+
+REFERENCE_FRAMES = 28  # frames that cover a progress of 1 along the path
+FOCAL = 0.85  # focal length in image widths
+NUM_NOVEL_VIEWS = 8
+# Offsets of the novel views beside the path, right and down, in median depths; every other one lies on the path.
+NOVEL_ASIDE = ((0.0, 0.0), (0.025, -0.02), (0.0, 0.0), (-0.025, 0.015))
+SKY_SHELL = 1.2  # depth that a predictor gives the sky, in largest true depths
+FRAME_RATE = 12
+CRF = "12"
+GROUND_TRUTH_VERSION = 1
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """What determines a world.
+
+    Attributes:
+        layout: "room", "corridor", "object" or "outdoor".
+        frames: number of frames; they move at the same speed whatever their number, and turn back after about 45.
+        size: (h, w) in pixels.
+        severity: "none", "low", "medium", "high" or a factor (medium is 1); scales every inconsistency, 0 = consistent.
+        seed: of the place, its textures and all deviations.
+        path_scale: speed of the camera; larger gives wider baselines between frames.
+        warp: "smooth", "sharp" or "object": how the shown space differs between frames.
+    """
+
+    layout: str = "room"
+    frames: int = 28
+    size: tuple[int, int] = (144, 256)
+    severity: str | float = "medium"
+    seed: int = 0
+    path_scale: float = 1.0
+    warp: str = "smooth"
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise ConfigError(f"a world of {self.frames} frames", "ask for at least 1")
+        if min(self.size) < 16:
+            raise ConfigError(f"a world of {self.size[1]}x{self.size[0]} pixels", "ask for at least 16x16")
+        if not self.path_scale >= 0:
+            raise ConfigError(f"path_scale {self.path_scale} is negative", "1 is the usual speed, 0 a still camera")
+        severity_value(self.severity)
+
+    def progress(self, frame: float) -> float:
+        """Progress along the path at a frame, 1 at the last of 28 frames."""
+        return self.path_scale * frame / (REFERENCE_FRAMES - 1)
+
+
+@dataclass(frozen=True)
+class SyntheticWorld:
+    """A world and its truth; F frames of H x W.
+
+    Attributes:
+        config: what it was made from.
+        images: (F, H, W, 3) uint8, displaced and with colour drift: the input clip.
+        cameras: the true cameras.
+        depth: (F, H, W) float32 camera z of the displaced surface, 0 at sky.
+        canonical: (F, H, W, 3) float32 canonical point seen by the pixel centre; NaN at sky and in folds.
+        normal: (F, H, W, 3) float32 canonical surface normal there, towards the camera; 0 where canonical is NaN.
+        object_id: (F, H, W) int16, -1 at sky, 0 for the fixed structure.
+        scale: median depth of the undisplaced scene: what the strengths are relative to.
+        place: the shapes and materials.
+        inconsistency: the true deviations.
+    """
+
+    config: WorldConfig
+    images: Array
+    cameras: CameraSet
+    depth: Array
+    canonical: Array
+    normal: Array
+    object_id: Array
+    scale: float
+    place: Place = field(repr=False)
+    inconsistency: Inconsistency = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def valid(self) -> Array:
+        """(F, H, W) bool, the pixel has a canonical point."""
+        return np.isfinite(self.canonical[..., 0])
+
+    @cached_property
+    def median_depth(self) -> float:
+        """Median depth over all frames, the unit of the metrics."""
+        return float(np.median(self.depth[self.depth > 0]))
+
+    @cached_property
+    def clean_images(self) -> Array:
+        """(F, H, W, 3) uint8 from the same cameras, with no displacement and no colour drift."""
+        return self._render_clean(self.cameras)[0]
+
+    @cached_property
+    def novel_cameras(self) -> CameraSet:
+        """Cameras between the input frames and beside the path, for clean held-out views."""
+        config = self.config
+        last = max(config.frames - 1, 0)
+        frames = (np.arange(NUM_NOVEL_VIEWS) + 0.5) / NUM_NOVEL_VIEWS * last
+        frames = np.floor(frames) + 0.5 if last > 0 else frames
+        poses = []
+        for index, frame in enumerate(frames):
+            right, down = NOVEL_ASIDE[index % len(NOVEL_ASIDE)]
+            aside = (right * self.scale, down * self.scale)
+            poses.append(self.place.path.c2w(config.progress(float(frame)), aside))
+        return _cameras(np.stack(poses), config.size)
+
+    @property
+    def novel_images(self) -> Array:
+        """(V, H, W, 3) uint8 clean images of the novel cameras."""
+        return self._novel[0]
+
+    @property
+    def novel_depth(self) -> Array:
+        """(V, H, W) float32 true camera z of the novel cameras, 0 at sky."""
+        return self._novel[1]
+
+    @cached_property
+    def _novel(self) -> tuple[Array, Array]:
+        return self._render_clean(self.novel_cameras)
+
+    def _render_clean(self, cameras: CameraSet) -> tuple[Array, Array]:
+        """uint8 images and depth of cameras in the canonical world."""
+        still = self.inconsistency.still()
+        views = [
+            render_view(
+                self.place.shapes,
+                self.place.materials,
+                still,
+                cameras=cameras,
+                index=index,
+                scale=self.scale,
+                salt=self.config.seed,
+            )
+            for index in range(len(cameras))
+        ]
+        images = np.stack([tint(view.color, np.ones(3), np.zeros(3)) for view in views])
+        return images, np.stack([view.depth for view in views])
+
+    def deform(self, frame: int, points: Array, object_id: Array) -> Array:
+        """Where a frame shows canonical points.
+
+        Args:
+            frame: index of the frame.
+            points: (N, 3) canonical.
+            object_id: (N,) the object of each point.
+
+        Returns:
+            (N, 3) float64 world positions in the space of the true cameras.
+        """
+        posed = self.deform_rigid(frame, points, object_id)
+        return posed + evaluate_warp(self.inconsistency, frame, posed)
+
+    def deform_rigid(self, frame: int, points: Array, object_id: Array) -> Array:
+        """(N, 3) float64: only the offset of each point's object, the first half of `deform`; arguments as there."""
+        pivot = object_centers(self.place.shapes)
+        rotation = rotation_matrices(self.inconsistency.object_turn[frame])
+        relative = points.astype(np.float64) - pivot[object_id]
+        shift = pivot[object_id] + self.inconsistency.object_shift[frame][object_id]
+        return np.einsum("nij,nj->ni", rotation[object_id], relative) + shift
+
+    @cached_property
+    def _noisy(self) -> tuple[Array, Array]:
+        """(F, H, W) float64 depth with noise and outliers but no drift, and the confidence float32."""
+        frames = []
+        for index in range(len(self)):
+            rng = np.random.default_rng([self.config.seed, 991, index])
+            frames.append(
+                corrupt_depth(
+                    self.depth[index].astype(np.float64),
+                    noise=self.inconsistency.noise,
+                    outliers=self.inconsistency.outliers,
+                    rng=rng,
+                )
+            )
+        return np.stack([frame.depth for frame in frames]), np.stack([frame.confidence for frame in frames])
+
+    def predicted_scene(self) -> Scene:
+        """What a depth and pose network would make of the clip: drifting poses, drifting and noisy depth, a confidence.
+
+        The sky is a far shell of low confidence, as networks predict it.
+        """
+        noisy, confidence = self._noisy
+        seen = noisy > 0
+        scale, shift = (value[:, None, None] for value in (self.inconsistency.depth_scale, self.inconsistency.depth_shift))
+        depth = np.where(seen, noisy, SKY_SHELL * self.depth.max()) * scale + np.where(seen, shift, 0.0)
+        return Scene(
+            cameras=drifted_cameras(self.cameras, self.inconsistency),
+            images=self.images,
+            depth=np.maximum(depth, 1e-3 * self.scale).astype(np.float32),
+            confidence=confidence,
+        )
+
+    def oracle_points(self) -> Array:
+        """(F, H, W, 3) float32 canonical positions with displacement and drifts undone, so that only the depth noise is left."""
+        noisy, _ = self._noisy
+        rays = camera_rays(self.cameras)
+        error = (noisy - self.depth)[..., None] * rays
+        return (self.canonical + error).astype(np.float32)
+
+
+def evaluate_warp(inconsistency: Inconsistency, frame: int, points: Array) -> Array:
+    """(N, 3) float64 displacement w(Y) of a frame at points Y (N, 3), see `raycast.Warp`."""
+    warp = inconsistency.warp(frame)
+    waves = np.sin(points @ warp.wave.T + warp.phase)
+    side = np.where(points @ warp.plane_normal > warp.plane_offset, 0.5, -0.5)
+    return waves @ warp.amplitude + side[:, None] * warp.jump
+
+
+def camera_rays(cameras: CameraSet) -> Array:
+    """(F, H, W, 3) float64 world-space rays of camera z = 1 through the pixel centres."""
+    height, width = cameras.size
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    pixels = np.stack([x, y, np.ones_like(x)], axis=-1)
+    return np.einsum("fij,fjk,hwk->fhwi", cameras.c2w[:, :3, :3], np.linalg.inv(cameras.K), pixels, optimize=True)
+
+
+def _cameras(c2w: Array, size: tuple[int, int]) -> CameraSet:
+    """Pinhole cameras of the project's usual focal length."""
+    height, width = size
+    focal = FOCAL * width
+    K = np.array([[focal, 0.0, 0.5 * width], [0.0, focal, 0.5 * height], [0.0, 0.0, 1.0]])
+    frames = len(c2w)
+    return CameraSet(c2w=c2w, K=np.repeat(K[None], frames, 0), size=size, frame_ids=np.arange(frames))
+
+
+def _probe(place: Place, seed: int) -> tuple[float, Array]:
+    """Median depth of the undisplaced scene and (3,) the median point seen; the same for every number of frames and size."""
+    cameras = _cameras(np.stack([place.path.c2w(progress) for progress in (0.0, 0.5, 1.0)]), (36, 64))
+    still = make_inconsistency(1, warp="smooth", severity=0.0, scale=1.0, shapes=place.shapes, pivot=np.zeros(3), seed=0)
+    views = [
+        render_view(place.shapes, place.materials, still.still(), cameras=cameras, index=index, scale=1.0, salt=seed) for index in range(3)
+    ]
+    depth = np.stack([view.depth for view in views])
+    points = np.stack([view.canonical for view in views])
+    return float(np.median(depth[depth > 0])), np.nanmedian(points.reshape(-1, 3), axis=0).astype(np.float64)
+
+
+def make_world(config: WorldConfig) -> SyntheticWorld:
+    """The world of a configuration: the same bits for the same configuration on one machine.
+
+    Raises:
+        ConfigError: unknown layout, warp or severity.
+    """
+    place = build_place(config.layout, config.seed)
+    scale, pivot = _probe(place, config.seed)
+    inconsistency = make_inconsistency(
+        config.frames,
+        warp=config.warp,
+        severity=severity_value(config.severity),
+        scale=scale,
+        shapes=place.shapes,
+        pivot=pivot,
+        seed=config.seed,
+    )
+    poses = np.stack([place.path.c2w(config.progress(frame)) for frame in range(config.frames)])
+    cameras = _cameras(poses, config.size)
+    views: list[View] = []
+    for frame in range(config.frames):
+        shapes = pose_shapes(place.shapes, inconsistency.object_turn[frame], inconsistency.object_shift[frame])
+        warp = inconsistency.warp(frame)
+        view = render_view(shapes, place.materials, warp, cameras=cameras, index=frame, scale=scale, salt=config.seed)
+        views.append(view)
+    images = [tint(view.color, inconsistency.gain[frame], inconsistency.offset[frame]) for frame, view in enumerate(views)]
+    return SyntheticWorld(
+        config=config,
+        images=np.stack(images),
+        cameras=cameras,
+        depth=np.stack([view.depth for view in views]),
+        canonical=np.stack([view.canonical for view in views]),
+        normal=np.stack([view.normal for view in views]),
+        object_id=np.stack([view.object_id for view in views]),
+        scale=scale,
+        place=place,
+        inconsistency=inconsistency,
+    )
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """What `ground_truth.npz` holds; attributes as in `SyntheticWorld`. `make_world(config)` gives the rest."""
+
+    config: WorldConfig
+    cameras: CameraSet
+    depth: Array
+    canonical: Array
+    object_id: Array
+    novel_cameras: CameraSet
+    novel_images: Array
+    novel_depth: Array
+
+
+def write_clip(path: FilePath, images: Array) -> None:
+    """Write images (F, H, W, 3) uint8 as an H.264 MP4 of 12 frames a second; height and width must be even.
+
+    Raises:
+        ConfigError: odd size.
+    """
+    height, width = images.shape[1:3]
+    if height % 2 or width % 2:
+        raise ConfigError(f"an MP4 cannot be {width}x{height}", "choose an even width and height")
+    partial = path.with_name(f".{path.name}.partial")
+    with av.open(str(partial), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": CRF})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    partial.replace(path)
+
+
+def save_world(world: SyntheticWorld, out: FilePath) -> None:
+    """Write `clip.mp4` and `ground_truth.npz` into a folder, which is made if it is not there."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_clip(out / "clip.mp4", world.images)
+    partial = out / ".ground_truth.partial.npz"
+    np.savez_compressed(
+        partial,
+        version=GROUND_TRUTH_VERSION,
+        config=json.dumps(asdict(world.config)),
+        c2w=world.cameras.c2w,
+        K=world.cameras.K,
+        depth=world.depth,
+        canonical=world.canonical,
+        object_id=world.object_id,
+        novel_c2w=world.novel_cameras.c2w,
+        novel_K=world.novel_cameras.K,
+        novel_images=world.novel_images,
+        novel_depth=world.novel_depth,
+    )
+    partial.replace(out / "ground_truth.npz")
+
+
+def load_ground_truth(path: FilePath | str) -> GroundTruth:
+    """Read a `ground_truth.npz`, given itself or its folder.
+
+    Raises:
+        MissingArtifactError: no such file.
+        CorruptArtifactError: it lacks a key or is of another version.
+    """
+    file = FilePath(path)
+    file = file / "ground_truth.npz" if file.is_dir() else file
+    remake = "make it again with `python -m utils.synthetic --out DIR`"
+    if not file.exists():
+        raise MissingArtifactError(f"{file} does not exist", remake)
+    try:
+        with np.load(file) as data:
+            if int(data["version"]) != GROUND_TRUTH_VERSION:
+                raise CorruptArtifactError(f"{file} has version {int(data['version'])}", remake)
+            settings = json.loads(str(data["config"]))
+            config = replace(WorldConfig(), **{**settings, "size": tuple(settings["size"])})
+            frames, views = len(data["c2w"]), len(data["novel_c2w"])
+            return GroundTruth(
+                config=config,
+                cameras=CameraSet(c2w=data["c2w"], K=data["K"], size=config.size, frame_ids=np.arange(frames)),
+                depth=data["depth"],
+                canonical=data["canonical"],
+                object_id=data["object_id"],
+                novel_cameras=CameraSet(c2w=data["novel_c2w"], K=data["novel_K"], size=config.size, frame_ids=np.arange(views)),
+                novel_images=data["novel_images"],
+                novel_depth=data["novel_depth"],
+            )
+    except (KeyError, ValueError, OSError, EOFError) as error:
+        raise CorruptArtifactError(f"{file} cannot be read: {error}", remake) from error
