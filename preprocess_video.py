@@ -18,7 +18,7 @@ from utils.errors import InputError
 from utils.runtime import run_stage
 
 if TYPE_CHECKING:
-    from utils.backends.geometry import ClipFrames
+    from utils.backends.geometry import ClipFrames, GeometryBackend
     from utils.scene.layout import SceneLayout
     from utils.types import Reporter, Scene
 
@@ -61,7 +61,8 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
         return config.root
     source = _frames_on_disk(config, layout, report)
     frames, picked = _clip_frames(config, source, report)
-    scene = _estimate(backend, frames, config, report)
+    estimator = _make_backend(backend, config)
+    scene = estimator.estimate(frames, report)
     kept = [source.frames[picked[row]] for row in scene.cameras.frame_ids]
     _write_subsampled(config, layout, kept)
     _write_extras(config, layout, source, scene, len(kept))
@@ -74,7 +75,7 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
             schema=SCHEMA,
             config=settings,
             inputs=inputs,
-            backends={"geometry": backend},
+            backends={"geometry": backend, **getattr(estimator, "provenance", {})},
             seed=config.seed,
             seconds=time.monotonic() - started,
         )
@@ -180,10 +181,13 @@ def _sharpness(paths: list[Path]) -> "np.ndarray":  # noqa: F821
     return np.array([sharpness(read_image(path)) for path in paths])
 
 
-def _estimate(backend: str, frames: "ClipFrames", config: PreprocessConfig, report: "Reporter") -> "Scene":
+def _make_backend(name: str, config: PreprocessConfig) -> "GeometryBackend":
     from utils.backends.geometry import GEOMETRY
 
-    return GEOMETRY.load(backend)(seed=config.seed).estimate(frames, report)
+    options: dict[str, object] = {"seed": config.seed}
+    if name == "da3":
+        options |= {"model_name": config.model_name, "commercial_safe": config.commercial_safe}
+    return GEOMETRY.load(name)(**options)
 
 
 def _write_subsampled(config: PreprocessConfig, layout: "SceneLayout", kept: list[Path]) -> None:
@@ -237,8 +241,9 @@ def parse(arguments: list[str] | None = None) -> PreprocessConfig:
     parser.add_argument("--max_frames", type=int, default=defaults["max_frames"], help="most frames that become the scene")
     parser.add_argument("--max_stride", type=int, default=defaults["max_stride"], help="largest step that counts as dense")
     parser.add_argument("--image_ext", choices=IMAGE_EXTENSIONS, default=defaults["image_ext"], help="format of written frames")
-    parser.add_argument("--backend", default=defaults["backend"], help="auto, sfm, da3 or import")
+    parser.add_argument("--backend", default=defaults["backend"], help="auto, sfm or da3")
     parser.add_argument("--model_name", default=defaults["model_name"], help="weights of the da3 backend")
+    parser.add_argument("--commercial_safe", action="store_true", help="da3: only weights free for commercial use")
     parser.add_argument("--process_res", type=int, default=defaults["process_res"], help="longest side of images and depth")
     parser.add_argument("--between_frames", type=int, default=defaults["between_frames"], help="helper frames in each gap")
     parser.add_argument("--prefer_sharp", action="store_true", help="choose the sharpest frame near each position")

@@ -27,9 +27,11 @@ class PreprocessConfig:
     prefer_sharp: bool = False
     """Choose the sharpest frame near each uniform position instead of exactly that one."""
     backend: str = "auto"
-    """Who estimates cameras and depth: `sfm` (no weights), `da3`, `import` (COLMAP, nerfstudio or npz), or `auto`."""
+    """Who estimates cameras and depth: `sfm` (no weights, any CPU), `da3` (learned), or `auto`."""
     model_name: str = "depth-anything/DA3NESTED-GIANT-LARGE-1.1"
     """Weights of the `da3` backend: a name or a local folder."""
+    commercial_safe: bool = False
+    """Let the `da3` backend use only weights whose licence allows commercial use."""
     process_res: int = 504
     """Longest side of the scene's images and depth in pixels; both sides become multiples of 14."""
     between_frames: int = 3

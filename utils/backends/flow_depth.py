@@ -144,7 +144,7 @@ def _triangulate(matches: Array, trusted: Array, rotations: Array, translations:
                 w = (ax * bx + ay * by) / norm
                 depth_ratio = mz / max(mz + w * t[2], 1e-3)
                 off = abs(ax * by - ay * bx) / np.sqrt(norm) * depth_ratio
-                if off > 1.5 or mz + w * t[2] < 1e-3:
+                if off > _EPIPOLAR_PX or mz + w * t[2] < 1e-3:
                     continue
                 value[found], slope[found] = w, np.sqrt(norm)
                 found += 1
@@ -166,7 +166,7 @@ def _triangulate(matches: Array, trusted: Array, rotations: Array, translations:
             top, bottom, near, gain = 0.0, 0.0, 0, 0.0
             for i in range(found):
                 # agreement: within a share of the depth, or within a pixel of flow error
-                if abs(value[i] - median) < max(0.04 * abs(median), 0.7 / slope[i]):
+                if abs(value[i] - median) < max(_INLIER * abs(median), 0.7 / slope[i]):
                     top += power[i] * value[i]
                     bottom += power[i]
                     near += 1

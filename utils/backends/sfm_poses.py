@@ -197,7 +197,7 @@ def _explain(images: Array, registered: int) -> GeometryError:
         )
     if texture < 1.0:
         return GeometryError(
-            "the frames hold too little texture to be matched", "use a sharper clip, or import depth with --backend import"
+            "the frames hold too little texture to be matched", "use a sharper clip that shows more detail"
         )
     return GeometryError(
         f"poses were found for only {registered} of {len(images)} frames: too little parallax (a camera that only turns"
