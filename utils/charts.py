@@ -13,8 +13,10 @@ def nice_number(value: float) -> str:
     """A number short enough for an axis or a table."""
     if value == 0 or not np.isfinite(value):
         return "0" if value == 0 else "-"
-    if abs(value) >= 1e5 or abs(value) < 1e-3:
+    if abs(value) >= 1e6 or abs(value) < 1e-3:
         return f"{value:.1e}"
+    if abs(value) >= 1e4:
+        return f"{value:,.0f}"
     return f"{value:.4g}"
 
 

@@ -27,6 +27,8 @@ from utils.viewer.pose import ViewPose, from_page, path_through, render_size, to
 _STILL_SECONDS = 0.2
 _PORTS_TRIED = 50
 _MAX_CLOUD_POINTS = 300_000
+# Camera symbols nearer to the visitor than this many times their size are hidden.
+_CLEARANCE = 5.0
 # A far plane from here on means none.
 _FARTHEST = 1e6
 _THUMBNAIL_WIDTH = 160
@@ -117,10 +119,11 @@ def free_port(host: str, wanted: int) -> int:
 
 @dataclass
 class _Visitor:
-    """One open page: its latest change, and the thread that renders for it."""
+    """One open page: its latest change, its camera symbols with their places, and the thread that renders for it."""
 
     client: Any
     changed: threading.Event = field(default_factory=threading.Event)
+    frusta: list[tuple[Any, Array]] = field(default_factory=list)
     gone: bool = False
     thread: threading.Thread | None = None
 
@@ -152,7 +155,6 @@ class ViewerApp:
         self.server.scene.set_up_direction(tuple(scene_up(exhibit.view.trained.cameras)))
         self._build_controls()
         self._add_clouds()
-        self._add_cameras()
         self.server.on_client_connect(self._welcome)
         self.server.on_client_disconnect(self._farewell)
 
@@ -210,7 +212,8 @@ class ViewerApp:
         save.on_click(self._save)
 
     def _update_cameras(self) -> None:
-        self._camera_root.visible = self.show_cameras.value
+        for visitor in self._visitors.values():
+            self._show_frusta(visitor)
 
     def _add_clouds(self) -> None:
         """Puts the clouds that are wanted on the page, takes the others off."""
@@ -250,14 +253,13 @@ class ViewerApp:
             colors.append(scene.images[frame, y, x])
         return np.concatenate(points), np.concatenate(colors)
 
-    def _add_cameras(self) -> None:
+    def _add_cameras(self, visitor: _Visitor) -> None:
         """A frustum with its picture for every trained camera; a click takes the visitor there."""
         cameras, unit = self.exhibit.view.trained.cameras, self.exhibit.unit
-        self._camera_root = self.server.scene.add_frame("/cameras", show_axes=False, visible=self.config.show_cameras)
         for i, frame_id in enumerate(cameras.frame_ids):
             wxyz, position = to_page(cameras.c2w[i], unit)
             fov = vertical_fov(cameras.K[i], cameras.size)
-            frustum = self.server.scene.add_camera_frustum(
+            frustum = visitor.client.scene.add_camera_frustum(
                 f"/cameras/{frame_id:05d}",
                 fov=fov,
                 aspect=cameras.size[1] / cameras.size[0],
@@ -267,8 +269,18 @@ class ViewerApp:
                 image=fit_width(self.exhibit.scene.images[frame_id], _THUMBNAIL_WIDTH),
                 wxyz=wxyz,
                 position=position,
+                visible=False,
             )
-            frustum.on_click(lambda event, i=i: self._go_to(event.client, cameras.c2w[i], vertical_fov(cameras.K[i], cameras.size)))
+            frustum.on_click(lambda _, i=i, fov=fov: self._go_to(visitor.client, cameras.c2w[i], fov))
+            visitor.frusta.append((frustum, position))
+
+    def _show_frusta(self, visitor: _Visitor) -> None:
+        """Shows the cameras that are wanted; those next to the visitor would cover the view and are left out."""
+        nearest = _CLEARANCE * self.config.training_cameras_scale
+        for frustum, position in visitor.frusta:
+            visible = self.show_cameras.value and float(np.linalg.norm(position - visitor.client.camera.position)) > nearest
+            if frustum.visible != visible:
+                frustum.visible = visible
 
     def _go_to(self, client: Any, c2w: Array, fov: float) -> None:
         wxyz, position = to_page(c2w, self.exhibit.unit)
@@ -281,11 +293,11 @@ class ViewerApp:
         """Puts a new visitor at the middle camera and starts rendering for them."""
         cameras = self.exhibit.view.trained.cameras
         middle = len(cameras) // 2
-        # The symbol of the very camera one stands in would fill the view: it ends before the near plane.
-        client.camera.near, client.camera.far = max(0.005, 1.5 * self.config.training_cameras_scale), 200.0
+        client.camera.near, client.camera.far = 0.005, 200.0
         self._go_to(client, cameras.c2w[middle], vertical_fov(cameras.K[middle], cameras.size))
         client.camera.look_at = (cameras.c2w[middle, :3, 3] + self.exhibit.unit * cameras.c2w[middle, :3, 2]) / self.exhibit.unit
         visitor = _Visitor(client)
+        self._add_cameras(visitor)
         self._visitors[client.client_id] = visitor
         client.camera.on_update(lambda _: visitor.changed.set())
         visitor.changed.set()
@@ -309,6 +321,7 @@ class ViewerApp:
             if visitor.gone:
                 return
             visitor.changed.clear()
+            self._show_frusta(visitor)
             self._send_picture(visitor, self.config.moving_side)
             if not visitor.changed.wait(_STILL_SECONDS) and not visitor.gone:
                 self._send_picture(visitor, self.side.value)
