@@ -16,6 +16,7 @@ GEOMETRY = Registry(
     "geometry backend",
     sfm="utils.backends.geometry_sfm:SfmGeometry",
     da3="utils.backends.geometry_da3:Da3Geometry",
+    **{"import": "utils.backends.geometry_import:ImportGeometry"},
 )
 
 

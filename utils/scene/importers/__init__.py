@@ -1,0 +1,1 @@
+"""Readers of other programs' cameras: COLMAP models and nerfstudio's transforms.json."""
