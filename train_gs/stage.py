@@ -17,6 +17,8 @@ from utils.backends.rasterizer import load_rasterizer
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.errors import ConfigError, InputError
+from utils.exports.ply import write_splat_ply
+from utils.exports.stage import export_splats
 from utils.runtime import seed_everything
 from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
@@ -172,6 +174,7 @@ def _write(folder: Path, config: GSConfig, trained: TrainedScene, summary: dict[
     artifacts.write_points_ply(
         folder / "canonical_points_final.ply", trained.splats.means.cpu().numpy(), colors.to(torch.uint8).cpu().numpy()
     )
+    write_splat_ply(folder / f"splats_{trained.renderer}.ply", export_splats(trained, np.eye(3), 1.0, -1), trained.renderer)
 
 
 class ResumeFile:

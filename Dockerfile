@@ -1,0 +1,16 @@
+# CPU:  docker build -t video_to_world .
+# CUDA: docker build -t video_to_world:cuda --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04 --build-arg EXTRAS=cuda,viewer --build-arg CONSTRAINTS= .
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE}
+ARG EXTRAS=viewer
+ARG CONSTRAINTS="-c constraints/cpu.txt"
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3 python3-venv git \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /opt/video_to_world
+COPY . .
+RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir -e ".[${EXTRAS}]" ${CONSTRAINTS}
+ENV PATH=/opt/venv/bin:$PATH
+EXPOSE 8080
+# docker run --rm -v "$PWD:/data" video_to_world --config.input-video /data/clip.mp4 --config.root-path /data/world
+ENTRYPOINT ["python", "/opt/video_to_world/run_reconstruction.py"]

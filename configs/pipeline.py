@@ -1,0 +1,141 @@
+"""Settings of the whole run (`python run_reconstruction.py`) and its presets.
+
+A preset is a complete `PipelineConfig`; the command line starts from it, so a flag always wins and `--help` shows the values in force.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from configs.evaluation import EvalConfig
+from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig
+from configs.stage2_global_optimization import GlobalOptimizationConfig
+from configs.stage3_gs import GSConfig
+from configs.stage3_inverse_deformation import InverseDeformationConfig
+from utils.errors import ConfigError
+
+Mode = Literal["fast", "extensive"]
+Device = Literal["auto", "cpu", "cuda"]
+
+_HERE = Path()  # stands for the scene root until the driver knows it
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """From a clip to a 3D world: geometry, alignment, inverse deformation, splats, evaluation.
+
+    Give one source: a clip, a folder of frames, or a scene root that already holds exports/npz/results.npz (for example from Depth
+    Anything 3). Finished stages are skipped when their settings and inputs have not changed, so the same command resumes a run.
+    """
+
+    input_video: tuple[Path, ...] = ()
+    """Clip(s) of one place: MP4, MOV, WebM or GIF."""
+    frames_dir: Path | None = None
+    """Folder of frames instead of a clip."""
+    root_path: Path | None = None
+    """Scene root: where everything is written, or an existing scene to go on with. Default: the clip's path without its extension."""
+    mode: Mode = "fast"
+    """fast: a preview in minutes; extensive: more frames, resolution, splats and iterations, both renderers."""
+    renderer: Literal["2dgs", "3dgs", "both"] = "3dgs"
+    """Splat type(s) to train."""
+    device: Device = "auto"
+    """auto takes the GPU where PyTorch can use one. It sets the budget of the preset too."""
+    dry_run: bool = False
+    """Print the command of every stage and do nothing."""
+    overwrite: bool = False
+    """Run every stage even if its result is up to date."""
+
+    preprocess_overwrite: bool = False
+    """Run stage 0 even if its result is up to date."""
+    preprocess_max_frames: int = 100
+    """Frames of the clip that are used, spread over all of it."""
+    preprocess_max_stride: int = 8
+    """Wanted upper bound of the step between them; coverage of the whole clip wins."""
+    preprocess_image_ext: str = "png"
+    """Format of extracted frames."""
+    preprocess_process_res: int = 504
+    """Longest side of the working images in pixels; sides become multiples of 14."""
+    preprocess_backend: str = "auto"
+    """Geometry: da3 (learned, needs its package and weights), sfm (structure from motion and optical flow), or auto."""
+    alignment_run: str | None = None
+    """Go on from this existing alignment run; stage 1 is skipped."""
+    skip_global_optimization: bool = False
+    """Skip stage 2, as the published fast preset does; the splats then use stage 1's alignment."""
+    skip_inverse_deform: bool = False
+    """Reuse the run's inverse_deformation folder as it is."""
+    inverse_deform_dir: Path | None = None
+    """Reuse this inverse deformation; stage 3.1 is skipped."""
+    skip_eval: bool = False
+    """Stop after training: no videos, metrics or report."""
+
+    stage1: FrameToModelICPConfig = field(default_factory=lambda: FrameToModelICPConfig(root_path=_HERE))
+    stage2: GlobalOptimizationConfig = field(default_factory=lambda: GlobalOptimizationConfig(root_path=_HERE, run=""))
+    stage31: InverseDeformationConfig = field(default_factory=lambda: InverseDeformationConfig(root_path=_HERE))
+    gs: GSConfig = field(default_factory=lambda: GSConfig(root_path=_HERE))
+    eval: EvalConfig = field(default_factory=lambda: EvalConfig(root_path=_HERE))
+
+    def __post_init__(self) -> None:
+        if self.input_video and self.frames_dir is not None:
+            raise ConfigError("both --config.input-video and --config.frames-dir are given", "give one of them")
+
+    @property
+    def renderers(self) -> tuple[Literal["2dgs", "3dgs"], ...]:
+        """Renderers in the order they are trained."""
+        return ("2dgs", "3dgs") if self.renderer == "both" else (self.renderer,)
+
+    @property
+    def scene_root(self) -> Path:
+        """Where the scene is, or will be.
+
+        Raises:
+            ConfigError: no source was given.
+        """
+        if self.root_path is not None:
+            return self.root_path
+        if self.input_video:
+            return self.input_video[0].with_suffix("")
+        if self.frames_dir is not None:
+            return self.frames_dir.with_name(self.frames_dir.name + "_preprocessed")
+        raise ConfigError(
+            "no input: none of --config.input-video, --config.frames-dir and --config.root-path is given",
+            "for example: python run_reconstruction.py --config.input-video clip.mp4",
+        )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a preset spends on one kind of machine.
+
+    Attributes:
+        frames: frames used.
+        resolution: longest side of the working images in pixels.
+        splats: splat budget.
+        iterations: training steps.
+    """
+
+    frames: int
+    resolution: int
+    splats: int
+    iterations: int
+
+
+BUDGETS: dict[tuple[Mode, Literal["cpu", "cuda"]], Budget] = {
+    ("fast", "cpu"): Budget(frames=32, resolution=256, splats=30_000, iterations=1500),
+    ("extensive", "cpu"): Budget(frames=64, resolution=392, splats=100_000, iterations=5000),
+    ("fast", "cuda"): Budget(frames=100, resolution=504, splats=1_200_000, iterations=10_000),
+    ("extensive", "cuda"): Budget(frames=100, resolution=504, splats=1_500_000, iterations=15_000),
+}
+
+
+def preset(mode: Mode, device: Literal["cpu", "cuda"]) -> PipelineConfig:
+    """The settings a run starts from, before any flag."""
+    budget = BUDGETS[mode, device]
+    base = PipelineConfig(mode=mode)
+    return replace(
+        base,
+        renderer="3dgs" if mode == "fast" else "both",
+        preprocess_max_frames=budget.frames,
+        preprocess_process_res=budget.resolution,
+        stage1=replace(base.stage1, alignment=AlignmentDataConfig(num_frames=budget.frames, stride=1)),
+        gs=replace(base.gs, num_iters=budget.iterations, target_num_points=budget.splats),
+    )

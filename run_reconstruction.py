@@ -1,0 +1,279 @@
+"""From an MP4 to a 3D world in one command: `python run_reconstruction.py --config.input-video clip.mp4`."""
+
+import dataclasses
+import importlib
+import json
+import shlex
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from configs.base import load_config_file, parse
+from configs.pipeline import BUDGETS, PipelineConfig, preset
+from configs.preprocess import PreprocessConfig
+from utils.errors import ConfigError
+from utils.runtime import cuda_device_present, run_stage
+from utils.scene.layout import RunLayout, SceneLayout
+from utils.scene.manifest import MANIFEST, peak_memory_mb, to_plain, writing
+
+if TYPE_CHECKING:
+    from utils.types import Reporter
+
+
+@dataclass(frozen=True)
+class StageCall:
+    """One stage as the driver runs it.
+
+    Attributes:
+        title: what it does, for the progress line.
+        module: command-line module, for the printed command.
+        target: "module:function" called with config and reporter.
+        config: its settings.
+        folder: the artifact it makes.
+    """
+
+    title: str
+    module: str
+    target: str
+    config: Any
+    folder: Path
+
+
+def plan(config: PipelineConfig) -> list[StageCall]:
+    """The stages of a run in order, with every path filled in."""
+    root = config.scene_root
+    layout = SceneLayout(root)
+    calls = []
+    if config.input_video or config.frames_dir is not None:
+        calls.append(StageCall("geometry", "preprocess_video", "preprocess_video:run", _preprocess(config, root), layout.npz_dir))
+    data = config.stage1.alignment
+    name = config.alignment_run or layout.run_name(data.num_frames, data.stride, data.offset, config.stage1.out_suffix)
+    run = layout.run(name)
+    again = {"overwrite": True} if config.overwrite else {}
+    if config.alignment_run is None:
+        stage1 = replace(config.stage1, root_path=root, **again)
+        calls.append(StageCall("alignment", "frame_to_model_icp", "frame_to_model_icp.stage:run", stage1, run.after_non_rigid_icp))
+    subdir = run.after_non_rigid_icp.name
+    if not config.skip_global_optimization:
+        stage2 = replace(config.stage2, root_path=root, run=name, **again)
+        subdir = stage2.out_subdir
+        calls.append(StageCall("joint alignment", "global_optimization", "global_optimization.stage:run", stage2, run.root / subdir))
+    inverse = config.inverse_deform_dir or config.stage31.out_path or run.inverse_deformation
+    if not config.skip_inverse_deform and config.inverse_deform_dir is None:
+        stage31 = replace(config.stage31, root_path=root, run=name, checkpoint_subdir=subdir, **again)
+        calls.append(StageCall("inverse deformation", "train_inverse_deformation", "train_inverse_deformation.stage:run", stage31, inverse))
+    calls += _splat_calls(config, root, run, subdir, inverse)
+    return calls
+
+
+def _preprocess(config: PipelineConfig, root: Path) -> PreprocessConfig:
+    return PreprocessConfig(
+        input_video=config.input_video,
+        frames_dir=config.frames_dir,
+        scene_root=root,
+        max_frames=config.preprocess_max_frames,
+        max_stride=config.preprocess_max_stride,
+        image_ext=config.preprocess_image_ext,
+        process_res=config.preprocess_process_res,
+        backend=config.preprocess_backend,
+        overwrite=config.preprocess_overwrite or config.overwrite,
+    )
+
+
+def _splat_calls(config: PipelineConfig, root: Path, run: RunLayout, subdir: str, inverse: Path) -> list[StageCall]:
+    calls = []
+    again = {"overwrite": True} if config.overwrite else {}
+    for renderer in config.renderers:
+        folder = run.gs(renderer)
+        splats = replace(
+            config.gs,
+            root_path=root,
+            run=run.root.name,
+            global_opt_subdir=subdir,
+            inverse_deform_dir=inverse,
+            renderer=renderer,
+            device=config.device if config.gs.device == "auto" else config.gs.device,
+            **again,
+        )
+        calls.append(StageCall(f"{renderer} splats", "train_gs", "train_gs.stage:run", splats, folder))
+        if not config.skip_eval:
+            evaluation = replace(config.eval, root_path=root, run=run.root.name, checkpoint_dir=folder, device=splats.device)
+            calls.append(StageCall(f"{renderer} evaluation", "eval_gs", "eval_gs.stage:run", evaluation, RunLayout.evaluation(folder)))
+    return calls
+
+
+def command_of(call: StageCall) -> str:
+    """The command line that runs a stage by itself: only settings that differ from the stage's defaults."""
+    if isinstance(call.config, PreprocessConfig):
+        flags = _preprocess_flags(call.config)
+        return shlex.join(["python", "preprocess_video.py", *flags])
+    return shlex.join(["python", "-m", call.module, *_flags(call.config, "--config")])
+
+
+def _preprocess_flags(config: PreprocessConfig) -> list[str]:
+    flags: list[str] = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if value in (f.default, None, ()) or value is False:
+            continue
+        flags.append(f"--{f.name}")
+        if value is not True:
+            flags += [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
+    return flags
+
+
+def _flags(config: Any, prefix: str) -> list[str]:
+    flags: list[str] = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        name = f"{prefix}.{f.name.replace('_', '-')}"
+        if value == default:
+            continue
+        if dataclasses.is_dataclass(value):
+            flags += _flags(value, name)
+        elif isinstance(value, bool):
+            flags.append(name if value else f"{prefix}.no-{f.name.replace('_', '-')}")
+        elif isinstance(value, (tuple, list)):
+            flags += [name, *(str(v) for v in value)]
+        else:
+            flags += [name, str(value)]
+    return flags
+
+
+def execute(config: PipelineConfig, calls: list[StageCall], report: "Reporter") -> dict[str, Any]:
+    """Runs the stages, prints one line each, and returns the summary that is also written to `run_summary.json`."""
+    layout = SceneLayout(config.scene_root)
+    stages: list[dict[str, Any]] = []
+    started = time.perf_counter()
+    for number, call in enumerate(calls, 1):
+        print(f"[{number}/{len(calls)}] {call.title} ...", file=sys.stderr, flush=True)
+        before, begin = _created(call.folder), time.perf_counter()
+        module, _, function = call.target.partition(":")
+        getattr(importlib.import_module(module), function)(call.config, report)
+        seconds = time.perf_counter() - begin
+        kept = before is not None and before == _created(call.folder)
+        stages.append(
+            {
+                "title": call.title,
+                "seconds": round(seconds, 2),
+                "kept": kept,
+                "folder": str(call.folder),
+                "peak_memory_mb": round(peak_memory_mb()),
+                "command": command_of(call),
+            }
+        )
+        state = "up to date, kept" if kept else f"done in {seconds:.1f} s"
+        print(f"[{number}/{len(calls)}] {call.title}: {state}", file=sys.stderr, flush=True)
+        _write_summary(layout, config, stages, time.perf_counter() - started)
+    return _write_summary(layout, config, stages, time.perf_counter() - started)
+
+
+def _created(folder: Path) -> str | None:
+    path = folder / MANIFEST
+    return json.loads(path.read_text()).get("created") if path.is_file() else None
+
+
+def _write_summary(layout: SceneLayout, config: PipelineConfig, stages: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    summary = {"seconds": round(seconds, 1), "stages": stages, "config": to_plain(config)}
+    with writing(layout.summary_json):
+        layout.summary_json.write_text(json.dumps(summary, indent=1))
+    return summary
+
+
+def closing_words(config: PipelineConfig, calls: list[StageCall], summary: dict[str, Any]) -> str:
+    """What was made, where, how long it took, how good it is, and what to do next."""
+    lines = ["", f"Finished in {summary['seconds']:.0f} s. Peak memory {max(s['peak_memory_mb'] for s in summary['stages'])} MB."]
+    lines += [f"  {s['title']:<22} {'kept' if s['kept'] else format(s['seconds'], '.1f') + ' s':>9}" for s in summary["stages"]]
+    for renderer, folder in [(c.config.renderer, c.folder) for c in calls if c.module == "train_gs"]:
+        lines.append(f"{renderer}: {folder}")
+        lines += [f"  {line}" for line in _quality(RunLayout.evaluation(folder))]
+        for path in sorted(folder.glob("*.ply")) + sorted(RunLayout.evaluation(folder).glob("*.mp4")):
+            lines.append(f"  {path}")
+    report = SceneLayout(config.scene_root).report_html
+    lines.append("Next:")
+    if report.is_file():
+        lines.append(f"  open {report}")
+    lines.append(f"  python -m utils.view_checkpoint --config.root-path {shlex.quote(str(config.scene_root))}")
+    if config.mode == "fast":
+        lines.append("  the same command with --config.mode extensive for more detail")
+    return "\n".join(lines)
+
+
+def _quality(folder: Path) -> list[str]:
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return []
+    metrics = json.loads(path.read_text())
+    words = []
+    for part in ("train", "heldout"):
+        values = metrics.get(part)
+        if isinstance(values, dict) and values.get("psnr") is not None:
+            words.append(f"{part} frames: PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.3f}")
+    return words
+
+
+def configure(argv: list[str]) -> PipelineConfig:
+    """The settings from preset and flags: the preset is chosen first (mode and device), then the flags are applied to it."""
+    if "--config-file" in argv:
+        at = argv.index("--config-file") + 1
+        if at == len(argv):
+            raise ConfigError("--config-file needs a path", "for example: --config-file run_summary_config.json")
+        default = load_config_file(PipelineConfig, Path(argv[at]))
+        argv = argv[: at - 1] + argv[at + 1 :]
+    else:
+        mode = _flag_value(argv, "--config.mode") or "fast"
+        device = _flag_value(argv, "--config.device") or "auto"
+        if mode not in ("fast", "extensive") or device not in ("auto", "cpu", "cuda"):
+            mode, device = "fast", "auto"  # the parser below explains the wrong value
+        default = preset(mode, resolve_device(device))  # type: ignore[arg-type]
+    config = parse(PipelineConfig, argv, prog="run_reconstruction.py", default=default)
+    return config
+
+
+def _flag_value(argv: list[str], flag: str) -> str | None:
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(flag + "="):
+            return word[len(flag) + 1 :]
+    return None
+
+
+def resolve_device(device: str) -> Literal["cpu", "cuda"]:
+    """The machine whose budget the preset takes: cuda only where a CUDA device answers."""
+    if device == "auto":
+        return "cuda" if cuda_device_present() else "cpu"
+    return "cuda" if device == "cuda" else "cpu"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses, plans, runs and says what came out."""
+    config = configure(list(sys.argv[1:] if argv is None else argv))
+    calls = plan(config)
+    if config.dry_run:
+        for call in calls:
+            print(command_of(call))
+        return
+    budget = BUDGETS[config.mode, resolve_device(config.device)]
+    if resolve_device(config.device) == "cpu":
+        print(
+            f"No GPU in use: the {config.mode} preset takes its CPU budget ({budget.frames} frames, {budget.resolution} px, "
+            f"{budget.splats} splats, {budget.iterations} iterations); explicit flags win.",
+            file=sys.stderr,
+        )
+    from utils.reporting import ConsoleReporter
+
+    with ConsoleReporter() as report:
+        summary = execute(config, calls, report)
+    if not config.skip_eval:
+        from utils.report_html import write_report
+
+        write_report(config.scene_root)
+    print(closing_words(config, calls, summary))
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,100 @@
+"""The driver: presets, flags, the plan of stages, commands a user can repeat, errors."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import run_reconstruction
+from configs.pipeline import BUDGETS, preset
+from run_reconstruction import command_of, configure, plan
+from utils.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_flags_win_over_the_preset_even_with_its_defaults():
+    assert preset("extensive", "cpu").gs.num_iters == BUDGETS["extensive", "cpu"].iterations
+    config = configure(
+        ["--config.input-video", "a.mp4", "--config.mode", "extensive", "--config.device", "cpu", "--config.gs.num-iters", "15000"]
+    )
+    assert config.gs.num_iters == 15000
+    assert config.gs.target_num_points == BUDGETS["extensive", "cpu"].splats
+    assert config.preprocess_process_res == BUDGETS["extensive", "cpu"].resolution
+    assert config.renderers == ("2dgs", "3dgs")
+
+
+def test_fast_is_the_default_and_runs_the_joint_stage():
+    calls = plan(configure(["--config.input-video", "clips/a.mp4", "--config.device", "cpu"]))
+    assert [c.module for c in calls] == [
+        "preprocess_video", "frame_to_model_icp", "global_optimization", "train_inverse_deformation", "train_gs", "eval_gs",
+    ]  # fmt: skip
+    run = Path("clips/a/frame_to_model_icp_32_1_offset0")
+    assert calls[0].folder == Path("clips/a/exports/npz")
+    assert calls[2].folder == run / "after_global_optimization"
+    assert calls[3].config.checkpoint_subdir == calls[4].config.global_opt_subdir == "after_global_optimization"
+    assert calls[4].folder == run / "gs_3dgs"
+    assert calls[5].folder == run / "gs_3dgs" / "gs_video_eval"
+
+
+def test_the_published_skip_uses_stage_1s_alignment():
+    calls = plan(configure(["--config.root-path", "s", "--config.skip-global-optimization", "--config.renderer", "both"]))
+    assert [c.module for c in calls] == ["frame_to_model_icp", "train_inverse_deformation", *(["train_gs", "eval_gs"] * 2)]
+    assert calls[1].config.checkpoint_subdir == "after_non_rigid_icp"
+    assert calls[2].config.renderer == "2dgs" and calls[4].config.renderer == "3dgs"
+
+
+def test_root_path_is_where_a_clip_is_written():
+    calls = plan(configure(["--config.input-video", "a.mp4", "--config.root-path", "out"]))
+    assert calls[0].config.scene_root == Path("out") and calls[1].config.root_path == Path("out")
+
+
+def test_reusing_parts_of_a_run():
+    calls = plan(configure(["--config.root-path", "s", "--config.alignment-run", "mine", "--config.skip-inverse-deform"]))
+    assert [c.module for c in calls] == ["global_optimization", "train_gs", "eval_gs"]
+    assert calls[1].config.inverse_deform_dir == Path("s/mine/inverse_deformation")
+
+
+def test_no_source_and_two_sources_are_errors():
+    with pytest.raises(ConfigError, match="no input"):
+        plan(configure([]))
+    with pytest.raises(ConfigError, match="both"):
+        configure(["--config.input-video", "a.mp4", "--config.frames-dir", "f"])
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_printed_commands_give_the_same_settings(index, monkeypatch):
+    flags = ["--config.input-video", "a b.mp4", "--config.device", "cpu", "--config.stage1.alignment.offset", "1"]
+    flags += ["--config.stage2.matching.gaps", "1", "2", "--config.gs.no-deform"]
+    call = plan(configure(flags))[index]
+    words = run_reconstruction.shlex.split(command_of(call))
+    if call.module == "preprocess_video":
+        from preprocess_video import parse as parse_args
+
+        assert parse_args(words[2:]) == call.config
+        return
+    from configs.base import parse
+
+    assert words[1:3] == ["-m", call.module]
+    assert parse(type(call.config), words[3:]) == call.config
+
+
+def run(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "run_reconstruction.py", *args], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_dry_run_prints_and_makes_nothing(tmp_path):
+    done = run("--config.input-video", "x.mp4", "--config.root-path", str(tmp_path / "s"), "--config.dry-run")
+    assert done.returncode == 0 and done.stdout.count("python ") == 6
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("args", [[], ["--config.input-video", "does_not_exist.mp4"], ["--config.root-path", "does_not_exist"]])
+def test_user_errors_are_one_line_a_hint_and_exit_2(args):
+    done = run(*args)
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1 and done.stderr.count("hint:") == 1
+    assert "Traceback" not in done.stderr
