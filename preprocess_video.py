@@ -53,7 +53,7 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
 
     started = time.monotonic()
     layout = SceneLayout(config.root)
-    backend = _resolve_backend(config.backend)
+    backend = _resolve_backend("import" if config.cameras else config.backend)
     inputs = _fingerprint(config)
     settings = _settings(config, backend)
     if not config.overwrite and is_current(layout.npz_dir, SCHEMA, settings, inputs):
@@ -62,7 +62,7 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
     source = _frames_on_disk(config, layout, report)
     frames, picked = _clip_frames(config, source, report)
     estimator = _make_backend(backend, config)
-    scene = estimator.estimate(frames, report)
+    scene = _masked(estimator.estimate(frames, report), frames, config, report)
     kept = [source.frames[picked[row]] for row in scene.cameras.frame_ids]
     _write_subsampled(config, layout, kept)
     _write_extras(config, layout, source, scene, len(kept))
@@ -95,7 +95,7 @@ def _resolve_backend(name: str) -> str:
 def _settings(config: PreprocessConfig, backend: str) -> dict[str, object]:
     """What determines the result; paths enter through the inputs' fingerprint."""
     plain = dataclasses.asdict(config)
-    for name in ("input_video", "frames_dir", "scene_root", "overwrite"):
+    for name in ("input_video", "frames_dir", "cameras", "masks", "scene_root", "overwrite"):
         del plain[name]
     return plain | {"backend": backend}
 
@@ -109,7 +109,19 @@ def _fingerprint(config: PreprocessConfig) -> dict[str, str]:
     for path in paths:
         if not path.is_file():
             raise InputError(f"{path} does not exist", "check the path given to --input_video")
-    return {"source": content_hash("source", [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in paths])}
+    groups = {"source": paths}
+    for name, given in (("cameras", config.cameras), ("masks", config.masks)):
+        if given is not None:
+            if not given.exists():
+                raise InputError(f"{given} does not exist", f"check the path given to --{name}")
+            files = [given] if given.is_file() else sorted(p for p in given.rglob("*") if p.is_file() and _describes(p, name))
+            groups[name] = files
+    return {name: content_hash(name, [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]) for name, files in groups.items()}
+
+
+def _describes(path: Path, group: str) -> bool:
+    """Whether a file in a given folder matters: every mask, but of a camera folder not the images beside the cameras."""
+    return group == "masks" or path.suffix in (".bin", ".txt", ".json")
 
 
 def _folder(config: PreprocessConfig) -> Path:
@@ -187,7 +199,25 @@ def _make_backend(name: str, config: PreprocessConfig) -> "GeometryBackend":
     options: dict[str, object] = {"seed": config.seed}
     if name == "da3":
         options |= {"model_name": config.model_name, "commercial_safe": config.commercial_safe}
+    if name == "import":
+        options["source"] = config.cameras
     return GEOMETRY.load(name)(**options)
+
+
+def _masked(scene: "Scene", frames: "ClipFrames", config: PreprocessConfig, report: "Reporter") -> "Scene":
+    """The scene without what the user, an overlay or the sky takes out of it."""
+    from utils.scene.masks import apply_masks, detect_sky, detect_static_overlay, load_masks, mark_sky
+
+    names = [frames.names[i] for i in frames.chosen[scene.cameras.frame_ids]]
+    if config.mask_sky:
+        scene = mark_sky(scene, detect_sky(scene.images))
+    if config.mask_overlays:
+        overlay = detect_static_overlay(scene.images)
+        report.note(f"masks: {overlay.mean():.1%} of the picture is a static overlay")
+        scene = apply_masks(scene, ~overlay[None].repeat(len(scene), axis=0), names)
+    if config.masks is not None:
+        scene = apply_masks(scene, load_masks(config.masks, names, scene.cameras.size), names)
+    return scene
 
 
 def _write_subsampled(config: PreprocessConfig, layout: "SceneLayout", kept: list[Path]) -> None:
@@ -241,7 +271,11 @@ def parse(arguments: list[str] | None = None) -> PreprocessConfig:
     parser.add_argument("--max_frames", type=int, default=defaults["max_frames"], help="most frames that become the scene")
     parser.add_argument("--max_stride", type=int, default=defaults["max_stride"], help="largest step that counts as dense")
     parser.add_argument("--image_ext", choices=IMAGE_EXTENSIONS, default=defaults["image_ext"], help="format of written frames")
-    parser.add_argument("--backend", default=defaults["backend"], help="auto, sfm or da3")
+    parser.add_argument("--backend", default=defaults["backend"], help="auto, sfm, da3 or import")
+    parser.add_argument("--cameras", type=Path, help="COLMAP model or transforms.json to take cameras (and depth) from")
+    parser.add_argument("--masks", type=Path, metavar="FOLDER", help="images named like the frames: white = use, black = ignore")
+    parser.add_argument("--mask_overlays", action="store_true", help="ignore opaque logos and watermarks")
+    parser.add_argument("--mask_sky", action="store_true", help="treat what looks like sky as far and least certain")
     parser.add_argument("--model_name", default=defaults["model_name"], help="weights of the da3 backend")
     parser.add_argument("--commercial_safe", action="store_true", help="da3: only weights free for commercial use")
     parser.add_argument("--process_res", type=int, default=defaults["process_res"], help="longest side of images and depth")

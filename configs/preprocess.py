@@ -27,7 +27,16 @@ class PreprocessConfig:
     prefer_sharp: bool = False
     """Choose the sharpest frame near each uniform position instead of exactly that one."""
     backend: str = "auto"
-    """Who estimates cameras and depth: `sfm` (no weights, any CPU), `da3` (learned), or `auto`."""
+    """Who estimates cameras and depth: `sfm` (no weights, any CPU), `da3` (learned), `import` (cameras from files), or `auto`."""
+    cameras: Path | None = None
+    """Cameras found by another program: a COLMAP model or nerfstudio's transforms.json (with its depth, if any). They replace estimated
+    ones; images are matched by file name."""
+    masks: Path | None = None
+    """Folder of images named like the frames (or one for all): white pixels are used, black ones ignored by every stage."""
+    mask_overlays: bool = False
+    """Ignore opaque logos and watermarks: what stands still while the picture around it moves."""
+    mask_sky: bool = False
+    """Treat what looks like sky (smooth, bright, joined to the upper edge) as far and least certain."""
     model_name: str = "depth-anything/DA3NESTED-GIANT-LARGE-1.1"
     """Weights of the `da3` backend: a name or a local folder."""
     commercial_safe: bool = False
@@ -44,6 +53,10 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         if bool(self.input_video) == (self.frames_dir is not None):
             raise ConfigError("give either a clip or a folder of frames", "pass --input_video CLIP or --frames_dir FOLDER")
+        if self.cameras is not None and self.backend not in ("auto", "import"):
+            raise ConfigError(f"cameras are given, but the backend {self.backend} estimates its own", "leave backend at auto")
+        if self.backend == "import" and self.cameras is None:
+            raise ConfigError("the backend import needs cameras", "pass --cameras with a COLMAP model or a transforms.json")
         if self.max_frames < 2:
             raise ConfigError(f"max_frames is {self.max_frames}", "at least 2 frames are needed, 24 or more are sensible")
         if self.process_res < 56:

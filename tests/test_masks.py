@@ -1,14 +1,20 @@
 """Mask folders, their effect on a scene, and the two detectors."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 
+from configs.preprocess import PreprocessConfig
+from preprocess_video import run
+from tests.box_world import make_box_world
 from utils.errors import InputError
 from utils.scene.artifacts import load_scene, save_results
 from utils.scene.layout import SceneLayout
 from utils.scene.masks import apply_masks, detect_sky, detect_static_overlay, load_masks, mark_sky
-from utils.types import CameraSet, Scene
+from utils.scene.media import write_image
+from utils.types import NULL_REPORTER, CameraSet, Scene
 
 
 def small_scene(frames=3, size=(20, 30)):
@@ -102,3 +108,31 @@ def test_sky_reaches_down_to_the_roofs():
     image[20:40, 30:50] = (90, 40, 30)
     sky = detect_sky(image[None])[0]
     assert sky[:16].all() and not sky[44:].any() and not sky[24:38, 33:47].any()
+
+
+def test_stage_0_takes_cameras_and_masks_from_files(tmp_path):
+    """Frames, a transforms.json and a mask folder in; results.npz with those poses and without the masked pixels out."""
+    world = make_box_world(frames=5, size=(84, 140), warp=0.0)
+    frames, masks = tmp_path / "frames", tmp_path / "masks"
+    frames.mkdir()
+    masks.mkdir()
+    entries = []
+    for i, image in enumerate(world.scene.images):
+        write_image(frames / f"{i:03d}.png", image)
+        write_mask(masks / f"{i:03d}.png", (84, 140), np.s_[:20, :30])
+        K, matrix = world.true.K[i], world.true.c2w[i] @ np.diag([1.0, -1, -1, 1])
+        entries.append({"file_path": f"images/{i:03d}.png", "transform_matrix": matrix.tolist(), "fl_x": K[0, 0], "fl_y": K[1, 1]})
+    source = tmp_path / "transforms.json"
+    source.write_text(json.dumps({"w": 140, "h": 84, "frames": entries}))
+    config = PreprocessConfig(frames_dir=frames, scene_root=tmp_path / "scene", process_res=140, cameras=source, masks=masks)
+    root = run(config, NULL_REPORTER)
+    scene = load_scene(root)
+    assert np.allclose(scene.cameras.c2w, world.true.c2w, atol=1e-5)
+    assert not scene.valid[:, :20, :30].any() and scene.valid[:, 20:].all()
+    assert np.median(np.abs(scene.depth[:, 20:] / world.true_depth[:, 20:] - 1)) < 0.02
+    made = SceneLayout(root).results_npz.stat().st_mtime_ns
+    run(config, NULL_REPORTER)
+    assert SceneLayout(root).results_npz.stat().st_mtime_ns == made
+    write_mask(masks / "000.png", (84, 140), np.s_[:40, :60])
+    run(config, NULL_REPORTER)
+    assert not load_scene(root).valid[0, :40, :60].any()
