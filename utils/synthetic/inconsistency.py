@@ -21,12 +21,12 @@ SEVERITIES = {"none": 0.0, "low": 0.5, "medium": 1.0, "high": 2.0}
 WARPS = ("smooth", "sharp", "object")
 
 # RMS length of the change between adjacent frames, relative to the median depth, of everything that moves the geometry ...
-WARP_STEP = 0.0033
+WARP_STEP = 0.0031
 # ... and of the parts that only the predicted geometry has: relative depth scale, depth shift, rotation (radians), translation.
 DEPTH_SCALE_STEP = 0.0006
 DEPTH_SHIFT_STEP = 0.0004
-ROTATION_STEP = 0.0003
-TRANSLATION_STEP = 0.0004
+ROTATION_STEP = 0.0007
+TRANSLATION_STEP = 0.0010
 # Change between adjacent frames of the gain (relative) and offset (of 0..1) of each colour channel.
 GAIN_STEP = 0.008
 OFFSET_STEP = 0.003

@@ -1,6 +1,8 @@
 """The synthetic inconsistent world: an input clip whose frames contradict each other, with everything that is true about it."""
 
 import json
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path as FilePath
@@ -386,5 +388,5 @@ def load_ground_truth(path: FilePath | str) -> GroundTruth:
                 novel_images=data["novel_images"],
                 novel_depth=data["novel_depth"],
             )
-    except (KeyError, ValueError, OSError, EOFError) as error:
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CorruptArtifactError(f"{file} cannot be read: {error}", remake) from error

@@ -1,0 +1,195 @@
+"""The synthetic world: its truth is exact, it is deterministic, and severity means what it says."""
+
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+
+from utils.errors import ConfigError, CorruptArtifactError, MissingArtifactError
+from utils.synthetic import LAYOUTS, WorldConfig, load_ground_truth, make_world, save_world
+from utils.synthetic.inconsistency import drift
+from utils.synthetic.world import camera_rays
+
+SMALL = (48, 80)
+
+
+@pytest.fixture(scope="module")
+def room():
+    return make_world(WorldConfig(frames=4, size=SMALL, severity="medium"))
+
+
+def shown_points(world, frame):
+    valid = world.valid[frame]
+    return valid, world.deform(frame, world.canonical[frame][valid], world.object_id[frame][valid])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_places_are_seen_and_textured(layout):
+    world = make_world(WorldConfig(layout=layout, frames=2, size=SMALL))
+    assert world.valid.mean() > 0.7
+    assert (world.object_id.max() > 3) and (world.depth > 0).mean() > 0.7
+    brightness = world.images.astype(float).mean(-1)
+    assert brightness.std() > 25
+    assert np.abs(np.diff(brightness, axis=2)).mean() > 5
+
+
+@pytest.mark.parametrize("warp", ["smooth", "sharp", "object"])
+def test_displaced_points_project_to_their_pixel_centres(warp):
+    world = make_world(WorldConfig(layout="object", frames=3, size=SMALL, severity="high", warp=warp))
+    frame = 2
+    valid, points = shown_points(world, frame)
+    rows, columns = np.nonzero(valid)
+    camera = points @ world.cameras.w2c[frame, :3, :3].T + world.cameras.w2c[frame, :3, 3]
+    pixel = camera @ world.cameras.K[frame].T
+    assert np.abs(pixel[:, 0] / pixel[:, 2] - (columns + 0.5)).max() < 1e-3
+    assert np.abs(pixel[:, 1] / pixel[:, 2] - (rows + 0.5)).max() < 1e-3
+    np.testing.assert_allclose(camera[:, 2], world.depth[frame][valid], rtol=1e-5)
+    seen = world.depth[frame] > 0
+    assert (seen & ~valid).sum() < 0.03 * seen.sum()
+    moved = np.linalg.norm(points - world.canonical[frame][valid], axis=1)
+    assert np.median(moved) > 1e-3 * world.scale
+
+
+def test_depth_is_camera_z_along_the_true_ray():
+    world = make_world(WorldConfig(frames=2, size=SMALL, severity=0))
+    rays = camera_rays(world.cameras)
+    points = world.cameras.centers[:, None, None] + world.depth[..., None] * rays
+    np.testing.assert_allclose(points[world.valid], world.canonical[world.valid], atol=1e-4)
+
+
+def test_normals_are_those_of_the_surface():
+    world = make_world(WorldConfig(frames=1, size=SMALL, severity=0))
+    points, normal = world.canonical[0].astype(float), world.normal[0]
+    across = np.cross(points[1:-1, 2:] - points[1:-1, :-2], points[2:, 1:-1] - points[:-2, 1:-1])
+    across /= np.linalg.norm(across, axis=-1, keepdims=True)
+    cosine = (across * normal[1:-1, 1:-1]).sum(-1)
+    assert np.median(np.abs(cosine)) > 0.999
+    towards = (normal * camera_rays(world.cameras)[0]).sum(-1)
+    assert (towards[world.valid[0]] < 0).all()
+
+
+def test_severity_zero_is_consistent():
+    world = make_world(WorldConfig(layout="outdoor", frames=3, size=SMALL, severity="none"))
+    np.testing.assert_array_equal(world.images, world.clean_images)
+    scene = world.predicted_scene()
+    np.testing.assert_array_equal(scene.cameras.c2w, world.cameras.c2w)
+    np.testing.assert_allclose(scene.depth[world.valid], world.depth[world.valid], rtol=1e-6)
+    np.testing.assert_allclose(world.oracle_points()[world.valid], world.canonical[world.valid], atol=1e-5)
+    assert (world.depth == 0).any()  # there is sky ...
+    assert (scene.depth[world.depth == 0] > world.depth.max()).all()  # ... and it is predicted as a far shell
+
+
+def test_same_seed_same_world_other_seed_other_world(room):
+    again = make_world(room.config)
+    for name in ("images", "depth", "object_id"):
+        np.testing.assert_array_equal(getattr(room, name), getattr(again, name))
+    np.testing.assert_array_equal(room.canonical, again.canonical)
+    np.testing.assert_array_equal(room.predicted_scene().depth, again.predicted_scene().depth)
+    other = make_world(WorldConfig(frames=4, size=SMALL, severity="medium", seed=1))
+    assert np.abs(other.images.astype(int) - room.images).mean() > 10
+
+
+def test_first_frames_of_a_longer_world_are_those_of_a_shorter(room):
+    longer = make_world(WorldConfig(frames=6, size=SMALL, severity="medium"))
+    np.testing.assert_array_equal(longer.images[:4], room.images)
+    np.testing.assert_array_equal(longer.canonical[:4], room.canonical)
+
+
+def disagreement(world, first, second):
+    valid, here = shown_points(world, first)
+    there = world.deform(second, world.canonical[first][valid], world.object_id[first][valid])
+    return 100 * np.median(np.linalg.norm(here - there, axis=1)) / world.scale
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_medium_severity_is_calibrated(layout):
+    world = make_world(WorldConfig(layout=layout, frames=28, size=(24, 40)))
+    adjacent = np.mean([disagreement(world, frame, frame + 1) for frame in range(0, 27, 2)])
+    distant = np.mean([disagreement(world, frame, frame + 24) for frame in range(4)])
+    assert 0.2 < adjacent < 0.4
+    assert 1.2 < distant < 3.0
+
+
+def test_severity_is_monotone():
+    worlds = [make_world(WorldConfig(frames=5, size=SMALL, severity=name)) for name in ("low", "medium", "high")]
+    shown = [disagreement(world, 0, 4) for world in worlds]
+    tinted = [np.abs(world.inconsistency.gain - 1).max() for world in worlds]
+    noise = [np.abs(world.oracle_points() - world.canonical)[world.valid].mean() for world in worlds]
+    for values in (shown, tinted, noise):
+        assert values[0] < values[1] < values[2]
+
+
+def test_drift_grows_with_the_gap():
+    process = drift(400, (200,), np.random.default_rng(0))
+    step = np.sqrt(((process[1:] - process[:-1]) ** 2).mean())
+    assert step == pytest.approx(1.0, rel=0.1)
+    far = np.sqrt(((process[24:] - process[:-24]) ** 2).mean())
+    assert 4 < far < 9
+
+
+def test_oracle_error_is_along_the_ray_and_confidence_knows_it(room):
+    error = room.oracle_points() - room.canonical
+    rays = camera_rays(room.cameras)
+    rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+    aside = error - (error * rays).sum(-1, keepdims=True) * rays
+    assert np.abs(aside[room.valid]).max() < 1e-5 * room.scale
+    size = np.linalg.norm(error, axis=-1) / np.maximum(room.depth, 1e-6)
+    confidence = room.predicted_scene().confidence
+    middle = np.median(confidence[room.valid])
+    assert size[room.valid & (confidence > middle)].mean() < 0.5 * size[room.valid & (confidence < middle)].mean()
+
+
+def test_novel_views_are_inside_what_the_clip_covers(room):
+    assert room.novel_images.shape == (8, *SMALL, 3)
+    distance = np.linalg.norm(room.novel_cameras.centers[:, None] - room.cameras.centers[None], axis=-1).min(1)
+    assert (distance > 0).all() and (distance < 0.1 * room.scale).all()
+
+
+def test_objects_move_rigidly_in_the_object_warp():
+    world = make_world(WorldConfig(layout="object", frames=2, size=SMALL, warp="object"))
+    ids = np.unique(world.object_id[0][world.valid[0]])
+    pick = world.valid[0] & (world.object_id[0] == ids[-1])
+    points, names = world.canonical[0][pick].astype(float), world.object_id[0][pick]
+    moved = world.deform_rigid(1, points, names)
+    np.testing.assert_allclose(np.linalg.norm(moved - moved.mean(0), axis=1), np.linalg.norm(points - points.mean(0), axis=1), atol=1e-9)
+    assert np.abs(moved - points).max() > 0
+    still = np.zeros(len(points), np.int64)
+    np.testing.assert_allclose(world.deform_rigid(1, points, still), points, atol=1e-12)
+
+
+def test_clip_and_ground_truth_round_trip(room, tmp_path):
+    save_world(room, tmp_path / "new" / "folder")
+    with av.open(str(tmp_path / "new/folder/clip.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert frames.shape == room.images.shape
+    assert np.abs(frames.astype(int) - room.images).mean() < 12  # chroma is stored at half the resolution
+    truth = load_ground_truth(tmp_path / "new" / "folder")
+    assert truth.config == room.config
+    np.testing.assert_array_equal(truth.canonical, room.canonical)
+    np.testing.assert_array_equal(truth.cameras.c2w, room.cameras.c2w)
+    np.testing.assert_array_equal(truth.novel_images, room.novel_images)
+
+
+def test_ground_truth_errors(tmp_path):
+    with pytest.raises(MissingArtifactError):
+        load_ground_truth(tmp_path)
+    (tmp_path / "ground_truth.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(CorruptArtifactError):
+        load_ground_truth(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"layout": "moon"}, {"severity": "extreme"}, {"severity": -1}, {"frames": 0}, {"warp": "melt"}])
+def test_unusable_settings_are_named(settings):
+    with pytest.raises(ConfigError) as error:
+        make_world(WorldConfig(**{"frames": 1, "size": (16, 16), **settings}))
+    assert error.value.hint
+
+
+def test_command_reports_a_bad_size_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "utils.synthetic", "--out", str(tmp_path), "--size", "big"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: size 'big'")
