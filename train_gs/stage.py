@@ -13,7 +13,7 @@ from configs.stage3_gs import GSConfig
 from train_gs.initialize import initial_splats
 from train_gs.measure import averages, measure
 from train_gs.train import Trainer, TrainingData, train
-from utils.backends.rasterizer import load_rasterizer
+from utils.backends.rasterizer import choose_rasterizer, load_rasterizer
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.errors import ConfigError, InputError
@@ -118,16 +118,9 @@ def heldout_frames(count: int, every: int) -> Array:
 
 
 def resolve_backend(config: GSConfig) -> tuple[torch.device, str, str]:
-    """Device, rasteriser and why: gsplat on CUDA where both are there, else the embedded one on the CPU."""
-    cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not cuda:
-        raise ConfigError("device is cuda, but torch sees no CUDA device", "use --config.device cpu or auto")
-    if config.rasterizer != "auto":
-        on_gpu = config.device == "cuda" or (config.device == "auto" and cuda and config.rasterizer == "gsplat")
-        return torch.device("cuda" if on_gpu else "cpu"), config.rasterizer, f"rasterizer {config.rasterizer} as asked"
-    if cuda and config.device != "cpu":
-        return torch.device("cuda"), "gsplat", "rasterizer gsplat: CUDA is available"
-    return torch.device("cpu"), "numba", "rasterizer numba: no CUDA in use"
+    """Device, rasteriser and why, see `choose_rasterizer`."""
+    name, device, reason = choose_rasterizer(config.rasterizer, config.device)
+    return device, name, reason
 
 
 def _original_images(folder: Path, frame_ids: Array, frames: int) -> Array:

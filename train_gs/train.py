@@ -24,6 +24,9 @@ from utils.types import NULL_REPORTER, Array, CameraSet, RenderOutput, Reporter,
 
 NEAR_IN_MEDIAN_DEPTHS = 0.01
 
+READ_EVERY = 10
+"""On a GPU, steps between two readings of the loss: reading waits for the device, which then waits for the next launches."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
@@ -77,6 +80,8 @@ class Trainer:
         self.training_views = [int(v) for v in np.flatnonzero(~data.heldout)]
         self.order: list[int] = []
         self.generator = torch.Generator().manual_seed(config.seed)
+        self._images = data.images.to(device)
+        self._values: dict[str, float] = {}
         self.iteration = 0
         self.history: list[dict[str, float]] = []
         self.bands_active = False
@@ -134,7 +139,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ one step
 
     def step(self) -> dict[str, float]:
-        """One frame: render, compare, update; returns the values of the step.
+        """One frame: render, compare, update; returns the values of the step (on a GPU, of the last one that was read).
 
         Raises:
             NonFiniteError: the loss is NaN or infinite.
@@ -142,26 +147,30 @@ class Trainer:
         if not self.bands_active and self.iteration >= self.config.sh_start:
             self._activate_bands()
         view = self._next_view()
-        target = self.data.images[view].to(self.device).float() / 255.0
+        target = self._images[view].float() / 255.0
         output, splats = self._render(view)
         rgb = self.appearance(output.rgb, output.alpha, view) if self.config.appearance == "affine" else output.rgb
         l1 = (rgb - target).abs().mean()
         loss = self.config.l1_weight * l1 + self._regularisers(output, splats, view)
         if self.config.ssim_weight > 0:
             loss = loss + self.config.ssim_weight * (1.0 - ssim(rgb, target))
-        values = {"loss": float(loss.detach()), "l1": float(l1.detach()), "psnr": image_psnr(rgb.detach(), target)}
-        if not math.isfinite(values["loss"]):
-            frame = int(self.data.cameras.frame_ids[view])
-            raise NonFiniteError(
-                f"the loss became {values['loss']} at step {self.iteration}, frame {frame} (l1 {values['l1']})",
-                "lower the learning rates, above all --config.lr-scales and --config.lr-positions",
-            )
+        if self.device.type == "cpu" or self.iteration % READ_EVERY == 0 or self.iteration == self.config.num_iters - 1:
+            self._values = {"loss": float(loss.detach()), "l1": float(l1.detach()), "psnr": image_psnr(rgb.detach(), target)}
+            self._require_finite(view)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._set_learning_rates()
         self.optimizer.step()
         self.iteration += 1
-        return values
+        return self._values
+
+    def _require_finite(self, view: int) -> None:
+        if not math.isfinite(self._values["loss"]):
+            frame = int(self.data.cameras.frame_ids[view])
+            raise NonFiniteError(
+                f"the loss became {self._values['loss']} at step {self.iteration}, frame {frame} (l1 {self._values['l1']})",
+                "lower the learning rates, above all --config.lr-scales and --config.lr-positions",
+            )
 
     def _next_view(self) -> int:
         """Training views in random order without replacement; every round also recentres the colour maps."""

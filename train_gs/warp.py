@@ -21,6 +21,8 @@ class WarpCache:
 
     def at(self, y: Tensor, view: int) -> LocalWarp:
         """The local warp of a view, at or near the rigidly transformed points y (N, 3)."""
+        if y.is_cuda:  # solving anew takes less time there than the stored warps of all views take memory
+            return self.warp.linearize(y, view)
         local, visits = self._stored.get(view, (None, 0))
         if local is None or (visits >= self._refresh_visits and not self._frozen):
             local, visits = self.warp.linearize(y, view), 0

@@ -8,12 +8,15 @@ with alpha below `ALPHA_MIN` are dropped and alpha is clamped to `ALPHA_MAX`; Ga
 depth; a pixel takes no more once its transmittance is at most `TRANSMITTANCE_STOP`.
 """
 
+import importlib.util
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from utils.backends.registry import Registry
+from utils.backends.triton_support import triton_ready
+from utils.errors import ConfigError
 from utils.types import CameraGaussians, RenderOutput
 
 SplatMode = Literal["3dgs", "2dgs"]
@@ -55,9 +58,7 @@ class Rasterizer(Protocol):
 
     name: str
 
-    def render(
-        self, gaussians: CameraGaussians, K: Tensor, size: tuple[int, int], mode: SplatMode, near: float = NEAR
-    ) -> RenderOutput:
+    def render(self, gaussians: CameraGaussians, K: Tensor, size: tuple[int, int], mode: SplatMode, near: float = NEAR) -> RenderOutput:
         """One view on black."""
         ...
 
@@ -71,11 +72,36 @@ RASTERIZERS = Registry(
 )
 
 
+def choose_rasterizer(name: str, device: str) -> tuple[str, torch.device, str]:
+    """Concrete name, device and why, for a name or `auto` and for cpu, cuda or `auto`.
+
+    On CUDA, gsplat is taken where it comes compiled; where it would first have to be built, the Triton kernels, which are as fast.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise ConfigError("device is cuda, but torch sees no CUDA device", "use --config.device cpu or auto")
+    if name != "auto":
+        on_gpu = cuda and device != "cpu" and name in ("gsplat", "triton", "torch")
+        return name, torch.device("cuda" if on_gpu else "cpu"), f"rasterizer {name} as asked"
+    if not cuda or device == "cpu":
+        return "numba", torch.device("cpu"), "rasterizer numba: no CUDA in use"
+    if importlib.util.find_spec("gsplat") and importlib.util.find_spec("gsplat.csrc"):
+        return "gsplat", torch.device("cuda"), "rasterizer gsplat: compiled for CUDA"
+    if triton_ready():
+        return "triton", torch.device("cuda"), "rasterizer triton: CUDA is available, gsplat is not compiled"
+    return "numba", torch.device("cpu"), "rasterizer numba on the CPU: neither a compiled gsplat nor Triton is installed"
+
+
 def load_rasterizer(name: str, device: torch.device | str) -> Rasterizer:
-    """The rasteriser of this name, ready for tensors on `device`.
+    """The rasteriser of this name (or `auto`), ready for tensors on `device`.
 
     Raises:
         UnknownBackendError: no such name.
         MissingDependencyError: its package or device is not there, or it cannot draw on `device`.
     """
+    if name == "auto":
+        name = choose_rasterizer(name, torch.device(device).type)[0]
     return RASTERIZERS.load(name)(torch.device(device))

@@ -336,7 +336,7 @@ def project_surfels_backward(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity"])
 def expand_tiles(order, offsets, counts, rects, tile_of, gaussian_of, num, capacity, tiles_x, BLOCK: tl.constexpr):
     """Writes the tiles of all Gaussians in depth order: `offsets` (N,) are inclusive sums of the counts in that order."""
     position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

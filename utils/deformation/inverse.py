@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.backends.rasterizer_numba_threads import ranges, run_chunks
+from utils.backends.triton_support import triton_ready
 from utils.deformation.lattice import LatticeField
 from utils.deformation.lattice_numba import invert_lattice
 from utils.errors import CorruptArtifactError
@@ -118,7 +119,7 @@ class FixedPointInverseWarp(InverseWarp):
         y = y.detach()
         if y.device.type == "cpu":
             return self._linearize_cpu(y, frame_index)
-        if y.device.type == "cuda" and y.dtype == torch.float32:
+        if y.device.type == "cuda" and y.dtype == torch.float32 and triton_ready():
             return self._linearize_cuda(y, frame_index)
         return self.linearize_torch(y, frame_index)
 

@@ -7,6 +7,7 @@ the deformation. The rasteriser then works in camera space, so the pose's gradie
 import torch
 from torch import Tensor
 
+from utils.backends.triton_support import triton_ready
 from utils.deformation.inverse import LocalWarp, camera_from_world
 from utils.geometry.rotations import matrix_to_quat, quat_multiply
 from utils.splats.sh import evaluate_sh
@@ -25,6 +26,10 @@ def view_gaussians(splats: Splats, c2w: Tensor, local: LocalWarp, *, active_degr
         active_degree: highest band of the colours.
         turn: whether the deformation's local rotation also turns the splats.
     """
+    if splats.means.is_cuda and splats.means.dtype == torch.float32 and triton_ready():
+        from utils.splats import gaussians_triton
+
+        return gaussians_triton.view_gaussians(splats, c2w, local, active_degree=active_degree, turn=turn)
     quats = quat_multiply(matrix_to_quat(c2w[:3, :3].T), splats.quats)
     rotation = local.rotation_quaternions if turn else None
     return CameraGaussians(

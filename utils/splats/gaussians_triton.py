@@ -15,6 +15,7 @@ from utils.geometry.rotations import matrix_to_quat
 from utils.types import CameraGaussians, Splats
 
 BLOCK = 128
+_SH0 = tl.constexpr(0.28209479177387814)
 
 
 @triton.jit
@@ -93,7 +94,7 @@ def _basis(d0, d1, d2):
     x, y, z = d0 * inverse, d1 * inverse, d2 * inverse
     xx, yy, zz = x * x, y * y, z * z
     return (
-        tl.full(x.shape, 0.28209479177387814, tl.float32),
+        tl.full(x.shape, _SH0, tl.float32),
         -0.4886025119029199 * y,
         0.4886025119029199 * z,
         -0.4886025119029199 * x,
@@ -110,6 +111,15 @@ def _basis(d0, d1, d2):
         1.445305721320277 * z * (xx - yy),
         -0.5900435899266435 * x * (xx - 3 * yy),
     )
+
+
+@triton.jit
+def _table(values, band):
+    """(N, 16) block of 16 columns (N,)."""
+    table = tl.where(band == 0, values[0][:, None], 0.0)
+    for k in tl.static_range(1, 16):
+        table = tl.where(band == k, values[k][:, None], table)
+    return table
 
 
 @triton.jit
@@ -140,11 +150,16 @@ def _forward(
     s0, s1, s2 = _load3(log_scales, row, mask)
     _store3(out_scales, row, mask, tl.exp(s0), tl.exp(s1), tl.exp(s2))
     tl.store(out_opacities + row, 1.0 / (1.0 + tl.exp(-tl.load(logits + row, mask, 0.0))), mask)
-    basis = _basis(d0, d1, d2)
-    red, green, blue = tl.full([BLOCK], 0.5, tl.float32), tl.full([BLOCK], 0.5, tl.float32), tl.full([BLOCK], 0.5, tl.float32)
-    for k in tl.static_range(ACTIVE):
-        r, g, b = _load3(sh, row * STORED + k, mask)
-        red, green, blue = red + basis[k] * r, green + basis[k] * g, blue + basis[k] * b
+    if ACTIVE == 1:
+        r, g, b = _load3(sh, row * STORED, mask)
+        red, green, blue = 0.5 + _SH0 * r, 0.5 + _SH0 * g, 0.5 + _SH0 * b
+    else:
+        # Bands across lanes: one splat's coefficients are neighbours in memory.
+        band = tl.arange(0, 16)[None, :]
+        basis = _table(_basis(d0, d1, d2), band)
+        at, wanted = (row * STORED)[:, None] + band, mask[:, None] & (band < ACTIVE)
+        r, g, b = _load3(sh, at, wanted)
+        red, green, blue = 0.5 + tl.sum(basis * r, 1), 0.5 + tl.sum(basis * g, 1), 0.5 + tl.sum(basis * b, 1)
     _store3(out_colors, row, mask, tl.maximum(red, 0.0), tl.maximum(green, 0.0), tl.maximum(blue, 0.0))
 
 
@@ -206,12 +221,13 @@ def _backward(
     c0, c1, c2 = _load3(colors, row, mask)
     h0, h1, h2 = _load3(i_colors, row, mask)
     h0, h1, h2 = tl.where(c0 > 0.0, h0, 0.0), tl.where(c1 > 0.0, h1, 0.0), tl.where(c2 > 0.0, h2, 0.0)
-    basis = _basis(d0, d1, d2)
-    for k in tl.static_range(STORED):
-        if k < ACTIVE:
-            _store3(g_sh, row * STORED + k, mask, basis[k] * h0, basis[k] * h1, basis[k] * h2)
-        else:
-            _store3(g_sh, row * STORED + k, mask, tl.zeros_like(h0), tl.zeros_like(h0), tl.zeros_like(h0))
+    if STORED == 1:
+        _store3(g_sh, row, mask, _SH0 * h0, _SH0 * h1, _SH0 * h2)
+    else:
+        band = tl.arange(0, 16)[None, :]
+        basis = tl.where(band < ACTIVE, _table(_basis(d0, d1, d2), band), 0.0)
+        at, stored = (row * STORED)[:, None] + band, mask[:, None] & (band < STORED)
+        _store3(g_sh, at, stored, basis * h0[:, None], basis * h1[:, None], basis * h2[:, None])
 
 
 class _View(torch.autograd.Function):

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.backends.triton_support import triton_ready
+
 RADIUS = 5
 SIGMA = 1.5
 C1, C2 = 0.01**2, 0.03**2
@@ -17,6 +19,10 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
     Wang et al. 2004: Gaussian window of 11 taps, sigma 1.5 pixels, per channel, zeros beyond the border.
     """
+    if a.is_cuda and a.dtype == torch.float32 and not b.requires_grad and triton_ready():
+        from utils.splats import ssim_triton
+
+        return ssim_triton.ssim(a, b)
     x, y = a.permute(2, 0, 1), b.permute(2, 0, 1)
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = gaussian_blur(torch.stack([x, y, x * x, y * y, x * y])).unbind(0)
     product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y

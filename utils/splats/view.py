@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.backends.rasterizer import Rasterizer, load_rasterizer
+from utils.backends.rasterizer import Rasterizer, choose_rasterizer, load_rasterizer
 from utils.deformation.inverse import InverseWarp, LocalWarp, camera_from_world
 from utils.errors import ConfigError, MissingArtifactError
 from utils.scene.layout import RunLayout, SceneLayout
@@ -86,19 +86,13 @@ def _nearer_than(gaussians: CameraGaussians, far: float) -> CameraGaussians:
 
 
 def resolve_rasterizer(name: str, device: str) -> tuple[Rasterizer, torch.device, str]:
-    """The rasteriser, its device, and why; auto takes gsplat on CUDA where it can run, else the embedded one on the CPU.
+    """The rasteriser, its device, and why; see `choose_rasterizer`.
 
     Raises:
         BackendError: a named rasteriser or device that is not there.
         ConfigError: CUDA was asked for and is not there.
     """
-    cuda = torch.cuda.is_available()
-    if device == "cuda" and not cuda:
-        raise ConfigError("device is cuda, but torch sees no CUDA device", "use --config.device cpu or auto")
-    on_gpu = cuda and device != "cpu" and name in ("auto", "gsplat", "torch")
-    chosen = ("gsplat" if on_gpu else "numba") if name == "auto" else name
-    where = torch.device("cuda" if on_gpu else "cpu")
-    reason = f"{chosen} on {where.type}: " + ("as asked" if name != "auto" else "CUDA is available" if on_gpu else "no CUDA in use")
+    chosen, where, reason = choose_rasterizer(name, device)
     return load_rasterizer(chosen, where), where, reason
 
 

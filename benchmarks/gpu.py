@@ -1,0 +1,402 @@
+"""`python -m benchmarks.gpu`: checks every GPU kernel against its float64 oracle, then times kernels and stages on one CUDA device.
+
+Checks come first, with fresh random inputs and with fresh memory filled with NaN, so that a kernel that leaves something unwritten
+cannot pass. Times are medians of CUDA events after a warm-up; the spread is the 10th to 90th percentile. `floor` is the time that moving
+the named bytes at the measured copy bandwidth (or the named operations) takes at least, as a share of the median.
+"""
+
+import argparse
+import contextlib
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.backends.rasterizer import SplatMode
+from utils.backends.rasterizer_torch import TorchRasterizer
+from utils.backends.rasterizer_triton import SHAPES, BlendShape, TritonRasterizer
+from utils.deformation import lattice_triton
+from utils.deformation.inverse import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWTON_STEPS, TOLERANCE, FixedPointInverseWarp, LocalWarp
+from utils.deformation.lattice import LatticeField
+from utils.geometry import se3
+from utils.splats import gaussians, gaussians_triton
+from utils.splats.ssim import ssim
+from utils.types import CameraGaussians, Splats
+
+DEVICE = torch.device("cuda")
+SIZE = (280, 504)
+SETTINGS = (FIXED_POINT_STEPS, NEWTON_STEPS, TOLERANCE, LEAST_DETERMINANT)
+LATTICE = (6, 20, 36)
+"""nz, nv, nu."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; times in ms, memory in MiB."""
+
+    name: str
+    median: float
+    low: float
+    high: float
+    peak: float
+    floor: float | None
+
+
+# ---------------------------------------------------------------------------------------------------- inputs
+
+
+def camera(size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    h, w = size
+    return torch.tensor([[0.9 * w, 0, 0.48 * w], [0, 0.9 * w, 0.53 * h], [0, 0, 1]], dtype=dtype)
+
+
+def dense_cloud(num: int, size: tuple[int, int], generator: torch.Generator, layers: float = 8.0) -> list[Tensor]:
+    """Means, quats, log scales, logits of splats as a merged cloud gives them: flat, about a pixel wide, on a few smooth surfaces.
+
+    `layers` is how many splats share a pixel; a fifth of them lies outside of the image.
+    """
+    K, (h, w) = camera(size), size
+    u, v = (torch.rand(num, generator=generator) * 1.12 - 0.06) * w, (torch.rand(num, generator=generator) * 1.12 - 0.06) * h
+    z = 3.0 + torch.sin(u / 60) * 0.5 + torch.cos(v / 45) * 0.4 + torch.randint(0, 2, (num,), generator=generator) * 0.8
+    z = z + 0.01 * torch.randn(num, generator=generator)
+    means = torch.stack([(u - K[0, 2]) / K[0, 0] * z, (v - K[1, 2]) / K[1, 1] * z, z], -1)
+    scale = z / K[0, 0] * (h * w * layers / num) ** 0.5 * 0.5
+    log_scales = scale.log()[:, None] + 0.3 * torch.randn(num, 3, generator=generator) + torch.tensor([0.0, 0.0, -2.3])
+    quats = torch.nn.functional.normalize(torch.tensor([1.0, 0, 0, 0]) + 0.3 * torch.randn(num, 4, generator=generator), dim=-1)
+    return [means, quats, log_scales, torch.randn(num, generator=generator)]
+
+
+def random_cloud(num: int, generator: torch.Generator) -> list[Tensor]:
+    """Means, quats, scales, opacities, colours (float64): anisotropic, some behind the camera, some far larger than the image."""
+    uniform = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    z = uniform(num) * 3 + 1
+    means = torch.stack([(uniform(num) - 0.5) * 1.6 * z, (uniform(num) - 0.5) * 1.2 * z, z], -1)
+    scales = 0.05 * torch.exp(0.6 * torch.randn(num, 3, generator=generator, dtype=torch.float64))
+    means[0, 2], means[1, 2], scales[2] = -1.0, 0.005, 4.0
+    return [means, torch.randn(num, 4, generator=generator, dtype=torch.float64), scales, uniform(num), uniform(num, 3)]
+
+
+def smooth_nodes(amplitude: float, generator: torch.Generator) -> Tensor:
+    """(nz, nv, nu, 3) float64 displacement that varies over a few cells."""
+    coarse = amplitude * torch.randn(1, 3, 3, 4, 5, generator=generator, dtype=torch.float64)
+    fine = torch.nn.functional.interpolate(coarse, size=LATTICE, mode="trilinear", align_corners=True)
+    return fine[0].permute(1, 2, 3, 0).contiguous()
+
+
+def field_of(nodes: Tensor, size: tuple[int, int]) -> LatticeField:
+    bounds = torch.tensor([[0.15, 0.6]], dtype=nodes.dtype, device=nodes.device)
+    return LatticeField(nodes[None], bounds, camera(size, nodes.dtype)[None].to(nodes.device), torch.tensor(size))
+
+
+# ---------------------------------------------------------------------------------------------------- checks
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Fresh memory is NaN inside."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def relative(got: Tensor | None, expected: Tensor | None) -> float:
+    if got is None or expected is None:
+        return 0.0 if got is expected else float("nan")
+    return float((got.detach().double().cpu() - expected.detach().cpu()).norm() / expected.detach().norm().clamp(min=1e-12).cpu())
+
+
+def render_with_gradients(
+    rasterizer: object, cloud: list[Tensor], size: tuple[int, int], mode: str, dtype: torch.dtype, seed: int
+) -> list[Tensor]:
+    """Outputs and gradients of the five attributes for random image gradients."""
+    device = rasterizer.device  # type: ignore[attr-defined]
+    leaves = [a.detach().to(device, dtype, copy=True).requires_grad_() for a in cloud]
+    output = rasterizer.render(CameraGaussians(*leaves), camera(size, dtype).to(device), size, mode)  # type: ignore[attr-defined]
+    images = [output.rgb, output.alpha, output.depth, *((output.normal, output.distortion) if mode == "2dgs" else ())]
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(i.shape, generator=generator, dtype=torch.float64) for i in images]
+    torch.stack([(i * w.to(device, dtype)).sum() for i, w in zip(images, weights, strict=True)]).sum().backward()
+    return [*images, *(leaf.grad for leaf in leaves)]
+
+
+def check_rasterizer(seed: int, shapes: list[BlendShape | None]) -> dict[str, float]:
+    """Largest relative L2 error of an output or gradient, per mode."""
+    errors = {}
+    generator = torch.Generator().manual_seed(seed)
+    for num, size in ((400, (61, 90)), (40, (20, 33)), (2000, (64, 64))):
+        cloud = random_cloud(num, generator)
+        for mode in ("3dgs", "2dgs"):
+            expected = render_with_gradients(TorchRasterizer(DEVICE), cloud, size, mode, torch.float64, seed)
+            for shape in shapes:
+                got = render_with_gradients(TritonRasterizer(DEVICE, shape), cloud, size, mode, torch.float32, seed)
+                worst = max(relative(g, e) for g, e in zip(got, expected, strict=True))
+                errors[f"{mode} N={num} {shape}"] = worst
+    return errors
+
+
+def check_inverse(seed: int) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(seed)
+    nodes = smooth_nodes(0.03, generator)
+    means = torch.cat(dense_cloud(5000, SIZE, generator)[:1]).double()
+    field = field_of(nodes, SIZE)
+    expected = FixedPointInverseWarp(field).linearize_torch(means, 0)
+    coordinates = torch.from_numpy(field.affine_coordinates(0)).float().to(DEVICE)
+    solved, jacobian, residual = lattice_triton.invert_lattice(nodes.float().to(DEVICE), coordinates, means.float().to(DEVICE), SETTINGS)
+    errors = {"inverse point": relative(solved, expected.q0), "inverse Jacobian": relative(jacobian, expected.jacobian)}
+    return {**errors, "inverse residual": float(residual.max())}
+
+
+def check_view(seed: int) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    num = 1000
+    arrays = [draw(num, 3), draw(num, 4), 0.3 * draw(num, 3), draw(num), 0.3 * draw(num, 16, 3)]
+    pose, y0 = se3.exp(0.3 * draw(6)), draw(num, 3)
+    jacobian = torch.eye(3, dtype=torch.float64) + 0.1 * draw(num, 3, 3)
+    weights = [draw(num, 3), draw(num, 4), draw(num, 3), draw(num), draw(num, 3)]
+
+    def evaluate(function: Callable[..., CameraGaussians], device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [a.detach().to(device, dtype, copy=True).requires_grad_() for a in (*arrays, pose)]
+        local = LocalWarp(*(t.to(device, dtype) for t in (y0, y0 + 0.1, jacobian, y0[:, 0])))
+        view = function(Splats(*leaves[:5]), leaves[5], local, active_degree=3, turn=True)
+        outputs = [view.means, view.quats, view.scales, view.opacities, view.colors]
+        torch.stack([(o * w.to(device, dtype)).sum() for o, w in zip(outputs, weights, strict=True)]).sum().backward()
+        return [*outputs, *(leaf.grad for leaf in leaves)]
+
+    expected = evaluate(gaussians.view_gaussians, torch.device("cpu"), torch.float64)
+    got = evaluate(gaussians_triton.view_gaussians, DEVICE, torch.float32)
+    return {"view of the splats": max(relative(g, e) for g, e in zip(got, expected, strict=True))}
+
+
+# ---------------------------------------------------------------------------------------------------- times
+
+
+def measure(name: str, work: Callable[[], object], floor_ms: float | None = None, repeats: int = 30) -> Row:
+    for _ in range(3):
+        work()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(repeats):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    times.sort()
+    peak = torch.cuda.max_memory_allocated() / 2**20
+    return Row(name, statistics.median(times), times[len(times) // 10], times[-1 - len(times) // 10], peak, floor_ms)
+
+
+def copy_bandwidth() -> float:
+    """Bytes per ms of a large device-to-device copy, read plus written."""
+    source = torch.empty(2**30, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * len(source) / measure("copy", lambda: target.copy_(source)).median
+
+
+def floats(*tensors: Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def time_rasterizer(rasterizer: object, cloud: list[Tensor], size: tuple[int, int], mode: str, label: str, bandwidth: float) -> list[Row]:
+    leaves = [a.clone().requires_grad_() for a in cloud]
+    K = camera(size).to(DEVICE)
+    gradient = torch.randn(*size, 3, device=DEVICE)
+
+    def forward() -> Tensor:
+        return rasterizer.render(CameraGaussians(*leaves), K, size, mode).rgb  # type: ignore[attr-defined]
+
+    def both() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        forward().backward(gradient)
+
+    moved = floats(*cloud) + len(cloud[0]) * 64  # attributes read, one record each way
+    with torch.no_grad():
+        rows = [measure(f"{label} forward", forward, moved / bandwidth)]
+    return [*rows, measure(f"{label} forward + backward", both, 3 * moved / bandwidth)]
+
+
+def time_warp_and_view(num: int, size: tuple[int, int], bandwidth: float, generator: torch.Generator) -> list[Row]:
+    means, quats, log_scales, logits = (t.to(DEVICE) for t in dense_cloud(num, size, generator))
+    nodes = smooth_nodes(0.03, generator)
+    field = field_of(nodes.float(), size).to(DEVICE)
+    warp = FixedPointInverseWarp(field)
+    local = warp.linearize(means, 0)
+    sh = torch.randn(num, 16, 3, device=DEVICE)
+    pose = torch.eye(4, device=DEVICE)
+    rows = [measure("inverse deformation, Triton", lambda: warp.linearize(means, 0), num * 64 / bandwidth)]
+    rows.append(measure("inverse deformation, torch", lambda: warp.linearize_torch(means, 0), num * 64 / bandwidth, 5))
+    leaves = [t.requires_grad_() for t in (means, quats, log_scales, logits, sh)]
+    for name, function in (("Triton", gaussians_triton.view_gaussians), ("torch", gaussians.view_gaussians)):
+
+        def both(function: Callable[..., CameraGaussians] = function) -> None:
+            view = function(Splats(*leaves), pose, local, active_degree=3, turn=True)
+            outputs = (view.means, view.quats, view.scales, view.opacities, view.colors)
+            torch.autograd.grad(outputs, leaves, outputs)
+
+        moved = 2 * num * (11 + 48 + 14 + 15) * 4
+        rows.append(measure(f"view of the splats, forward + backward, {name}", both, moved / bandwidth, 10))
+    optimizer = torch.optim.Adam(leaves, lr=1e-4, fused=True)
+    for leaf in leaves:
+        leaf.grad = torch.randn_like(leaf)
+    rows.append(measure("fused Adam, 59 numbers a splat", optimizer.step, num * 59 * 28 / bandwidth))
+    image, target = torch.rand(*size, 3, device=DEVICE, requires_grad=True), torch.rand(*size, 3, device=DEVICE)
+    rows.append(measure("SSIM, forward + backward", lambda: torch.autograd.grad(ssim(image, target), image)))
+    return rows
+
+
+def time_alignment(frames: int) -> None:
+    """Seconds of stages 1 and 2 on a synthetic inconsistent room, second run (the first compiles), and how far matches are apart."""
+    from configs.stage1_align import FrameToModelICPConfig
+    from configs.stage2_global_optimization import GlobalOptimizationConfig
+    from utils.registration import solver
+    from utils.registration.cloud import usable_pixels
+    from utils.registration.joint import align_jointly
+    from utils.registration.sequential import align_sequential
+    from utils.synthetic.world import WorldConfig, make_world
+
+    begun = time.perf_counter()
+    scene = make_world(WorldConfig(frames=frames, size=SIZE)).predicted_scene()
+    print(f"world of {frames} frames made in {time.perf_counter() - begun:.1f} s", flush=True)
+    first, second = FrameToModelICPConfig(), GlobalOptimizationConfig()
+    usable = usable_pixels(scene, scene.valid, first.filter)
+    ready = solver.triton_ready
+    for name, on_gpu in (("GPU, first run", True), ("GPU", True), ("CPU", False)):
+        solver.triton_ready = ready if on_gpu else lambda: False
+        clock = [time.perf_counter()]
+        sequential = align_sequential(scene, usable, first)
+        clock.append(time.perf_counter())
+        joint = align_jointly(scene, sequential, usable, second)
+        clock.append(time.perf_counter())
+        apart = 100 * np.nanmedian(joint.diagnostics.after)
+        print(
+            f"alignment, solver on {name}: stage 1 {clock[1] - clock[0]:.2f} s, stage 2 {clock[2] - clock[1]:.2f} s, {apart:.4f} % of depth"
+        )
+        for diagnostics in (sequential.diagnostics, joint.diagnostics):
+            print("   ", {key: round(value, 2) for key, value in diagnostics.seconds.items()}, flush=True)
+    solver.triton_ready = ready
+
+
+def time_training(num: int, steps: int, generator: torch.Generator) -> None:
+    """Milliseconds of one step of stage 3.2 before and after the higher bands start, and the peak memory."""
+    from configs.stage3_gs import GSConfig
+    from train_gs.train import Trainer, TrainingData
+    from utils.types import CameraSet
+
+    frames, modes = 8, ("3dgs", "2dgs")
+    poses = se3.exp(0.02 * torch.randn(frames, 6, generator=generator, dtype=torch.float64)).numpy()
+    K = camera(SIZE, torch.float64)[None].repeat(frames, 1, 1).numpy()
+    cameras = CameraSet(c2w=poses, K=K, size=SIZE, frame_ids=np.arange(frames))
+    images = torch.randint(0, 255, (frames, *SIZE, 3), dtype=torch.uint8, generator=generator)
+    nodes = torch.stack([smooth_nodes(0.03, generator) for _ in range(frames)]).float()
+    bounds = torch.tensor([[0.15, 0.6]]).repeat(frames, 1)
+    field = LatticeField(nodes, bounds, torch.from_numpy(K).float(), torch.tensor(SIZE))
+    data = TrainingData(cameras=cameras, images=images, heldout=np.zeros(frames, bool), median_depth=3.4)
+    for mode in modes:
+        splats = Splats(*dense_cloud(num, SIZE, generator), torch.randn(num, 16, 3, generator=generator) * 0.1).to(DEVICE)
+        config = GSConfig(renderer=mode, num_iters=2 * steps, sh_full_from_iter=steps)
+        torch.cuda.reset_peak_memory_stats()
+        trainer = Trainer(splats, data, FixedPointInverseWarp(field), TritonRasterizer(DEVICE), config)
+        for phase in ("all but the higher bands", "with the higher bands, poses and means frozen"):
+            clock, begun = [], time.perf_counter()
+            for step in range(steps):
+                trainer.step()
+                if step == steps // 4:
+                    torch.cuda.synchronize()
+                    begun = time.perf_counter()
+            torch.cuda.synchronize()
+            clock.append((time.perf_counter() - begun) * 1000 / (steps - 1 - steps // 4))
+            print(f"training {mode}, {num} splats, {phase}: {clock[0]:.2f} ms a step", flush=True)
+        print(f"  peak {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB, loss {trainer._values}")
+        if mode == "3dgs":
+            print(kernel_profile(trainer.step, 30))
+
+
+def kernel_profile(work: Callable[[], object], rows: int = 24) -> str:
+    """Device time by kernel of five calls."""
+    from torch.profiler import ProfilerActivity, profile
+
+    work()
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
+        for _ in range(5):
+            work()
+        torch.cuda.synchronize()
+    events = sorted(recorded.key_averages(), key=lambda e: -e.self_device_time_total)[:rows]
+    return "\n".join(
+        f"  {e.self_device_time_total / 5000:8.3f} ms  x{e.count // 5:<4d} {e.key[:90]}" for e in events if e.self_device_time_total
+    )
+
+
+def render_and_differentiate(rasterizer: TritonRasterizer, cloud: list[Tensor], mode: SplatMode) -> None:
+    leaves = [a.clone().requires_grad_() for a in cloud]
+    rasterizer.render(CameraGaussians(*leaves), camera(SIZE).to(DEVICE), SIZE, mode).rgb.sum().backward()
+
+
+def print_table(rows: list[Row]) -> None:
+    print(f"{'':58s} {'median ms':>10s} {'10 % - 90 %':>17s} {'peak MiB':>9s} {'floor':>6s}")
+    for r in rows:
+        floor = f"{100 * r.floor / r.median:5.0f}%" if r.floor else ""
+        print(f"{r.name:58s} {r.median:10.3f} {r.low:8.3f} -{r.high:7.3f} {r.peak:9.0f} {floor:>6s}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--splats", type=int, default=1_200_000)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--sweep", action="store_true", help="also time other tile and chunk shapes")
+    parser.add_argument("--profile", action="store_true", help="also print the kernels of one rendering")
+    parser.add_argument("--alignment", type=int, default=0, metavar="FRAMES", help="also time stages 1 and 2 on so many frames")
+    parser.add_argument("--train", type=int, default=0, metavar="STEPS", help="also time so many training steps in each phase")
+    arguments = parser.parse_args()
+    generator = torch.Generator().manual_seed(arguments.seed)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, seed {arguments.seed}")
+    shapes: list[BlendShape | None] = [None]
+    if arguments.sweep:
+        shapes += [
+            BlendShape(chunk=16, back_warps=1),
+            BlendShape(chunk=4, warps=2, back_chunk=8),
+            BlendShape(dot=False, back_chunk=8, back_warps=1, warps=2),
+            BlendShape(tile=16, chunk=8, warps=8, back_warps=8),
+            BlendShape(tile=16, chunk=8, warps=4, back_warps=4, back_chunk=8, dot=False),
+        ]
+    with poisoned():
+        errors = {**check_inverse(arguments.seed), **check_view(arguments.seed), **check_rasterizer(arguments.seed, shapes)}
+    for name, error in errors.items():
+        print(f"  {'ok ' if error < 1e-3 else 'BAD'} {error:.1e} {name}")
+    bandwidth = copy_bandwidth()
+    print(f"copy bandwidth {bandwidth / 1e9:.2f} TB/s")
+    rows: list[Row] = []
+    cloud = [t.to(DEVICE) for t in dense_cloud(arguments.splats, SIZE, generator)]
+    cloud = [cloud[0], cloud[1], cloud[2].exp(), cloud[3].sigmoid(), torch.rand(arguments.splats, 3, device=DEVICE)]
+    modes: tuple[SplatMode, ...] = ("3dgs", "2dgs")
+    for mode in modes:
+        for shape in shapes:
+            shown = shape or SHAPES[mode]
+            back = f"{shown.back_chunk}x{shown.back_warps}{'' if shown.dot else ' shuffle'}"
+            label = f"{mode} tile {shown.tile}, {shown.chunk}x{shown.warps}, {back}"
+            rows += time_rasterizer(TritonRasterizer(DEVICE, shape), cloud, SIZE, mode, label, bandwidth)
+    rows += time_warp_and_view(arguments.splats, SIZE, bandwidth, generator)
+    print_table(rows)
+    if arguments.profile:
+        for mode in modes:
+            print(f"kernels of one {mode} forward + backward:")
+            print(kernel_profile(functools.partial(render_and_differentiate, TritonRasterizer(DEVICE), cloud, mode)))
+    if arguments.train:
+        time_training(arguments.splats, arguments.train, generator)
+    if arguments.alignment:
+        time_alignment(arguments.alignment)
+    return 0 if all(np.isfinite(e) and e < 1e-3 for e in errors.values()) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
