@@ -4,16 +4,20 @@ import importlib.util
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from configs.stage1_align import MatchingConfig
+from configs.stage1_align import FrameToModelICPConfig, MatchingConfig
+from configs.stage2_global_optimization import GlobalOptimizationConfig
+from tests.box_world import make_box_world
 from utils.backends import matching_romav2
 from utils.backends.matching_romav2 import PairWarp, RomaEngine, RomaMatcher, highest_precision, load_model, to_pixels
 from utils.errors import CorruptArtifactError, MissingDependencyError
-from utils.registration import MATCHERS
+from utils.registration import MATCHERS, align_jointly, align_sequential
+from utils.registration.matching import FlowMatcher
 from utils.types import NULL_REPORTER, CameraSet, Scene
 
 CPU = torch.device("cpu")
@@ -207,6 +211,30 @@ def test_missing_weights_say_where_to_put_them(monkeypatch, tmp_path):
     assert str(tmp_path / "checkpoints" / "romav2.0.1.pt") in caught.value.hint and "flow" in caught.value.hint
 
 
+def test_both_stages_name_all_pairs_before_the_first_match():
+    world = make_box_world(frames=4, size=(36, 64))
+    asked, announced = [], []
+
+    class Recorder(FlowMatcher):
+        def prepare(self, pairs, report):
+            assert not asked
+            announced.extend(pairs)
+
+        def match(self, source, target, geometry):
+            asked.append((min(source, target), max(source, target)))
+            return super().match(source, target, geometry)
+
+    usable, config = world.scene.valid, FrameToModelICPConfig(root_path=Path())
+    first = align_sequential(world.scene, usable, config, matcher=Recorder(world.scene, usable, 2, config.matching))
+    assert asked and set(asked) <= set(announced)
+    joint = GlobalOptimizationConfig(root_path=Path(), run="")
+    asked.clear()
+    announced.clear()
+    recorder = Recorder(world.scene, usable, 2, config.matching)
+    align_jointly(world.scene, first, usable, replace(joint, rounds=1), matcher=recorder)
+    assert asked and set(asked) == set(announced)
+
+
 # ------------------------------------------------------------------------------------------------ the real package
 
 
@@ -290,3 +318,13 @@ def test_warps_survive_the_disk_to_a_thirtieth_of_a_pixel():
         value = getattr(warp, name)
         stored = matching_romav2._unpack(matching_romav2._pack(value))
         assert np.abs(stored - value).max() < (1 / 60 if value.ndim == 3 else 1 / 500)
+
+
+def test_batches_follow_the_free_memory(monkeypatch):
+    """One pair at least, no more than fit, on a GPU of 24 GB some and on one of 140 GB the most that pay."""
+    engine = RomaEngine(ShiftNetwork(), "precise", shifted_scene(2).images, torch.device("cuda"))
+    sizes = []
+    for free in (2, 24, 140):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free * 10**9, free * 10**9))
+        sizes.append(engine._first_batch())
+    assert sizes[0] == 1 < sizes[1] < sizes[2] == 16

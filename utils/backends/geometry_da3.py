@@ -22,7 +22,8 @@ from utils.types import Array, CameraSet, Reporter, Scene, StepReport
 # Statistics of the images the backbone was trained on (ImageNet).
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PATCH = 14
-# Bytes that one more token needs per channel while the network runs; with the share of free memory that may be filled.
+# Bytes that one more token needs per channel while the network runs, and the share of free memory that may be filled. Measured for
+# 64 frames of 504x280 on a GPU, da3-giant and da3-base: 91 to 95 in use, up to 176 reserved by the allocator.
 _BYTES_PER_CHANNEL = 160
 _MEMORY_SHARE = 0.7
 # A piece needs this many frames to be worth placing.

@@ -11,6 +11,7 @@ finds what stage 1 has computed. The network is in memory only while `prepare` r
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import os
 import threading
 import zipfile
@@ -39,9 +40,10 @@ SETTINGS = {"turbo": (320, 0), "fast": (512, 0), "base": (640, 0), "precise": (8
 # Displacements are stored in these fractions of a pixel, as 16 bit numbers: +-1024 pixels, rounded to 0.016 at most.
 _STEPS_PER_PIXEL = 32
 _LARGEST_BATCH = 16
-# Share of the free memory that a batch may fill; with bytes of one pair per pixel of the finest pass (feature pyramids dominate).
+# Share of the free memory that a batch may fill, and bytes per pixel of the finest pass: once, and for each pair. Measured on a GPU
+# with the settings base and precise, whose peaks they exceed a little.
 _MEMORY_SHARE = 0.6
-_BYTES_PER_PIXEL = 2600
+_BYTES_ONCE, _BYTES_PER_PAIR = 4600, 900
 
 _CHECKPOINT = "romav2.0.1.pt"
 _CHECKPOINT_URL = f"https://github.com/Parskatt/RoMaV2/releases/download/v2.0.1/{_CHECKPOINT}"
@@ -151,7 +153,7 @@ class RomaMatcher:
             return
         path = self._path(pair)
         path.parent.mkdir(parents=True, exist_ok=True)
-        packed = {name: _pack(value) for name, value in dataclasses.asdict(warp).items()}
+        packed: dict[str, Any] = {name: _pack(value) for name, value in dataclasses.asdict(warp).items()}
         part = path.with_suffix(f".{os.getpid()}.part")  # a killed run leaves no half file under the final name
         with part.open("wb") as stream:
             np.savez_compressed(stream, **packed)
@@ -208,6 +210,7 @@ def load_model(setting: str) -> Any:
             f"the matcher 'romav2' needs the package '{error.name}', which is not installed",
             "pip install 'video_to_world[roma]', or choose the matcher 'flow', which needs no weights",
         ) from error
+    logging.getLogger("romav2").setLevel(logging.WARNING)  # it reports its own start
     hub = Path(torch.hub.get_dir())
     try:
         model = RoMaV2()
@@ -288,7 +291,7 @@ class RomaEngine:
         if self._device.type != "cuda":
             return 1
         free = torch.cuda.mem_get_info(self._device)[0]
-        return max(1, min(_LARGEST_BATCH, int(_MEMORY_SHARE * free / (_BYTES_PER_PIXEL * max(self._sides) ** 2))))
+        return max(1, min(_LARGEST_BATCH, int((_MEMORY_SHARE * free / max(self._sides) ** 2 - _BYTES_ONCE) / _BYTES_PER_PAIR)))
 
     def _resized(self, indices: Sequence[int], side: int) -> Tensor:
         """(B, 3, side, side) in 0..1: the network sees squares, whatever the aspect."""
@@ -334,7 +337,7 @@ def to_pixels(warp: Tensor, confidence: Tensor, size: tuple[int, int]) -> list[t
     """
     h, w = size
     both = torch.cat([warp.float(), confidence[..., :1].float().sigmoid()], dim=-1).permute(0, 3, 1, 2)
-    both = functional.interpolate(both, size=(h, w), mode="bilinear", align_corners=False).permute(0, 2, 3, 1).cpu().numpy()
+    at_pixels = functional.interpolate(both, size=(h, w), mode="bilinear", align_corners=False).permute(0, 2, 3, 1).cpu().numpy()
     y, x = np.mgrid[:h, :w].astype(np.float32) + np.float32(0.5)
-    target = (both[..., :2] + 1) / 2 * np.array([w, h], np.float32)
-    return [(t - np.stack([x, y], axis=-1), np.ascontiguousarray(o)) for t, o in zip(target, both[..., 2], strict=True)]
+    target = (at_pixels[..., :2] + 1) / 2 * np.array([w, h], np.float32)
+    return [(t - np.stack([x, y], axis=-1), np.ascontiguousarray(o)) for t, o in zip(target, at_pixels[..., 2], strict=True)]
