@@ -28,8 +28,8 @@ from utils.types import Array, CameraSet, LatticeFields
 _PARTS = 4  # accumulators of the parallel sums; fixed, so that a result does not depend on the number of cores
 _SMOOTH_SCALE = 0.0017  # displacement difference of neighbouring nodes that costs `smoothness`, in median depths
 _RIDGE_SCALE = 0.0067  # displacement that costs `ridge`, in median depths
-_SHIFT_SCALE = 0.033  # camera shift that costs 10 ridge, in median depths
-_TURN_SCALE = 0.03  # camera turn that costs 10 ridge, in radians
+_SHIFT_SCALE = 0.0011  # camera shift that costs 10 ridge, in median depths; looser ones let cameras take up what the frame shows wrongly
+_TURN_SCALE = 0.001  # camera turn that costs 10 ridge, in radians
 DATA_WEIGHT = 0.05  # per match, when a pair has the number of samples below
 REFERENCE_SAMPLES = 504 * 280 / 16  # an image of that size, every fourth pixel in both axes
 TOLERANCE = 1e-4  # relative residual norm at which conjugate gradients stop
