@@ -53,7 +53,7 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
 
     started = time.monotonic()
     layout = SceneLayout(config.root)
-    backend = _resolve_backend("import" if config.cameras else config.backend)
+    backend = _resolve_backend(config)
     inputs = _fingerprint(config)
     settings = _settings(config, backend)
     if not config.overwrite and is_current(layout.npz_dir, SCHEMA, settings, inputs):
@@ -83,13 +83,18 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
     return config.root
 
 
-def _resolve_backend(name: str) -> str:
-    """`auto` is the weight-free backend: it is always there. Learned ones are chosen by name."""
+def _resolve_backend(config: PreprocessConfig) -> str:
+    """`auto`: given cameras if there are any; Depth Anything 3 where a GPU, its package and its weights are there; else `sfm`."""
+    from utils.backends.da3_weights import ready
     from utils.backends.geometry import GEOMETRY
+    from utils.runtime import cuda_device_present
 
-    resolved = "sfm" if name == "auto" else name
-    GEOMETRY.load(resolved)
-    return resolved
+    name = config.backend
+    if name == "auto":
+        learned = cuda_device_present() and ready(config.model_name, config.commercial_safe)
+        name = "import" if config.cameras else "da3" if learned else "sfm"
+    GEOMETRY.load(name)
+    return name
 
 
 def _settings(config: PreprocessConfig, backend: str) -> dict[str, object]:

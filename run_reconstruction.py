@@ -78,6 +78,10 @@ def _preprocess(config: PipelineConfig, root: Path) -> PreprocessConfig:
         image_ext=config.preprocess_image_ext,
         process_res=config.preprocess_process_res,
         backend=config.preprocess_backend,
+        model_name=config.preprocess_model_name,
+        commercial_safe=config.commercial_safe,
+        cameras=config.preprocess_cameras,
+        masks=config.preprocess_masks,
         overwrite=config.preprocess_overwrite or config.overwrite,
     )
 

@@ -55,6 +55,14 @@ class PipelineConfig:
     """Format of extracted frames."""
     preprocess_process_res: int = 504
     """Longest side of the working images in pixels; sides become multiples of 14."""
+    preprocess_model_name: str = "depth-anything/DA3NESTED-GIANT-LARGE-1.1"
+    """Weights of the `da3` backend: a name or a local folder."""
+    commercial_safe: bool = False
+    """Use only weights whose licence allows commercial use."""
+    preprocess_cameras: Path | None = None
+    """Cameras from a COLMAP model or nerfstudio's transforms.json instead of estimated ones."""
+    preprocess_masks: Path | None = None
+    """Folder of masks named like the frames: white is used, black ignored."""
     preprocess_backend: str = "auto"
     """Geometry: da3 (learned, needs its package and weights), sfm (structure from motion and optical flow), or auto."""
     alignment_run: str | None = None

@@ -1,5 +1,6 @@
 """The Depth Anything 3 adapter: licences and missing weights always; the real architecture with random weights where it is installed."""
 
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import torch
 
 from utils.backends import geometry_da3
 from utils.backends.da3_chunks import Chunk
-from utils.backends.da3_weights import COMMERCIAL_MODEL, DEFAULT_MODEL, choose_weights, load_network, locate, metric_weights
+from utils.backends.da3_weights import COMMERCIAL_MODEL, DEFAULT_MODEL, choose_weights, load_network, locate, metric_weights, ready
 from utils.backends.geometry import GEOMETRY, ClipFrames
 from utils.backends.geometry_da3 import Da3Geometry, frames_in_memory, infer
 from utils.errors import BackendError, ConfigError, CorruptArtifactError, MissingDependencyError
@@ -110,6 +111,8 @@ def test_the_hub_cache_is_used_without_a_network(monkeypatch, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (snapshot / name).write_text("{}")
     assert locate(choose_weights(COMMERCIAL_MODEL, False), NULL_REPORTER) == snapshot
+    assert not ready(DEFAULT_MODEL)
+    assert ready(COMMERCIAL_MODEL) == (importlib.util.find_spec("depth_anything_3") is not None)
 
 
 def stand_in(limit, calls):

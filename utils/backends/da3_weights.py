@@ -4,6 +4,7 @@ The package's own entry point (`depth_anything_3.api`) imports exporters with ma
 so it is built here from the package's configuration files. Package: depth-anything-3, Apache-2.0; Lin et al., 2025.
 """
 
+import importlib.util
 import json
 import re
 import warnings
@@ -13,8 +14,8 @@ from typing import Any
 
 import torch
 
-from utils.errors import ConfigError, CorruptArtifactError, MissingDependencyError
-from utils.types import Reporter
+from utils.errors import ConfigError, CorruptArtifactError, MissingDependencyError, V2WError
+from utils.types import NULL_REPORTER, Reporter
 
 DEFAULT_MODEL = "depth-anything/DA3NESTED-GIANT-LARGE-1.1"
 # What stands in for the default where only permissive licences are allowed: poses and depth, and a second net for metres and sky.
@@ -122,6 +123,29 @@ def locate(weights: Weights, report: Reporter) -> Path:
     return _from_hub(weights, report)
 
 
+def ready(model_name: str, commercial_safe: bool = False) -> bool:
+    """Whether package and weights are on this machine, so that nothing would be downloaded."""
+    packages = ("depth_anything_3", "addict", "omegaconf", "einops", "safetensors", "huggingface_hub")
+    if any(importlib.util.find_spec(name) is None for name in packages):
+        return False
+    try:
+        weights = choose_weights(model_name, commercial_safe)
+        if Path(weights.name).expanduser().is_dir():
+            locate(weights, NULL_REPORTER)
+        else:
+            _cached(weights)
+    except (ImportError, OSError, ValueError, V2WError):
+        return False
+    return True
+
+
+def _cached(weights: Weights) -> Path:
+    """Folder of the hub's cache that holds the weights; raises OSError or ValueError if none does."""
+    from huggingface_hub import hf_hub_download
+
+    return Path([hf_hub_download(weights.name, name, local_files_only=True) for name in _FILES][-1]).parent
+
+
 def _from_hub(weights: Weights, report: Reporter) -> Path:
     try:
         from huggingface_hub import hf_hub_download
@@ -130,7 +154,7 @@ def _from_hub(weights: Weights, report: Reporter) -> Path:
             f"models are fetched by huggingface_hub, but the package '{error.name}' is missing", _INSTALL
         ) from error
     try:
-        return Path([hf_hub_download(weights.name, name, local_files_only=True) for name in _FILES][-1]).parent
+        return _cached(weights)
     except (OSError, ValueError):  # not in the cache yet
         report.note(f"downloading {weights.name} (licence: {weights.license})")
     try:
