@@ -27,7 +27,6 @@ KNOTS = np.geomspace(0.08, 25.0, 72)
 SEGMENTS_PER_LOG = (len(KNOTS) - 1) / float(np.log(KNOTS[-1] / KNOTS[0]))
 # Y = p - w(Y) gains a digit each time, and starts from the solution at the knot before.
 INVERSE_ITERATIONS = 3
-SEGMENT_ITERATIONS = 4
 POLISH_ITERATIONS = 10
 # A hit has settled when the depth changes by less than this share of it.
 SETTLED = 1e-8
@@ -267,34 +266,28 @@ def _bend(table, knots, segment, u, v):
 
 
 @njit(cache=True)
-def _hit_bent(shapes, p, table, knots, u, v, origin, direction, t):
-    """Depth at which a bent ray meets primitive p, searched from the segment that holds depth t on; FAR if it does not."""
-    segment = _segment(knots, t)
-    for _ in range(SEGMENT_ITERATIONS):
-        ax, ay, az, bx, by, bz = _bend(table, knots, segment, u, v)
-        t = _hit(
-            shapes,
-            p,
-            origin[0] - ax,
-            origin[1] - ay,
-            origin[2] - az,
-            direction[0] - bx,
-            direction[1] - by,
-            direction[2] - bz,
-        )
-        if t >= FAR:
+def _hit_bent(shapes, p, table, knots, u, v, origin, direction, begin, end):
+    """Depth at which a bent ray first meets primitive p between depths `begin` and `end`; FAR if it does not."""
+    last = knots.shape[0] - 1
+    for segment in range(_segment(knots, begin), last + 1):
+        start = knots[segment] if segment >= 0 else 0.0
+        if start > end:
             return FAR
-        landed = _segment(knots, t)
-        if landed == segment:
+        stop = knots[segment + 1] if segment < last else FAR
+        ax, ay, az, bx, by, bz = _bend(table, knots, segment, u, v)
+        ox, oy, oz = origin[0] - ax, origin[1] - ay, origin[2] - az
+        t = _hit(shapes, p, ox, oy, oz, direction[0] - bx, direction[1] - by, direction[2] - bz)
+        # A hit outside the segment is one of its straight extension, not of the ray.
+        if start * (1.0 - 1e-9) <= t <= stop * (1.0 + 1e-9) and t < FAR:
             return t
-        segment = landed
-    return t
+    return FAR
 
 
 @njit(cache=True)
 def _cast(shapes, margin, tile, count, table, knots, u, v, origin, direction):
     """The nearest hit of a bent ray among the tile's primitives: (t, primitive or -1)."""
     dx, dy, dz = direction
+    length = np.sqrt(dx * dx + dy * dy + dz * dz)
     nearest = FAR
     found = -1
     for slot in range(count):
@@ -303,7 +296,8 @@ def _cast(shapes, margin, tile, count, table, knots, u, v, origin, direction):
         enter = _enter_grown(shapes, p, margin, origin[0], origin[1], origin[2], dx, dy, dz)
         if enter > nearest or enter >= FAR:
             continue
-        t = _hit_bent(shapes, p, table, knots, u, v, origin, direction, enter)
+        leave = enter + 2.0 * (shapes.radius[p] + margin) / length
+        t = _hit_bent(shapes, p, table, knots, u, v, origin, direction, enter, min(leave, nearest))
         if t < nearest:
             nearest = t
             found = p
@@ -326,8 +320,12 @@ def _directional(warp, x, y, z, dx, dy, dz):
 
 @njit(cache=True)
 def _polish(shapes, warp, p, origin, direction, t):
-    """The exact hit of a bent ray on primitive p, near depth t: (t, x, y, z of the hit before displacement, settled)."""
+    """The exact hit of a bent ray on primitive p, near depth t: (t, x, y, z of the hit before displacement, settled).
+
+    `t` stays as it was if the hit does not settle, which happens where the displaced surface folds over or turns away.
+    """
     dx, dy, dz = direction
+    first = t
     wx = wy = wz = 0.0
     hx = hy = hz = 0.0
     for _ in range(POLISH_ITERATIONS):
@@ -343,12 +341,12 @@ def _polish(shapes, warp, p, origin, direction, t):
         bx, by, bz = dx - gx, dy - gy, dz - gz
         new = _hit(shapes, p, hx - t * bx, hy - t * by, hz - t * bz, bx, by, bz)
         if new >= FAR:
-            return t, hx, hy, hz, False
+            break
         step = new - t
         if abs(step) + change <= SETTLED * new:
             return new, hx + step * bx, hy + step * by, hz + step * bz, True
         t = new
-    return t, hx, hy, hz, False
+    return first, hx, hy, hz, False
 
 
 @njit(cache=True)
