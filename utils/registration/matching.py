@@ -106,11 +106,14 @@ class FlowMatcher:
         self._min_correlation = config.min_correlation
         self._finest = 0 if self._gray[0].size <= _FINE_FLOW_PIXELS else 1
         self._local = threading.local()
+        self._beside = ThreadPoolExecutor(cpu_count())
 
     def match(self, source: int, target: int, geometry: AlignedGeometry) -> MatchSet:
         """Matches on a grid whose phase changes from pair to pair, so that together the pairs cover all pixels."""
+        # Both directions at once: frames that are added one by one have fewer pairs than there are cores.
+        other = self._beside.submit(self._predicted_flow, target, source, geometry)
         there, there_flow, warped = self._predicted_flow(source, target, geometry)
-        back, back_flow, _ = self._predicted_flow(target, source, geometry)
+        back, back_flow, _ = other.result()
         alike = patches_agree(self._gray[source], warped, there_flow, self._min_correlation)
         phase = (source * 7 + target * 3) % self._grid, (source * 5 + target * 2) % self._grid
         rows = select_matches(
@@ -134,14 +137,9 @@ class FlowMatcher:
         h, w = image.shape
         canonical = geometry.canonical(source).reshape(-1, 3)
         predicted = geometry.project(target, canonical, _PREDICTION_STEPS).reshape(h, w, 3)[..., :2]
-        x, y = predicted[..., 0], predicted[..., 1]
-        inside = (x > 0) & (x < w) & (y > 0) & (y < h)  # False for NaN
-        # Sampling positions count from the first pixel's centre; outside, the source itself stands in and yields zero flow.
-        grid = np.where(inside[..., None], predicted - 0.5, -1e4).astype(np.float32)
-        warped = cv2.remap(self._gray[target], grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        warped = np.where(inside, warped, image)
+        warped = _warp_to_source(predicted, self._gray[target], image)
         flow: Array = self._flow().calc(image, warped, None)  # type: ignore[call-overload]
-        return np.where(inside[..., None], predicted, np.nan), flow, warped
+        return predicted, flow, warped
 
     def _flow(self) -> cv2.DISOpticalFlow:
         if not hasattr(self._local, "flow"):
@@ -164,6 +162,30 @@ def patches_agree(image: Array, other: Array, flow: Array, min_correlation: floa
     covariance = cv2.blur(a * b, _WINDOW) - mean_a * mean_b
     correlated = covariance > min_correlation * np.sqrt(np.maximum(var_a * var_b, 0))
     return (correlated & (var_a > 0) & (var_b > 0)) | (var_a + var_b - 2 * covariance < _FLAT**2)
+
+
+@njit(nogil=True, cache=True)
+def _warp_to_source(predicted, target, source):  # type: ignore[no-untyped-def]
+    """(H, W) target image sampled where the source's pixels are predicted; outside, the source stands in and yields zero flow.
+
+    Predictions (H, W, 2) outside of the target become NaN.
+    """
+    h, w = target.shape
+    warped = np.empty_like(source)
+    for i in range(h):
+        for j in range(w):
+            x, y = predicted[i, j, 0], predicted[i, j, 1]
+            if not (x > 0 and x < w and y > 0 and y < h):  # also NaN
+                predicted[i, j, 0] = predicted[i, j, 1] = np.nan
+                warped[i, j] = source[i, j]
+                continue
+            x, y = min(max(x - 0.5, 0.0), w - 1.0), min(max(y - 0.5, 0.0), h - 1.0)
+            a, b = min(int(x), w - 2), min(int(y), h - 2)
+            fx, fy = x - a, y - b
+            top = (1 - fx) * target[b, a] + fx * target[b, a + 1]
+            bottom = (1 - fx) * target[b + 1, a] + fx * target[b + 1, a + 1]
+            warped[i, j] = int((1 - fy) * top + fy * bottom + 0.5)
+    return warped
 
 
 @njit(inline="always")

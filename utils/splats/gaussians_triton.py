@@ -14,7 +14,7 @@ from utils.deformation.inverse import LocalWarp
 from utils.geometry.rotations import matrix_to_quat
 from utils.types import CameraGaussians, Splats
 
-BLOCK = 128
+BLOCK = 64
 _SH0 = tl.constexpr(0.28209479177387814)
 
 
@@ -115,7 +115,7 @@ def _basis(d0, d1, d2):
 
 @triton.jit
 def _table(values, band):
-    """(N, 16) block of 16 columns (N,)."""
+    """Block of the 16 values (N,) by band (1, C); zero beyond the last."""
     table = tl.where(band == 0, values[0][:, None], 0.0)
     for k in tl.static_range(1, 16):
         table = tl.where(band == k, values[k][:, None], table)
@@ -154,12 +154,13 @@ def _forward(
         r, g, b = _load3(sh, row * STORED, mask)
         red, green, blue = 0.5 + _SH0 * r, 0.5 + _SH0 * g, 0.5 + _SH0 * b
     else:
-        # Bands across lanes: one splat's coefficients are neighbours in memory.
-        band = tl.arange(0, 16)[None, :]
-        basis = _table(_basis(d0, d1, d2), band)
-        at, wanted = (row * STORED)[:, None] + band, mask[:, None] & (band < ACTIVE)
-        r, g, b = _load3(sh, at, wanted)
-        red, green, blue = 0.5 + tl.sum(basis * r, 1), 0.5 + tl.sum(basis * g, 1), 0.5 + tl.sum(basis * b, 1)
+        # A splat's coefficients, band by band and r, g, b within, are neighbours in memory and so lie across lanes.
+        column = tl.arange(0, 64)[None, :]
+        wanted = mask[:, None] & (column < 3 * ACTIVE)
+        term = tl.load(sh + (row * (3 * STORED))[:, None] + column, wanted, 0.0) * _table(_basis(d0, d1, d2), column // 3)
+        red = 0.5 + tl.sum(tl.where(column % 3 == 0, term, 0.0), 1)
+        green = 0.5 + tl.sum(tl.where(column % 3 == 1, term, 0.0), 1)
+        blue = 0.5 + tl.sum(tl.where(column % 3 == 2, term, 0.0), 1)
     _store3(out_colors, row, mask, tl.maximum(red, 0.0), tl.maximum(green, 0.0), tl.maximum(blue, 0.0))
 
 
@@ -224,10 +225,10 @@ def _backward(
     if STORED == 1:
         _store3(g_sh, row, mask, _SH0 * h0, _SH0 * h1, _SH0 * h2)
     else:
-        band = tl.arange(0, 16)[None, :]
-        basis = tl.where(band < ACTIVE, _table(_basis(d0, d1, d2), band), 0.0)
-        at, stored = (row * STORED)[:, None] + band, mask[:, None] & (band < STORED)
-        _store3(g_sh, at, stored, basis * h0[:, None], basis * h1[:, None], basis * h2[:, None])
+        column = tl.arange(0, 64)[None, :]
+        term = tl.where(column % 3 == 0, h0[:, None], tl.where(column % 3 == 1, h1[:, None], h2[:, None]))
+        term = tl.where(column < 3 * ACTIVE, term * _table(_basis(d0, d1, d2), column // 3), 0.0)
+        tl.store(g_sh + (row * (3 * STORED))[:, None] + column, term, mask[:, None] & (column < 3 * STORED))
 
 
 class _View(torch.autograd.Function):

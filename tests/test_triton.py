@@ -1,0 +1,174 @@
+"""GPU kernels against their float64 oracles: in Triton's interpreter on the CPU, compiled where there is a CUDA device."""
+
+import importlib.util
+import os
+
+import numpy as np
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+CUDA = torch.cuda.is_available()
+if not CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
+
+from configs.stage1_align import SolverConfig  # noqa: E402
+from utils.backends.rasterizer_torch import TorchRasterizer  # noqa: E402
+from utils.backends.rasterizer_triton import BlendShape, TritonRasterizer  # noqa: E402
+from utils.deformation import lattice_triton  # noqa: E402
+from utils.deformation.inverse import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWTON_STEPS, TOLERANCE, FixedPointInverseWarp, LocalWarp  # noqa: E402
+from utils.deformation.lattice import LatticeField  # noqa: E402
+from utils.geometry import se3  # noqa: E402
+from utils.registration import solver, solver_triton  # noqa: E402
+from utils.registration.matching import MatchSet  # noqa: E402
+from utils.splats import gaussians, gaussians_triton, ssim, ssim_triton  # noqa: E402
+from utils.types import CameraGaussians, CameraSet, Splats  # noqa: E402
+
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+MODES = ("3dgs", "2dgs")
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def relative(got, expected):
+    return float((got.detach().cpu().double() - expected.detach()).norm() / expected.detach().norm().clamp(min=1e-9))
+
+
+def cloud(num, seed):
+    """Some behind the camera or nearer than the near plane, one that covers the image many times over."""
+    uniform = torch.rand(num, 8, generator=generator(seed), dtype=torch.float64)
+    z = uniform[:, 0] * 3 + 1
+    means = torch.stack([(uniform[:, 1] - 0.5) * 1.6 * z, (uniform[:, 2] - 0.5) * 1.2 * z, z], -1)
+    scales = 0.06 * torch.exp(0.6 * normal(seed + 1, num, 3))
+    means[0, 2], means[1, 2], scales[2] = -1.0, 0.005, 4.0
+    return [means, normal(seed + 2, num, 4), scales, uniform[:, 3], uniform[:, 4:7]]
+
+
+def render(rasterizer, attributes, size, mode, dtype):
+    leaves = [a.detach().to(rasterizer.device, dtype, copy=True).requires_grad_() for a in attributes]
+    h, w = size
+    K = torch.tensor([[0.9 * w, 0, 0.48 * w], [0, 0.85 * w, 0.53 * h], [0, 0, 1]], dtype=dtype, device=rasterizer.device)
+    out = rasterizer.render(CameraGaussians(*leaves), K, size, mode)
+    images = [out.rgb, out.alpha, out.depth, *((out.normal, out.distortion) if mode == "2dgs" else ())]
+    weights = [normal(50 + i, *image.shape).to(image) for i, image in enumerate(images)]
+    sum((i * w).sum() for i, w in zip(images, weights, strict=True)).backward()
+    return [*images, *(leaf.grad for leaf in leaves)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [None, BlendShape(tile=16, chunk=8, back_chunk=8, dot=False)])
+def test_rasterizer_agrees_with_the_oracle(mode, shape):
+    attributes, size = cloud(50, 3), (17, 26)
+    expected = render(TorchRasterizer(torch.device("cpu")), attributes, size, mode, torch.float64)
+    got = render(TritonRasterizer(DEVICE, shape), attributes, size, mode, torch.float32)
+    assert max(relative(g, e) for g, e in zip(got, expected, strict=True)) < 1e-4
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("num", [0, 3])
+def test_nothing_to_draw_is_black_with_zero_gradients(mode, num):
+    attributes = [a[:num] for a in cloud(5, 1)]
+    attributes[0] = attributes[0] - 10.0
+    results = render(TritonRasterizer(DEVICE), attributes, (9, 13), mode, torch.float32)
+    assert all(bool((r == 0).all()) for r in results)
+
+
+def test_inverse_agrees_with_batched_torch_also_where_newton_is_needed():
+    coarse = 0.15 * normal(0, 1, 3, 3, 2, 4)
+    nodes = torch.nn.functional.interpolate(coarse, size=(5, 6, 7), mode="trilinear", align_corners=True)[0].permute(1, 2, 3, 0)
+    K = torch.tensor([[[90.0, 0, 50], [0, 88, 31], [0, 0, 1]]], dtype=torch.float64)
+    field = LatticeField(nodes[None].contiguous(), torch.tensor([[0.2, 0.9]], dtype=torch.float64), K, torch.tensor([60, 100]))
+    y = torch.rand(200, 3, generator=generator(2), dtype=torch.float64) * 4 - torch.tensor([2.0, 2.0, -0.8])
+    expected = FixedPointInverseWarp(field).linearize_torch(y, 0)
+    camera = torch.from_numpy(field.affine_coordinates(0)).float().to(DEVICE)
+    settings = (FIXED_POINT_STEPS, NEWTON_STEPS, TOLERANCE, LEAST_DETERMINANT)
+    q, jacobian, residual = (
+        t.cpu() for t in lattice_triton.invert_lattice(nodes.float().to(DEVICE), camera, y.float().to(DEVICE), settings)
+    )
+    unsteady = (y - field.displacement(y, 0) - expected.q0).norm(dim=-1) > 0.01
+    solved = expected.residual < TOLERANCE
+    assert unsteady.any() and solved.float().mean() > 0.95
+    assert bool((residual[solved] < 2 * TOLERANCE).all())
+    assert float((q - expected.q0)[solved].abs().max()) < 2e-4
+    assert float((jacobian - expected.jacobian)[solved].abs().median()) < 1e-6
+
+
+@pytest.mark.parametrize(("degree", "bands", "warped"), [(3, 16, True), (0, 16, True), (1, 4, False), (0, 1, True)])
+def test_view_of_the_splats_agrees_with_torch(degree, bands, warped):
+    num = 70
+    arrays = [normal(0, num, 3), normal(1, num, 4), 0.3 * normal(2, num, 3), normal(3, num), 0.3 * normal(4, num, bands, 3)]
+    pose, y0 = se3.exp(0.3 * normal(5, 6)), normal(6, num, 3)
+    jacobian = torch.eye(3, dtype=torch.float64) + 0.1 * normal(7, num, 3, 3)
+
+    def evaluate(function, device, dtype):
+        leaves = [a.detach().to(device, dtype, copy=True).requires_grad_() for a in (*arrays, pose)]
+        first, turn, residual = (t.to(device, dtype) for t in (y0, jacobian, y0[:, 0]))
+        local = LocalWarp(first, first + 0.1, turn if warped else None, residual)
+        view = function(Splats(*leaves[:5]), leaves[5], local, active_degree=degree, turn=True)
+        outputs = [view.means, view.quats, view.scales, view.opacities, view.colors]
+        sum((o * normal(20 + i, *o.shape).to(o)).sum() for i, o in enumerate(outputs)).backward()
+        return [*outputs, *(leaf.grad for leaf in leaves)]
+
+    expected = evaluate(gaussians.view_gaussians, torch.device("cpu"), torch.float64)
+    got = evaluate(gaussians_triton.view_gaussians, DEVICE, torch.float32)
+    assert max(relative(g, e) for g, e in zip(got, expected, strict=True)) < 1e-5
+
+
+def test_ssim_agrees_with_torch():
+    a, b = torch.rand(2, 14, 19, 3, generator=generator(0), dtype=torch.float64)
+    expected, got = a.clone().requires_grad_(), a.float().to(DEVICE).requires_grad_()
+    value = ssim.ssim(expected, b)
+    value.backward()
+    similar = ssim_triton.ssim(got, b.float().to(DEVICE))
+    similar.backward()
+    assert float(similar.detach()) == pytest.approx(float(value.detach()), abs=1e-5)
+    assert relative(got.grad, expected.grad) < 1e-4
+
+
+def alignment_problem(fixed):
+    rng = np.random.default_rng(0)
+    frames, (h, w) = 3, (30, 50)
+    c2w = se3.exp(torch.from_numpy(rng.normal(size=(frames, 6)) * 0.05)).numpy()
+    K = np.tile(np.array([[45.0, 0, 25], [0, 45, 15], [0, 0, 1]]), (frames, 1, 1))
+    cameras = CameraSet(c2w=c2w, K=K, size=(h, w), frame_ids=np.arange(frames))
+    shape = solver.LatticeShape((3, 3, 2), np.tile(np.array([[0.2, 0.6]]), (frames, 1)), 3.0)
+    matches, targets = [], []
+    for i, j in ((0, 1), (1, 2)):
+        pixels, depth = rng.uniform([0, 0], [w, h], (40, 2)).astype(np.float32), rng.uniform(2, 4, 40).astype(np.float32)
+        points = np.stack([(pixels[:, 0] - 25) / 45 * depth, (pixels[:, 1] - 15) / 45 * depth, depth], 1)
+        seen = (points @ c2w[i, :3, :3].T + c2w[i, :3, 3] + rng.normal(size=(40, 3)) * 0.01 - c2w[j, :3, 3]) @ c2w[j, :3, :3]
+        moved = np.stack([seen[:, 0] / seen[:, 2] * 45 + 25, seen[:, 1] / seen[:, 2] * 45 + 15], 1).astype(np.float32)
+        matches.append(MatchSet(i, j, pixels, moved, depth, seen[:, 2].astype(np.float32)))
+        targets.append(rng.normal(size=(40, 3)))
+    config = SolverConfig(lattice=(3, 3, 2), cg_iterations=3, robust_scales=(6.0, 3.0))
+    problem = solver.build_problem(matches, cameras, shape, config.match_sigma, targets if fixed else None)
+    return problem, solver.initial_state(cameras, shape), shape, config
+
+
+@pytest.mark.skipif(CUDA, reason="solver.solve already runs on the GPU")
+@pytest.mark.parametrize("fixed", [False, True])
+def test_solver_agrees_with_the_compiled_one(fixed, monkeypatch):
+    monkeypatch.setattr(solver_triton, "BLOCK", 32)
+    problem, state, shape, config = alignment_problem(fixed)
+    expected = solver.solve(problem, state, shape, config, 400.0)
+    got = solver_triton.solve(problem, state, shape, config, 400.0, None, DEVICE)
+    for name in ("c2w", "nodes", "update"):
+        a, b = getattr(got, name), getattr(expected, name)
+        assert np.abs(a - b).max() < 1e-9 * np.abs(b).max()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+def test_a_large_cloud_agrees_with_the_oracle_on_the_device():
+    attributes, size = cloud(3000, 8), (96, 128)
+    for mode in MODES:
+        expected = render(TorchRasterizer(DEVICE), attributes, size, mode, torch.float64)
+        got = render(TritonRasterizer(DEVICE), attributes, size, mode, torch.float32)
+        assert max(relative(g, e.cpu()) for g, e in zip(got, expected, strict=True)) < 1e-3
