@@ -240,7 +240,7 @@ def test_warp_cache_renews_after_its_visits_and_never_once_frozen() -> None:
     class Counting(IdentityInverseWarp):
         solved = 0
 
-        def linearize(self, y: torch.Tensor, frame_index: int):  # noqa: ANN202
+        def linearize(self, y: torch.Tensor, frame_index: int):
             self.solved += 1
             return super().linearize(y, frame_index)
 
