@@ -190,7 +190,7 @@ def solve(
         samples: pixels of a pair that were tried as matches; the data weight is inverse to it, so that sampling does not matter.
         first_errors: (M,) errors in depths that set the weights of the first step, if not those of `state`.
     """
-    if triton_ready():
+    if len(state.c2w) > 1 and triton_ready():  # one frame alone is solved on the CPU in less time than the launches take
         from utils.registration import solver_triton
 
         return solver_triton.solve(problem, state, shape, config, samples, first_errors, torch.device("cuda"))
