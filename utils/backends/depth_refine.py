@@ -5,6 +5,7 @@ The smoother is separable weighted least squares (Min et al., "Fast Global Image
 in the image on a plane, and because noise of a triangulated point is about constant in it.
 """
 
+import cv2
 import numpy as np
 from numba import njit, prange
 
@@ -14,6 +15,8 @@ from utils.types import Array
 _COLOR_SIGMA = 12.0
 # Passes over rows and columns; the coupling falls by four each time, which removes the streaks of a single pass.
 _PASSES = 3
+# Depth edges: deviation of 1/z from its mean over this window, relative, at which trust has halved.
+_BEND_WINDOW, _BEND = 9, 0.02
 
 
 def edge_couplings(image: Array, sigma: float = _COLOR_SIGMA) -> tuple[Array, Array]:
@@ -51,6 +54,13 @@ def fill_and_smooth(value: Array, weight: Array, couplings: tuple[Array, Array],
         top_t, bottom_t = _solve_rows(np.ascontiguousarray(top.T), np.ascontiguousarray(bottom.T), down_t, scale)
         top, bottom = np.ascontiguousarray(top_t.T), np.ascontiguousarray(bottom_t.T)
     return top / np.maximum(bottom, np.float32(1e-20)), bottom
+
+
+def flatness(inverse: Array) -> Array:
+    """(H, W) float32 near 1 where inverse depth is locally planar, towards 0 beside depth edges, over which flow smears."""
+    bend = np.abs(cv2.blur(inverse, (_BEND_WINDOW, _BEND_WINDOW)) - inverse) / np.maximum(inverse, 1e-9)
+    reach = cv2.dilate(bend.astype(np.float32), np.ones((5, 5), np.uint8))
+    return 1 / (1 + (reach / _BEND) ** 2)
 
 
 @njit(parallel=True, cache=True)

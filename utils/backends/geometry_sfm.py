@@ -4,24 +4,28 @@ Result: cameras that share one focal length, depth with every pixel filled, conf
 that its median depth is 3 units.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
-from utils.backends.depth_refine import edge_couplings, fill_and_smooth
+from utils.backends.depth_refine import edge_couplings, fill_and_smooth, flatness
+from utils.backends.flow_bundle import Matches, adjust, join
 from utils.backends.flow_depth import RayDepth, agreement, match_through_depth, triangulate
 from utils.backends.geometry import ClipFrames
-from utils.backends.sfm_poses import SparseModel, map_frames, place_between
+from utils.backends.sfm_poses import SparseModel, focal_prior, map_frames, place_between, settle_focal
 from utils.geometry.projection import invert_rigid
 from utils.types import Array, CameraSet, Reporter, Scene, StepReport
 
 # Depth of the middle of the scene, in scene units; arbitrary, but the same for every clip.
 MEDIAN_DEPTH = 3.0
 # Triangulation angles (degrees) of the neighbours looked for, on either side in time: small ones match best, wide ones measure best.
-_ANGLES_DEG = (1.5, 3.0, 6.0, 10.0)
+_ANGLES_DEG = (2.0, 5.0, 10.0, 18.0)
 # Smoothing of inverse depth after each round; the first only has to start the second well.
+_FIRST_STRENGTH = 1e5
 _STRENGTHS = (60.0, 15.0, 4.0)
+# Points of each frame that enter bundle adjustment: more add time, not accuracy.
+_BUNDLE_POINTS = 400
 # The far shell lies at this multiple of the 99th percentile of the measured depth.
 _SHELL = 1.5
 
@@ -63,12 +67,13 @@ class SfmGeometry:
         """
         report.note(f"poses: mapping {len(frames.chosen)} frames")
         model = map_frames(frames.images[frames.chosen], seed=self.seed, report=report)
+        model = settle_focal(model, frames.images.shape[1:3], report)
         report.note(
             f"poses: {len(model.frames)} of {len(frames.chosen)} frames, {len(model.points)} points, reprojection"
             f" {model.error_px:.2f} px, focal {model.focal / max(frames.images.shape[1:3]):.2f} x longest side"
         )
         clip = _posed_clip(frames, model)
-        inverse, rays = _depth_rounds(clip, frames, report)
+        clip, inverse, rays = _depth_rounds(clip, frames, report)
         return _to_scene(frames, model, clip, inverse, rays)
 
 
@@ -135,38 +140,97 @@ def _share_inside(clip: PosedClip, frame: int, points: Array) -> float:
     return float(inside.sum()) / max(len(points), 1)
 
 
-def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tuple[list[Array], list[RayDepth]]:
-    """Filled inverse depth and the raw triangulation of every ref."""
-    inverse, rays = [], []
-    for row, ref in enumerate(clip.refs):
-        image = cv2.resize(frames.images[ref], (frames.size[1], frames.size[0]), interpolation=cv2.INTER_AREA)
-        filled, ray = _one_depth(clip, row, image)
-        inverse.append(filled)
-        rays.append(ray)
-        report.step(StepReport("depth", row, len(clip.refs)))
-    return inverse, rays
+def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tuple[PosedClip, list[Array], list[RayDepth]]:
+    """Refined cameras, filled inverse depth and the raw triangulation of every ref.
+
+    Every round matches through the current depth and triangulates; between rounds the dense matches refine poses and focal length.
+    """
+    rows = range(len(clip.refs))
+    couplings = [edge_couplings(_working_image(frames, int(ref))) for ref in clip.refs]
+    neighbours = [choose_neighbours(clip, row) for row in rows]
+    inverse = [fill_and_smooth(*_anchor_images(clip, row), couplings[row], _FIRST_STRENGTH)[0] for row in rows]
+    rays: list[RayDepth] = []
+    for number, strength in enumerate(_STRENGTHS):
+        rays, samples, starts = [], [], []
+        for row in rows:
+            matches, trusted = _match(clip, row, neighbours[row], inverse[row])
+            ray = triangulate(matches, trusted, *_relative(clip, row, neighbours[row]), clip.K)
+            inverse[row] = _filled(clip, row, ray, couplings[row], strength)
+            rays.append(ray)
+            sample, start = _sample_matches(clip, row, neighbours[row], ray, matches, trusted)
+            samples.append(sample)
+            starts.append(start)
+            report.step(StepReport("depth", number * len(rows) + row, len(_STRENGTHS) * len(rows)))
+        if number + 1 < len(_STRENGTHS):
+            clip = _refine_cameras(clip, samples, starts, report)
+    return clip, inverse, rays
 
 
-def _one_depth(clip: PosedClip, row: int, image: Array) -> tuple[Array, RayDepth]:
-    ref = int(clip.refs[row])
-    neighbours = choose_neighbours(clip, row)
-    poses = [clip.w2c[k] @ invert_rigid(clip.w2c[ref]) for k in neighbours]
-    rotations, translations = np.stack([p[:3, :3] for p in poses]), np.stack([p[:3, 3] for p in poses])
-    couplings = edge_couplings(image)
+def _working_image(frames: ClipFrames, position: int) -> Array:
+    return cv2.resize(frames.images[position], (frames.size[1], frames.size[0]), interpolation=cv2.INTER_AREA)
+
+
+def _relative(clip: PosedClip, row: int, neighbours: list[int]) -> tuple[Array, Array]:
+    """Rotations (V, 3, 3) and translations (V, 3), neighbour camera from ref camera."""
+    relative = clip.w2c[neighbours] @ invert_rigid(clip.w2c[clip.refs[row]])
+    return np.ascontiguousarray(relative[:, :3, :3]), np.ascontiguousarray(relative[:, :3, 3])
+
+
+def _match(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> tuple[Array, Array]:
+    """Matches (V, H, W, 2) of a ref in its neighbours and whether they are trusted (V, H, W)."""
+    rotations, translations = _relative(clip, row, neighbours)
+    reference = clip.grays[clip.refs[row]]
+    found = [
+        match_through_depth(reference, clip.grays[k], inverse, (R, t), clip.K)
+        for k, R, t in zip(neighbours, rotations, translations, strict=True)
+    ]
+    return np.stack([match for match, _ in found]), np.stack([trusted for _, trusted in found])
+
+
+def _filled(clip: PosedClip, row: int, ray: RayDepth, couplings: tuple[Array, Array], strength: float) -> Array:
+    """Inverse depth of a ref with every pixel filled: measured values and sparse points, smoothed along image edges."""
     anchors, anchor_weight = _anchor_images(clip, row)
-    inverse, _ = fill_and_smooth(anchors, anchor_weight, couplings, 1e5)
-    for strength in _STRENGTHS:
-        found = [
-            match_through_depth(clip.grays[ref], clip.grays[k], inverse, (p[:3, :3], p[:3, 3]), clip.K)
-            for k, p in zip(neighbours, poses, strict=True)
-        ]
-        ray = triangulate(np.stack([m for m, _ in found]), np.stack([t for _, t in found]), rotations, translations, clip.K)
-        weight = np.where(ray.far, 1.0, ray.weight).astype(np.float32)
-        value = np.where(ray.far, np.maximum(ray.inverse, 0), ray.inverse)
-        total = weight + anchor_weight
-        value = (value * weight + anchors * anchor_weight) / np.maximum(total, 1e-12)
-        inverse, _ = fill_and_smooth(value.astype(np.float32), total, couplings, strength)
-    return inverse, ray
+    weight = np.where(ray.far, 1.0, ray.weight).astype(np.float32)
+    value = np.where(ray.far, np.maximum(ray.inverse, 0), ray.inverse)
+    total = weight + anchor_weight
+    value = (value * weight + anchors * anchor_weight) / np.maximum(total, 1e-12)
+    return fill_and_smooth(value.astype(np.float32), total, couplings, strength)[0]
+
+
+def _sample_matches(
+    clip: PosedClip, row: int, neighbours: list[int], ray: RayDepth, matches: Array, trusted: Array
+) -> tuple[Matches, Array]:
+    """Matches of well measured pixels, one for each cell of a grid, and their inverse depth."""
+    height, width = ray.inverse.shape
+    step = max(2, round((height * width / _BUNDLE_POINTS) ** 0.5))
+    good = (ray.views >= 3) & (ray.inverse > 0) & (ray.weight > 0)
+    y, x = (grid.ravel() for grid in np.mgrid[step // 2 : height : step, step // 2 : width : step])
+    y, x = y[good[y, x]], x[good[y, x]]
+    point, view = np.nonzero(trusted[:, y, x].T)
+    host_px = np.column_stack([x + 0.5, y + 0.5])[point]
+    target = np.array(neighbours, np.int64)[view]
+    sample = Matches(
+        host=np.full(len(point), clip.refs[row], np.int64),
+        target=target,
+        point=point.astype(np.int64),
+        host_px=host_px,
+        target_px=matches[view, y[point], x[point]].astype(np.float64),
+    )
+    return sample, ray.inverse[y, x]
+
+
+def _refine_cameras(clip: PosedClip, samples: list[Matches], starts: list[Array], report: Reporter) -> PosedClip:
+    """The clip with poses and focal length from bundle adjustment on the dense matches."""
+    # In pixels of x the longest side is as wide as the image, or as high times the pixels' aspect.
+    height, width = clip.grays.shape[1:]
+    longest = max(width, height * clip.K[0, 0] / clip.K[1, 1])
+    prior = focal_prior(longest, len(clip.refs))
+    bundle = adjust(clip.w2c, clip.K, join(samples), np.concatenate(starts), focal=prior)
+    report.note(
+        f"poses: dense matches off by {bundle.before_px:.2f} px before, {bundle.after_px:.2f} px after refinement;"
+        f" focal {bundle.K[0, 0] / clip.K[0, 0]:.3f} x"
+    )
+    return replace(clip, w2c=bundle.w2c, K=bundle.K)
 
 
 def _anchor_images(clip: PosedClip, row: int) -> tuple[Array, Array]:
@@ -187,8 +251,9 @@ def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, inverse: 
     shell = stacked <= near
     depth = (1 / np.maximum(stacked, near)).astype(np.float32)
     support = agreement(depth, clip.w2c[clip.refs], clip.K)
-    own = np.stack([np.minimum(ray.weight, 4.0) for ray in rays])
-    confidence = 1.0 + np.where(measured, own, 0.05) * (0.25 + support)
+    own = np.stack([2 * ray.weight / (ray.weight + 0.5) for ray in rays])
+    smooth = np.stack([flatness(image) for image in inverse])
+    confidence = 1.0 + np.where(measured, own, 0.05) * (0.25 + support) * smooth
     confidence[shell] = 1.0
     scale = MEDIAN_DEPTH / float(np.median(depth))
     c2w = invert_rigid(clip.w2c[clip.refs])

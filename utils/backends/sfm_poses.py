@@ -7,13 +7,14 @@ COLMAP's pixel centres are at +0.5, as ours.
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pycolmap
 
+from utils.backends.flow_bundle import FocalPrior, Matches, adjust
 from utils.errors import GeometryError
 from utils.types import Array, Reporter
 
@@ -196,9 +197,7 @@ def _explain(images: Array, registered: int) -> GeometryError:
             "use a clip in which the camera moves sideways, forwards or around the scene",
         )
     if texture < 1.0:
-        return GeometryError(
-            "the frames hold too little texture to be matched", "use a sharper clip that shows more detail"
-        )
+        return GeometryError("the frames hold too little texture to be matched", "use a sharper clip that shows more detail")
     return GeometryError(
         f"poses were found for only {registered} of {len(images)} frames: too little parallax (a camera that only turns"
         " or zooms), or neighbouring frames that differ too much",
@@ -215,6 +214,62 @@ def _ranges(numbers: list[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+# Focal lengths of cameras and video models scatter by about this much (standard deviation of the logarithm) around the prior.
+_FOCAL_SIGMA = 0.25
+
+
+def focal_prior(longest: float, frames: int) -> FocalPrior:
+    """The prior for a shared focal length; each frame counts as one independent observation.
+
+    Args:
+        longest: longest side of the images, in pixels of x.
+        frames: number of frames.
+    """
+    return FocalPrior(center_px=FOCAL_PRIOR * longest, sigma=_FOCAL_SIGMA, independent=float(frames))
+
+
+def settle_focal(model: SparseModel, size: tuple[int, int], report: Reporter) -> SparseModel:
+    """The model adjusted again with a prior on the focal length, which contradictory frames and forward motion leave open.
+
+    Args:
+        model: as mapped.
+        size: (h, w) of the images.
+        report: told the change.
+    """
+    order = np.lexsort((model.seen_by, model.seen_point))
+    point, frame, at = model.seen_point[order], model.seen_by[order], model.seen_at[order]
+    first = np.r_[True, point[1:] != point[:-1]]
+    row = np.cumsum(first) - 1
+    host, host_px = frame[first], at[first]
+    camera = np.einsum("mij,mj->mi", model.w2c[host, :3, :3], model.points[point[first]]) + model.w2c[host, :3, 3]
+    rest = ~first & (camera[row, 2] > 0)
+    matches = Matches(host=host[row[rest]], target=frame[rest], point=row[rest], host_px=host_px[row[rest]], target_px=at[rest])
+    start = 1 / np.maximum(camera[:, 2], 1e-9)
+    prior = focal_prior(max(size), len(model.frames))
+    K = model.K.copy()
+    K[[0, 1], [0, 1]] = prior.center_px
+    held = adjust(model.w2c, K, matches, start, focal=None, steps=30)
+    bundle = adjust(held.w2c, held.K, matches, held.inverse, focal=prior, steps=30)
+    report.note(f"poses: focal {model.focal / max(size):.2f} -> {bundle.K[0, 0] / max(size):.2f} x longest side with its prior")
+    ray = np.column_stack([(host_px - bundle.K[:2, 2]) / bundle.K[0, 0], np.ones(len(host))])
+    front = np.flatnonzero(bundle.inverse > 1e-9)
+    c2w = np.linalg.inv(bundle.w2c[host])
+    local = ray / np.maximum(bundle.inverse, 1e-9)[:, None]
+    world = np.einsum("mij,mj->mi", c2w[:, :3, :3], local) + c2w[:, :3, 3]
+    renumbered = np.full(len(host), -1)
+    renumbered[front] = np.arange(len(front))
+    kept = renumbered[row] >= 0
+    return replace(
+        model,
+        w2c=bundle.w2c,
+        K=bundle.K,
+        points=world[front],
+        seen_by=frame[kept],
+        seen_point=renumbered[row][kept],
+        seen_at=at[kept],
+    )
 
 
 # A frame in between is kept if this many tracked points agree with its pose.

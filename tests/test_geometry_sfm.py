@@ -1,0 +1,209 @@
+"""Structure from motion, flow depth and bundle adjustment, on rendered worlds with known truth."""
+
+import numpy as np
+import pytest
+import torch
+
+from utils.backends import flow_bundle, flow_depth, sfm_poses
+from utils.backends.depth_refine import edge_couplings, fill_and_smooth
+from utils.backends.geometry import GEOMETRY, ClipFrames
+from utils.backends.geometry_sfm import MEDIAN_DEPTH, SfmGeometry
+from utils.errors import GeometryError, InputError, UnknownBackendError
+from utils.geometry import se3
+from utils.geometry.projection import invert_rigid
+from utils.synthetic.world import SyntheticWorld, WorldConfig, make_world
+from utils.types import NULL_REPORTER, CameraSet
+
+K = np.array([[200.0, 0, 126], [0, 190, 70], [0, 0, 1]])
+SIZE = (140, 252)
+
+
+def umeyama(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """(N, 3) source moved onto target by the best similarity."""
+    a, b = source - source.mean(0), target - target.mean(0)
+    u, s, vt = np.linalg.svd(b.T @ a)
+    flip = np.diag([1, 1, np.sign(np.linalg.det(u @ vt))])
+    return (s * np.diag(flip)).sum() / (a**2).sum() * a @ (u @ flip @ vt).T + target.mean(0)
+
+
+def plane_view(w2c: np.ndarray, normal: np.ndarray, distance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Grey image and depth of a textured plane n.x = d seen by a camera: smooth texture fixed to the plane."""
+    c2w = np.linalg.inv(w2c)
+    y, x = np.mgrid[0 : SIZE[0], 0 : SIZE[1]] + 0.5
+    ray = np.stack([(x - K[0, 2]) / K[0, 0], (y - K[1, 2]) / K[1, 1], np.ones_like(x)], -1) @ c2w[:3, :3].T
+    depth = (distance - normal @ c2w[:3, 3]) / (ray @ normal)
+    point = c2w[:3, 3] + depth[..., None] * ray
+    rng = np.random.default_rng(3)
+    waves = sum(np.sin(point @ rng.normal(0, f, 3) + rng.uniform(0, 6)) for f in (2.0, 4.0, 7.0, 11.0) for _ in range(6))
+    return np.clip(128 + 22 * waves, 0, 255).astype(np.uint8), depth.astype(np.float32)
+
+
+def plane_clip() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Five views of a slanted plane: greys (5, H, W), depths (5, H, W), w2c (5, 4, 4)."""
+    twists = np.zeros((5, 6))
+    twists[:, 3] = np.linspace(-0.6, 0.6, 5)
+    twists[:, 4] = [0.1, -0.1, 0, 0.1, -0.1]
+    twists[:, 1] = np.linspace(-0.08, 0.08, 5)
+    w2c = se3.exp(torch.from_numpy(twists)).numpy()
+    views = [plane_view(pose, np.array([0.3, 0.1, 1.0]), 4.0) for pose in w2c]
+    return np.stack([g for g, _ in views]), np.stack([d for _, d in views]), w2c
+
+
+def test_flow_through_depth_triangulates_the_plane() -> None:
+    grays, depths, w2c = plane_clip()
+    inverse = np.full(SIZE, 1 / 4.0, np.float32)
+    others = [0, 1, 3, 4]
+    relative = w2c[others] @ np.linalg.inv(w2c[2])
+    for _ in range(2):
+        found = [
+            flow_depth.match_through_depth(grays[2], grays[k], inverse, (T[:3, :3].copy(), T[:3, 3].copy()), K)
+            for k, T in zip(others, relative, strict=True)
+        ]
+        ray = flow_depth.triangulate(
+            np.stack([m for m, _ in found]), np.stack([t for _, t in found]), relative[:, :3, :3], relative[:, :3, 3], K
+        )
+        inverse, _ = fill_and_smooth(ray.inverse, ray.weight, edge_couplings(np.repeat(grays[2][..., None], 3, -1)), 15.0)
+    measured = ray.weight > 0
+    error = np.abs(ray.inverse * depths[2] - 1)
+    assert measured.mean() > 0.9
+    assert np.median(error[measured]) < 0.004
+    assert np.median(np.abs(inverse * depths[2] - 1)) < 0.004
+
+
+def test_exact_matches_give_exact_depth_and_far_points_are_known_as_far() -> None:
+    _, depths, w2c = plane_clip()
+    relative = w2c[[0, 4]] @ np.linalg.inv(w2c[2])
+    starts = [flow_depth._project_inverse(1 / depths[2], T[:3, :3].copy(), T[:3, 3].copy(), K) for T in relative]
+    trusted = np.stack([visible for _, visible in starts])
+    ray = flow_depth.triangulate(np.stack([m for m, _ in starts]), trusted, relative[:, :3, :3], relative[:, :3, 3], K)
+    both = trusted.all(0)
+    np.testing.assert_allclose(1 / ray.inverse[both], depths[2][both], rtol=2e-4)
+    assert not ray.far[both].any()
+    infinite = [flow_depth._project_inverse(np.zeros(SIZE, np.float32), T[:3, :3].copy(), T[:3, 3].copy(), K) for T in relative]
+    ray = flow_depth.triangulate(
+        np.stack([m for m, _ in infinite]), np.stack([v for _, v in infinite]), relative[:, :3, :3], relative[:, :3, 3], K
+    )
+    assert ray.far[np.stack([v for _, v in infinite]).all(0)].all()
+
+
+def test_agreement_rewards_the_true_surface_and_punishes_floaters() -> None:
+    _, depths, w2c = plane_clip()
+    votes = flow_depth.agreement(depths, w2c, K)
+    assert np.median(votes) > 0.95
+    floating = depths.copy()
+    floating[2, 60:80, 110:140] *= 0.7
+    assert flow_depth.agreement(floating, w2c, K)[2, 62:78, 112:138].max() < 0.1
+
+
+def test_filling_follows_image_edges() -> None:
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:, 30:] = 200
+    value, weight = np.zeros((40, 60), np.float32), np.zeros((40, 60), np.float32)
+    value[10, 10], value[30, 50] = 1.0, 3.0
+    weight[value > 0] = 1.0
+    filled, _ = fill_and_smooth(value, weight, edge_couplings(image), 1000.0)
+    assert np.isfinite(filled).all()
+    assert np.abs(filled[:, :30] - 1).max() < 0.2 and np.abs(filled[:, 30:] - 3).max() < 0.2
+
+
+def scattered_matches(w2c: np.ndarray, noise_px: float) -> tuple[flow_bundle.Matches, np.ndarray]:
+    """Points of every frame seen by all others, and their true 1/z."""
+    rng = np.random.default_rng(0)
+    rows, inverse = [], []
+    for host in range(len(w2c)):
+        for _ in range(60):
+            pixel, w = rng.uniform([0, 0], [SIZE[1], SIZE[0]]), 1 / rng.uniform(2, 8)
+            ray = np.array([(pixel[0] - K[0, 2]) / K[0, 0], (pixel[1] - K[1, 2]) / K[1, 1], 1])
+            for target in set(range(len(w2c))) - {host}:
+                relative = w2c[target] @ np.linalg.inv(w2c[host])
+                seen = K @ (relative[:3, :3] @ ray + w * relative[:3, 3])
+                rows.append((host, target, len(inverse), *pixel, *(seen[:2] / seen[2] + rng.normal(0, noise_px, 2))))
+            inverse.append(w)
+    table = np.array(rows)
+    ids = table[:, :3].astype(np.int64)
+    return (
+        flow_bundle.Matches(host=ids[:, 0], target=ids[:, 1], point=ids[:, 2], host_px=table[:, 3:5], target_px=table[:, 5:]),
+        np.array(inverse),
+    )
+
+
+def test_bundle_adjustment_recovers_poses_and_focal_length() -> None:
+    rng = np.random.default_rng(1)
+    twists = np.zeros((7, 6))
+    twists[:, 3] = np.linspace(-1, 1, 7)
+    twists[:, 4] = 0.2 * np.sin(np.arange(7))
+    twists[:, :3] = rng.normal(0, 0.08, (7, 3))
+    w2c = se3.exp(torch.from_numpy(twists)).numpy()
+    matches, inverse = scattered_matches(w2c, 0.05)
+    noise = rng.normal(0, 1, (7, 6)) * [0.01, 0.01, 0.01, 0.03, 0.03, 0.03]
+    noise[0] = 0
+    start_K = K * np.array([[1.05, 1, 1], [1, 1.05, 1], [1, 1, 1]])
+    prior = flow_bundle.FocalPrior(center_px=230.0, sigma=0.25, independent=7)
+    bundle = flow_bundle.adjust(
+        se3.exp(torch.from_numpy(noise)).numpy() @ w2c, start_K, matches, inverse * rng.uniform(0.9, 1.1, len(inverse)), focal=prior
+    )
+    assert bundle.before_px > 2 and bundle.after_px < 0.08
+    assert bundle.K[0, 0] == pytest.approx(200, rel=2e-3) and bundle.K[1, 1] == pytest.approx(190, rel=2e-3)
+    truth = invert_rigid(w2c)[:, :3, 3]
+    assert np.abs(umeyama(invert_rigid(bundle.w2c)[:, :3, 3], truth) - truth).max() < 2e-3
+    held = flow_bundle.adjust(w2c, start_K, matches, inverse, focal=None)
+    assert held.K[0, 0] == pytest.approx(210, rel=1e-6)
+
+
+def test_pairs_of_long_clips_join_neighbours_and_ends() -> None:
+    pairs = sfm_poses.sparse_pairs(120)
+    assert {(i, i + 1) for i in range(119)} <= set(pairs)
+    assert all(0 <= a < b < 120 for a, b in pairs)
+    assert len(pairs) < 120 * 119 / 2 / 3 and max(b - a for a, b in pairs) > 100
+
+
+@pytest.fixture(scope="module")
+def world() -> SyntheticWorld:
+    return make_world(WorldConfig(layout="room", frames=14, size=(144, 256), severity="none", seed=1))
+
+
+def test_depth_poses_and_focal_length_of_an_exact_clip(world: SyntheticWorld) -> None:
+    frames = ClipFrames(images=world.images, chosen=np.arange(0, 14, 2), size=SIZE, names=tuple(str(i) for i in range(len(world.images))))
+    scene = SfmGeometry(seed=0).estimate(frames, NULL_REPORTER)
+    assert scene.cameras.frame_ids.tolist() == list(range(7)) and scene.cameras.size == SIZE
+    truth = CameraSet(c2w=world.cameras.c2w, K=world.cameras.K, size=(144, 256), frame_ids=np.arange(14)).select(frames.chosen)
+    path = np.linalg.norm(np.diff(truth.centers, axis=0), axis=1).sum()
+    offset = umeyama(scene.cameras.centers, truth.centers) - truth.centers
+    assert np.sqrt((offset**2).sum(1).mean()) < 0.01 * path
+    assert scene.cameras.K[0, 0, 0] == pytest.approx(truth.resized(SIZE).K[0, 0, 0], rel=0.05)
+    assert scene.valid.all() and scene.confidence.min() >= 1
+    assert scene.median_depth == pytest.approx(MEDIAN_DEPTH, rel=1e-3)
+    rows = (np.arange(SIZE[0]) + 0.5) / SIZE[0] * 144
+    columns = (np.arange(SIZE[1]) + 0.5) / SIZE[1] * 256
+    true_depth = world.depth[frames.chosen][:, rows.astype(int)][:, :, columns.astype(int)]
+    ratio = np.where(true_depth > 0, scene.depth / np.maximum(true_depth, 1e-6), np.nan)
+    ratio /= np.nanmedian(ratio)
+    error = np.abs(ratio - 1)
+    assert np.nanmedian(error) < 0.02
+    trusted = scene.confidence > np.median(scene.confidence)
+    assert np.nanmedian(error[trusted]) < np.nanmedian(error[~trusted])
+
+
+def test_standing_camera_is_explained(world: SyntheticWorld) -> None:
+    still = np.repeat(world.images[:1], 9, axis=0)
+    frames = ClipFrames(images=still, chosen=np.arange(9), size=SIZE, names=("",) * 9)
+    with pytest.raises(GeometryError, match="does not move") as caught:
+        SfmGeometry(seed=0).estimate(frames, NULL_REPORTER)
+    assert "moves" in caught.value.hint
+
+
+def test_blank_frames_are_explained() -> None:
+    blank = np.full((9, 90, 160, 3), 120, np.uint8)
+    with pytest.raises(GeometryError):
+        sfm_poses.map_frames(blank, seed=0, report=NULL_REPORTER)
+
+
+def test_one_frame_and_unknown_backend() -> None:
+    with pytest.raises(InputError, match="at least 2"):
+        ClipFrames(images=np.zeros((1, 9, 9, 3), np.uint8), chosen=np.arange(1), size=(14, 14), names=("a",))
+    with pytest.raises(UnknownBackendError, match="laser"):
+        GEOMETRY.load("laser")
+
+
+def test_missing_frames_are_named_as_ranges() -> None:
+    assert sfm_poses._ranges([3, 4, 5, 9]) == "3-5, 9"

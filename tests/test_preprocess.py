@@ -1,0 +1,153 @@
+"""Stage 0 from the command line to the files."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import preprocess_video
+from configs.preprocess import PreprocessConfig
+from utils.backends.geometry import GEOMETRY, ClipFrames
+from utils.errors import ArtifactError, ConfigError, GeometryError, InputError, UnknownBackendError
+from utils.scene import media
+from utils.scene.artifacts import load_scene
+from utils.scene.layout import SceneLayout
+from utils.scene.trajectories import load_trajectory
+from utils.types import CameraSet, Reporter, Scene
+
+
+class FlatGeometry:
+    """A backend that places every chosen frame but the second in front of a wall."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def estimate(self, frames: ClipFrames, report: Reporter) -> Scene:
+        rows = np.delete(np.arange(len(frames.chosen)), 1)
+        count, (h, w) = len(rows), frames.size
+        c2w = np.tile(np.eye(4), (count, 1, 1))
+        c2w[:, 0, 3] = np.linspace(0, 1, count)
+        K = np.array([[0.9 * w, 0, w / 2], [0, 0.9 * w, h / 2], [0, 0, 1]])
+        return Scene(
+            cameras=CameraSet(c2w=c2w, K=np.repeat(K[None], count, 0), size=frames.size, frame_ids=rows),
+            images=np.stack([media.resize_area(frames.images[frames.chosen[r]], frames.size) for r in rows]),
+            depth=np.full((count, h, w), 3, np.float32),
+            confidence=np.full((count, h, w), 2, np.float32),
+        )
+
+
+class Notes:
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def step(self, report: object) -> None:
+        pass
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.fixture(autouse=True)
+def flat_backend() -> None:
+    GEOMETRY.register("flat", f"{__name__}:FlatGeometry")
+    sys.modules.setdefault(__name__, sys.modules[__name__])
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    levels = np.arange(40) * 5
+    frames = np.repeat(levels, 48 * 64 * 3).reshape(40, 48, 64, 3).astype(np.uint8)
+    media.write_mp4(tmp_path / "clip.mp4", frames, 10)
+    return tmp_path / "clip.mp4"
+
+
+def config(clip: Path, **changes: object) -> PreprocessConfig:
+    return PreprocessConfig(**{"input_video": (clip,), "max_frames": 6, "process_res": 64, "backend": "flat", **changes})  # type: ignore[arg-type]
+
+
+def test_clip_becomes_a_scene(clip: Path) -> None:
+    notes = Notes()
+    root = preprocess_video.run(config(clip), notes)
+    assert root == clip.with_suffix("")
+    layout = SceneLayout(root)
+    assert len(list(layout.frames.glob("*.png"))) == 40 and (layout.frames / "000001.png").is_file()
+    kept = sorted(layout.frames_subsampled.glob("*.png"))
+    assert [p.name for p in kept] == [f"{i:06d}.png" for i in range(5)]
+    # frames 0, 8, 16, 23, 31, 39 are chosen, the backend drops the second: rows and files must still match
+    levels = [media.read_image(p).mean() / 5 for p in kept]
+    np.testing.assert_allclose(levels, [0, 16, 23, 31, 39], atol=0.8)
+    scene = load_scene(root)
+    assert len(scene) == 5 and scene.cameras.size == (42, 70)
+    np.testing.assert_allclose([image.mean() / 5 for image in scene.images], [0, 16, 23, 31, 39], atol=0.8)
+    book = json.loads(layout.preprocess_json.read_text())
+    assert book["frames_dir"] == "frames_subsampled" and book["num_frames_used"] == 5 and book["source"] == "input_video"
+    assert load_trajectory(layout.path_json).size == (42, 70)
+
+
+def test_second_run_skips_and_other_settings_do_not(clip: Path) -> None:
+    preprocess_video.run(config(clip), Notes())
+    stamp = SceneLayout(clip.with_suffix("")).results_npz.stat().st_mtime_ns
+    notes = Notes()
+    preprocess_video.run(config(clip), notes)
+    assert len(notes.lines) == 1 and "current" in notes.lines[0]
+    assert SceneLayout(clip.with_suffix("")).results_npz.stat().st_mtime_ns == stamp
+    for changed in (config(clip, max_frames=5), config(clip, max_frames=5, overwrite=True)):
+        notes = Notes()
+        preprocess_video.run(changed, notes)
+        assert "current" not in " ".join(notes.lines)
+
+
+def test_clip_longer_than_the_stride_is_still_covered_and_said(clip: Path) -> None:
+    notes = Notes()
+    preprocess_video.run(config(clip, max_frames=4, max_stride=2), notes)
+    assert any("cover the whole clip" in line for line in notes.lines)
+
+
+def test_frame_folder_is_used_where_it_lies(tmp_path: Path) -> None:
+    folder = tmp_path / "shots"
+    folder.mkdir()
+    for i in range(4):
+        media.write_image(folder / f"{i}.jpg", np.full((48, 64, 3), 40 * i, np.uint8))
+    root = preprocess_video.run(PreprocessConfig(frames_dir=folder, backend="flat", process_res=64, scene_root=tmp_path / "scene"), Notes())
+    assert not SceneLayout(root).frames.exists() and len(list(SceneLayout(root).frames_subsampled.glob("*.png"))) == 3
+
+
+def test_failed_geometry_keeps_the_earlier_scene(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = preprocess_video.run(config(clip), Notes())
+    before = SceneLayout(root).results_npz.read_bytes()
+
+    def refuse(self: FlatGeometry, frames: ClipFrames, report: Reporter) -> Scene:
+        raise GeometryError("no parallax", "move")
+
+    monkeypatch.setattr(sys.modules[__name__].FlatGeometry, "estimate", refuse)
+    with pytest.raises(GeometryError):
+        preprocess_video.run(config(clip, max_frames=5), Notes())
+    assert SceneLayout(root).results_npz.read_bytes() == before
+
+
+def test_bad_inputs_are_explained(tmp_path: Path, clip: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        preprocess_video.run(config(tmp_path / "absent.mp4"), Notes())
+    with pytest.raises(UnknownBackendError):
+        preprocess_video.run(config(clip, backend="laser"), Notes())
+    with pytest.raises(ConfigError):
+        PreprocessConfig()
+    media.write_mp4(tmp_path / "one.mp4", np.zeros((1, 48, 64, 3), np.uint8), 10)
+    with pytest.raises(InputError, match="at least 2"):
+        preprocess_video.run(config(tmp_path / "one.mp4"), Notes())
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ArtifactError):
+        preprocess_video.run(config(clip, scene_root=tmp_path / "file" / "scene"), Notes())
+
+
+def test_command_line_has_the_published_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    parsed = preprocess_video.parse(["--input_video", "a.mp4", "b.mp4", "--scene_root", "s", "--max_frames", "50", "--max_stride", "4"])
+    assert parsed.input_video == (Path("a.mp4"), Path("b.mp4")) and parsed.root == Path("s")
+    assert (parsed.max_frames, parsed.max_stride, parsed.image_ext) == (50, 4, "png")
+    with pytest.raises(SystemExit):
+        preprocess_video.parse(["--input_video", "a.mp4", "--frames_dir", "d"])
+    assert preprocess_video.parse(["--frames_dir", "shots"]).root == Path("shots_preprocessed")
