@@ -19,6 +19,7 @@ from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import MANIFEST, peak_memory_mb, to_plain, writing
 
 if TYPE_CHECKING:
+    from utils.reporting import ProgressFileReporter
     from utils.types import Reporter
 
 
@@ -147,18 +148,24 @@ def _flags(config: Any, prefix: str) -> list[str]:
     return flags
 
 
-def execute(config: PipelineConfig, calls: list[StageCall], report: "Reporter") -> dict[str, Any]:
+def execute(
+    config: PipelineConfig, calls: list[StageCall], report: "Reporter", progress: "ProgressFileReporter | None" = None
+) -> dict[str, Any]:
     """Runs the stages, prints one line each, and returns the summary that is also written to `run_summary.json`."""
     layout = SceneLayout(config.scene_root)
     stages: list[dict[str, Any]] = []
     started = time.perf_counter()
     for number, call in enumerate(calls, 1):
         print(f"[{number}/{len(calls)}] {call.title} ...", file=sys.stderr, flush=True)
+        if progress is not None:
+            progress.begin(number)
         before, begin = _created(call.folder), time.perf_counter()
         module, _, function = call.target.partition(":")
         getattr(importlib.import_module(module), function)(call.config, report)
         seconds = time.perf_counter() - begin
         kept = before is not None and before == _created(call.folder)
+        if progress is not None:
+            progress.end(seconds, kept)
         stages.append(
             {
                 "title": call.title,
@@ -268,10 +275,12 @@ def main(argv: list[str] | None = None) -> None:
             f"{budget.splats} splats, {budget.iterations} iterations); explicit flags win.",
             file=sys.stderr,
         )
-    from utils.reporting import ConsoleReporter
+    from utils.reporting import ConsoleReporter, ProgressFileReporter
 
-    with ConsoleReporter() as report:
-        summary = execute(config, calls, report)
+    with ConsoleReporter() as console:
+        watched = config.progress_file
+        progress = ProgressFileReporter(watched, [c.title for c in calls], console) if watched is not None else None
+        summary = execute(config, calls, progress or console, progress)
     if not config.skip_eval:
         from utils.report_html import write_report
 

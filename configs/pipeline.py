@@ -75,6 +75,8 @@ class PipelineConfig:
     """Reuse this inverse deformation; stage 3.1 is skipped."""
     skip_eval: bool = False
     """Stop after training: no videos, metrics or report."""
+    progress_file: Path | None = None
+    """Keep this JSON file up to date with stage, step and time left, for programs that watch the run."""
 
     stage1: FrameToModelICPConfig = field(default_factory=lambda: FrameToModelICPConfig(root_path=_HERE))
     stage2: GlobalOptimizationConfig = field(default_factory=lambda: GlobalOptimizationConfig(root_path=_HERE, run=""))

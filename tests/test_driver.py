@@ -98,3 +98,27 @@ def test_user_errors_are_one_line_a_hint_and_exit_2(args):
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1 and done.stderr.count("hint:") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_progress_file_says_where_a_run_is(tmp_path, monkeypatch):
+    import json
+
+    from utils import reporting
+    from utils.types import NULL_REPORTER, StepReport
+
+    clock = iter(range(100))
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: float(next(clock)))
+    path = tmp_path / "job" / "progress.json"
+    progress = reporting.ProgressFileReporter(path, ["geometry", "alignment"], NULL_REPORTER)
+    progress.begin(1)
+    for step in range(4):
+        progress.step(StepReport("matching", step, 10))
+    now = json.loads(path.read_text())
+    assert (now["number"], now["of"], now["title"], now["phase"], now["step"], now["total"]) == (1, 2, "geometry", "matching", 4, 10)
+    assert now["seconds_left"] == pytest.approx(6 * 2)  # two ticks of this clock per step, one of them the writing's
+    progress.end(3.2, kept=False)
+    progress.begin(2)
+    after = json.loads(path.read_text())
+    assert after["title"] == "alignment" and after["seconds_left"] is None
+    assert after["finished"] == [{"title": "geometry", "seconds": 3.2, "kept": False}]
+    assert list(tmp_path.rglob("*.partial")) == []

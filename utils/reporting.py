@@ -1,5 +1,6 @@
-"""Reporters: a progress line with time left on the console, scalars for TensorBoard. Algorithms only see the protocol."""
+"""Reporters: a progress line on the console, scalars for TensorBoard, a file for other programs. Algorithms only see the protocol."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -88,3 +89,54 @@ class TensorBoardReporter:
     def close(self) -> None:
         """Flushes the events to disk."""
         self._writer.close()
+
+
+class ProgressFileReporter:
+    """Keeps one JSON file saying where a run is, for programs that watch it, and hands every step on.
+
+    The file is replaced as a whole, at most twice a second: `stages` (titles), `number` and `of` (the stage under way, from 1), `title`,
+    `since` (its start, seconds of the epoch), `phase`, `step` and `total` (inside the stage), `seconds_left` (of the phase; null while
+    unknown) and `finished` (title, seconds, kept).
+    """
+
+    _SECONDS_BETWEEN = 0.5
+
+    def __init__(self, path: Path, stages: list[str], inner: Reporter):
+        self._path, self._inner = path, inner
+        self._state: dict[str, Any] = {"stages": stages, "of": len(stages), "number": 0, "title": "", "finished": []}
+        self._written = self._phase_started = 0.0
+        self._phase_first = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, number: int) -> None:
+        """Stage `number`, from 1, starts."""
+        self._state |= {"number": number, "title": self._state["stages"][number - 1], "since": time.time()}
+        self._state |= {"phase": "", "step": 0, "total": 0, "seconds_left": None}
+        self._write()
+
+    def end(self, seconds: float, kept: bool) -> None:
+        """The stage under way is finished, or was found up to date."""
+        self._state["finished"].append({"title": self._state["title"], "seconds": round(seconds, 2), "kept": kept})
+        self._write()
+
+    def step(self, report: StepReport) -> None:
+        """Notes the step; the time left is extrapolated from the steps of this phase so far."""
+        now, done = time.monotonic(), report.step + 1
+        if report.stage != self._state.get("phase"):
+            self._phase_started, self._phase_first, self._written = now, done, 0.0
+        elapsed = now - self._phase_started
+        left = elapsed * (report.total - done) / (done - self._phase_first) if elapsed > 1 and done > self._phase_first else None
+        self._state |= {"phase": report.stage, "step": done, "total": report.total, "seconds_left": left}
+        if now - self._written >= self._SECONDS_BETWEEN:
+            self._write()
+        self._inner.step(report)
+
+    def note(self, message: str) -> None:
+        """Handed on."""
+        self._inner.note(message)
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        beside = self._path.with_name(self._path.name + ".partial")
+        beside.write_text(json.dumps(self._state))
+        beside.replace(self._path)
