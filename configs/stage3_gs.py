@@ -71,7 +71,7 @@ class GSConfig:
     """Learning rate of the log scales."""
     lr_quats: float = 1e-3
     """Learning rate of the rotations."""
-    lr_positions: float = 2e-5
+    lr_positions: float = 1e-4
     """Learning rate of the positions, in median depths of the scene."""
     lr_cams: float = 1e-4
     """Learning rate of the poses, in radians and median depths."""
