@@ -20,7 +20,7 @@ from utils.runtime import run_stage
 if TYPE_CHECKING:
     from utils.backends.geometry import ClipFrames, GeometryBackend
     from utils.scene.layout import SceneLayout
-    from utils.types import Reporter, Scene
+    from utils.types import Array, Reporter, Scene
 
 SCHEMA = "geometry/1"
 # Poses are measured on frames of up to this size, whatever the resolution of the scene: SIFT finds little at 256 pixels.
@@ -189,7 +189,7 @@ def _clip_frames(config: PreprocessConfig, source: Source, report: "Reporter") -
     return frames, chosen
 
 
-def _sharpness(paths: list[Path]) -> "np.ndarray":  # noqa: F821
+def _sharpness(paths: list[Path]) -> "Array":
     import numpy as np
 
     from utils.scene.frame_selection import sharpness

@@ -52,18 +52,18 @@ def plan(config: PipelineConfig) -> list[StageCall]:
     data = config.stage1.alignment
     name = config.alignment_run or layout.run_name(data.num_frames, data.stride, data.offset, config.stage1.out_suffix)
     run = layout.run(name)
-    again = {"overwrite": True} if config.overwrite else {}
     if config.alignment_run is None:
-        stage1 = replace(config.stage1, root_path=root, **again)
+        stage1 = replace(config.stage1, root_path=root, overwrite=config.overwrite or config.stage1.overwrite)
         calls.append(StageCall("alignment", "frame_to_model_icp", "frame_to_model_icp.stage:run", stage1, run.after_non_rigid_icp))
     subdir = run.after_non_rigid_icp.name
     if not config.skip_global_optimization:
-        stage2 = replace(config.stage2, root_path=root, run=name, **again)
+        stage2 = replace(config.stage2, root_path=root, run=name, overwrite=config.overwrite or config.stage2.overwrite)
         subdir = stage2.out_subdir
         calls.append(StageCall("joint alignment", "global_optimization", "global_optimization.stage:run", stage2, run.root / subdir))
     inverse = config.inverse_deform_dir or config.stage31.out_path or run.inverse_deformation
     if not config.skip_inverse_deform and config.inverse_deform_dir is None:
-        stage31 = replace(config.stage31, root_path=root, run=name, checkpoint_subdir=subdir, **again)
+        again = config.overwrite or config.stage31.overwrite
+        stage31 = replace(config.stage31, root_path=root, run=name, checkpoint_subdir=subdir, overwrite=again)
         calls.append(StageCall("inverse deformation", "train_inverse_deformation", "train_inverse_deformation.stage:run", stage31, inverse))
     calls += _splat_calls(config, root, run, subdir, inverse)
     return calls
@@ -89,7 +89,6 @@ def _preprocess(config: PipelineConfig, root: Path) -> PreprocessConfig:
 
 def _splat_calls(config: PipelineConfig, root: Path, run: RunLayout, subdir: str, inverse: Path) -> list[StageCall]:
     calls = []
-    again = {"overwrite": True} if config.overwrite else {}
     for renderer in config.renderers:
         folder = run.gs(renderer)
         splats = replace(
@@ -100,7 +99,7 @@ def _splat_calls(config: PipelineConfig, root: Path, run: RunLayout, subdir: str
             inverse_deform_dir=inverse,
             renderer=renderer,
             device=config.device if config.gs.device == "auto" else config.gs.device,
-            **again,
+            overwrite=config.overwrite or config.gs.overwrite,
         )
         calls.append(StageCall(f"{renderer} splats", "train_gs", "train_gs.stage:run", splats, folder))
         if not config.skip_eval:

@@ -83,9 +83,9 @@ def merge_copies(cloud: CanonicalCloud, camera_centers: Array, budget: int) -> t
         if 0.97 * budget <= count <= budget:
             break
     _, group = np.unique(_cells(points, footprint * high, level), return_inverse=True)
-    count = np.bincount(group)[:, None]
+    members = np.bincount(group)[:, None]
     both = np.concatenate([points, colors], 1)
-    mean = np.stack([np.bincount(group, column) for column in both.T], 1) / count
+    mean = np.stack([np.bincount(group, column) for column in both.T], 1) / members
     return mean[:, :3], mean[:, 3:]
 
 

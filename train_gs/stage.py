@@ -23,9 +23,11 @@ from utils.runtime import seed_everything
 from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import content_hash, is_current, publish, to_plain, write_manifest
-from utils.splats.checkpoint import GS_SCHEMA, MODEL, TrainedScene, save_checkpoint
+from utils.splats.checkpoint import GS_SCHEMA, MODEL, PREVIEW, TrainedScene, save_checkpoint, unfinished
 from utils.types import NULL_REPORTER, Alignment, Array, Reporter, Scene
 
+# Seconds between two previews, or this many times as long as writing one takes if that is longer.
+_PREVIEW_SECONDS, _PREVIEW_PAUSE = 15.0, 50.0
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -52,7 +54,7 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     resume = ResumeFile(out, content_hash(to_plain(config), inputs))
     resume.restore(trainer, report)
     prepared = time.perf_counter()
-    trained = train(trainer, report, resume.save)
+    trained = train(trainer, report, resume.save, Preview(out, report).update)
     timings = {"prepare": prepared - started, "train": time.perf_counter() - prepared}
     rows = measure(trained, data, trainer.rasterizer, warp, turn=config.deform_inverse_rotations)
     summary = {**averages(rows), "splats": len(trained.splats), "iterations": config.num_iters, "backend": backend}
@@ -134,7 +136,7 @@ def _original_images(folder: Path, frame_ids: Array, frames: int) -> Array:
         raise InputError(
             f"{folder} holds {len(paths)} images, results.npz has {frames} frames", "give the folder frames_subsampled of the scene"
         )
-    images = [cv2.imread(str(paths[i])) for i in frame_ids]
+    images: list[Any] = [cv2.imread(str(paths[i])) for i in frame_ids]
     for i, image in zip(frame_ids, images, strict=True):
         if image is None:
             raise InputError(f"{paths[i]} cannot be read as an image", "make the frames again with preprocess_video.py")
@@ -179,7 +181,7 @@ class ResumeFile:
     """
 
     def __init__(self, out: Path, key: str):
-        self._folder = out.with_name(out.name + ".resume")
+        self._folder = unfinished(out)
         self._path = self._folder / "state.pt"
         self._key = key
 
@@ -204,3 +206,31 @@ class ResumeFile:
     def remove(self) -> None:
         """The training is finished."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Preview:
+    """The splats so far, for people to look at: a checkpoint beside the folder it will become, written again now and then.
+
+    Args:
+        out: the result's folder.
+        report: told when previews cannot be written; the training goes on without them.
+    """
+
+    def __init__(self, out: Path, report: Reporter):
+        self._path, self._report, self._due = unfinished(out) / PREVIEW, report, 0.0
+
+    def update(self, trainer: Trainer) -> None:
+        """Writes the checkpoint if the last one is old enough."""
+        begin = time.monotonic()
+        if begin < self._due:
+            return
+        beside = self._path.with_suffix(".partial")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(beside, trainer.result())
+            beside.replace(self._path)
+        except OSError as error:
+            self._report.note(f"splatting: no more previews, {error}")
+            self._due = float("inf")
+            return
+        self._due = begin + max(_PREVIEW_SECONDS, _PREVIEW_PAUSE * (time.monotonic() - begin))

@@ -261,8 +261,8 @@ class Trainer:
         self.order, self.history, self.iteration = list(state["order"]), list(state["history"]), state["iteration"]
 
 
-def train(trainer: Trainer, report: Reporter = NULL_REPORTER, save: Any = None) -> TrainedScene:
-    """Runs the remaining steps; `save(trainer)` is called every `save_every` steps if given."""
+def train(trainer: Trainer, report: Reporter = NULL_REPORTER, save: Any = None, watch: Any = None) -> TrainedScene:
+    """Runs the remaining steps; `save(trainer)` is called every `save_every` steps and `watch(trainer)` after each, if given."""
     config, started = trainer.config, time.perf_counter()
     sums: dict[str, float] = {}
     while not trainer.done:
@@ -277,6 +277,8 @@ def train(trainer: Trainer, report: Reporter = NULL_REPORTER, save: Any = None) 
         report.step(StepReport(stage="splatting", step=trainer.iteration - 1, total=config.num_iters, values=values))
         if save is not None and trainer.iteration % config.save_every == 0 and not trainer.done:
             save(trainer)
+        if watch is not None:
+            watch(trainer)
     return trainer.result()
 
 

@@ -43,7 +43,7 @@ class RayDepth:
 
 def dense_flow() -> "cv2.DISOpticalFlow":
     """Dense inverse search (Kroeger et al. 2016), OpenCV's medium preset: 0.1 px median error on small motion."""
-    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
 
 def match_through_depth(reference: Array, neighbour: Array, inverse: Array, pose: tuple[Array, Array], K: Array) -> tuple[Array, Array]:

@@ -44,8 +44,8 @@ class NumbaRasterizer:
     def render(self, gaussians: CameraGaussians, K: Tensor, size: tuple[int, int], mode: SplatMode, near: float = NEAR) -> RenderOutput:
         """One view on black, see `Rasterizer`."""
         view = _View.of(K, size, near)
-        attributes = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.colors)
-        attributes = tuple(a.to(torch.float32).contiguous() for a in attributes)
+        given = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.colors)
+        attributes = tuple(a.to(torch.float32).contiguous() for a in given)
         if mode == "3dgs":
             rgb, alpha, depth = _DrawGaussians.apply(view, *attributes)
             return RenderOutput(rgb=rgb.permute(1, 2, 0), alpha=alpha, depth=depth)

@@ -234,4 +234,6 @@ def write_mesh(path: Path, mesh: Mesh, kind: str) -> None:
     except ModuleNotFoundError as error:
         raise MissingDependencyError("mesh export needs the package 'trimesh', which is not installed", "pip install trimesh") from error
     model = trimesh.Trimesh(vertices=mesh.vertices, faces=mesh.faces, vertex_colors=mesh.colors, process=False)
-    path.write_bytes(model.export(file_type=kind))
+    exported = model.export(file_type=kind)
+    assert isinstance(exported, bytes)  # both kinds are binary
+    path.write_bytes(exported)

@@ -43,7 +43,7 @@ class AlignedGeometry:
 
     def lift(self, frame: int, pixels: Array, depth: Array) -> Array:
         """Canonical positions (M, 3) float32 of pixel coordinates (M, 2) at `depth` (M,)."""
-        return self.forward(frame, unproject(*pixels.T, depth, self.cameras.K[frame]))
+        return self.forward(frame, unproject(pixels[:, 0], pixels[:, 1], depth, self.cameras.K[frame]))
 
     def canonical(self, frame: int) -> Array:
         """(H, W, 3) float32 canonical position of every pixel, NaN where depth is unknown."""

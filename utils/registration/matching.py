@@ -291,7 +291,7 @@ def match_pairs(
     try:
         with ThreadPoolExecutor(cpu_count()) as pool:
             done = []
-            for match in pool.map(lambda pair: matcher.match(*pair, geometry), pairs):
+            for match in pool.map(lambda pair: matcher.match(pair[0], pair[1], geometry), pairs):
                 done.append(match)
                 on_pair(len(done))
             return done

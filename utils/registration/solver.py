@@ -119,7 +119,8 @@ def build_problem(
 
 def _end(frame: int, pixels: Array, depth: Array, cameras: CameraSet, shape: LatticeShape) -> tuple[Array, ...]:
     """Frame, base node, weights and camera-space points of one end of a match set; see `Problem`."""
-    points = unproject(*pixels.T.astype(np.float64), depth.astype(np.float64), cameras.K[frame])
+    x, y = pixels.T.astype(np.float64)
+    points = unproject(x, y, depth.astype(np.float64), cameras.K[frame])
     base, weights = _cells(shape, frame, pixels, depth, cameras.size)
     return np.full(len(pixels), frame, np.int32), base, weights, points
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.backends.rasterizer import Rasterizer, choose_rasterizer, load_rasterizer
+from utils.backends.rasterizer import Rasterizer, SplatMode, choose_rasterizer, load_rasterizer
 from utils.deformation.inverse import InverseWarp, LocalWarp, camera_from_world
 from utils.errors import ConfigError, MissingArtifactError
 from utils.scene.layout import RunLayout, SceneLayout
@@ -64,7 +64,7 @@ class SplatView:
         if np.isfinite(self.far):
             gaussians = _nearer_than(gaussians, self.far)
         intrinsics = torch.from_numpy(np.ascontiguousarray(K)).float().to(self.device)
-        mode = "2dgs" if self.trained.renderer == "2dgs" else "3dgs"
+        mode: SplatMode = "2dgs" if self.trained.renderer == "2dgs" else "3dgs"
         return self.rasterizer.render(gaussians, intrinsics, size, mode, near=self.near)
 
     @torch.no_grad()

@@ -405,8 +405,8 @@ def _object(b: SceneBuilder) -> Path:
     b.structure()
     for x in (-2.2, -0.4, 1.7):
         _picture(b, (x + rng.uniform(-0.3, 0.3), -0.4, 4.2), (rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.55)), 2)
-    for foot in ((-2.6, floor, 3.2), (2.7, floor, 3.0), (-1.2, floor, 3.6), (1.4, floor, 3.5)):
-        _thing(b, np.array(foot) + rng.uniform(-0.2, 0.2, 3) * (1, 0, 1), rng.uniform(0.6, 0.9))
+    for corner in ((-2.6, floor, 3.2), (2.7, floor, 3.0), (-1.2, floor, 3.6), (1.4, floor, 3.5)):
+        _thing(b, np.array(corner) + rng.uniform(-0.2, 0.2, 3) * (1, 0, 1), rng.uniform(0.6, 0.9))
     b.structure()
     _plant(b, np.array([rng.uniform(-2.0, -1.7), floor, 2.4]), 1.5)
     return Path(
@@ -470,8 +470,8 @@ def _outdoor(b: SceneBuilder) -> Path:
     b.structure()
     for x in (-40.0, -14.0, 12.0, 38.0):
         hill = b.material(FOLIAGE, 16.0, (0.36, 0.44, 0.36), 0.25)
-        half = np.array([rng.uniform(18, 26), rng.uniform(4.5, 8.5), 12.0])
-        b.add(ELLIPSOID, np.array([x + rng.uniform(-3, 3), floor + 0.5, 52.0 + rng.uniform(-4, 4)]), half, hill)
+        radii = np.array([rng.uniform(18, 26), rng.uniform(4.5, 8.5), 12.0])
+        b.add(ELLIPSOID, np.array([x + rng.uniform(-3, 3), floor + 0.5, 52.0 + rng.uniform(-4, 4)]), radii, hill)
     return Path(
         eye=np.array([[-0.9, -0.2, -0.6], [0.9, -0.5, 1.1]]),
         target=np.array([[-0.2, -0.1, 9.0], [0.3, -0.1, 10.0]]),
