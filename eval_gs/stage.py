@@ -16,12 +16,13 @@ from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.report_html import write_report
 from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
-from utils.scene.manifest import is_current, publish, read_manifest, write_manifest
+from utils.scene.manifest import is_current, publish, read_manifest, sha256, write_manifest
 from utils.scene.media import list_frames, read_frames, resize_area, write_image
 from utils.scene.trajectories import load_trajectory
 from utils.splats.checkpoint import GS_SCHEMA, load_checkpoint
 from utils.splats.view import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
+from utils.viewer.picture import normals_of_depth
 
 EVALUATION_SCHEMA = "evaluation/1"
 _REPORT_FRAMES = 4
@@ -44,6 +45,9 @@ def run(config: EvalConfig, report: Reporter = NULL_REPORTER) -> Path:
     made_by = f"python -m train_gs --config.root-path {config.root_path} --config.run {run_layout.root.name}"
     manifest = read_manifest(checkpoint, GS_SCHEMA, made_by)
     inputs = {"results": artifacts.scene_id(config.root_path), checkpoint.name: manifest.content_id}
+    path_json = config.transforms_path or SceneLayout(config.root_path).path_json
+    if config.render_gs_video_path and path_json.is_file():
+        inputs["camera_path"] = sha256(path_json)
     if not config.overwrite and is_current(out, EVALUATION_SCHEMA, config, inputs):
         report.note(f"evaluation: {out} is current, skipped")
     else:
@@ -158,7 +162,7 @@ def _both_views(subject: _Subject, i: int) -> tuple[Array, Array]:
 
 
 def _picture_rows(subject: _Subject, folder: Path, white: bool) -> None:
-    """A few rows for the report: input, world as it is, through the deformation, depth, and normals if the renderer has them.
+    """A few rows for the report: input, world as it is, through the deformation, depth, and normals (3DGS has none: those of its depth).
 
     Names sort in the order of the row: `frame_<id>_<n>_<what>.jpg`.
     """
@@ -175,8 +179,8 @@ def _picture_rows(subject: _Subject, folder: Path, white: bool) -> None:
             "2_through_its_deformation": rgb_image(view.render_frame(subject.warp, i)),
             "3_depth": pictures.colorize_depth(depth_image(output), near, far),
         }
-        if output.normal is not None:
-            row["4_normals"] = pictures.colorize_normals(output.normal.cpu().numpy())
+        normal = normals_of_depth(depth_image(output), cameras.K[i]) if output.normal is None else output.normal.cpu().numpy()
+        row["4_normals" if output.normal is not None else "4_normals_of_depth"] = pictures.colorize_normals(normal)
         for name, image in row.items():
             write_image(folder / f"frame_{int(cameras.frame_ids[i]):05d}_{name}.jpg", image)
 

@@ -101,6 +101,7 @@ def test_killed_training_resumes_and_keeps_the_earlier_result(root: Path, monkey
     with pytest.raises(KeyboardInterrupt):
         train_gs.stage.run(rigid)
     assert (root / "r" / "gs_3dgs" / "model_final.pt").read_bytes() == before
+    assert load_checkpoint(root / "r" / "gs_3dgs.resume" / "preview.pt").renderer == "3dgs"
     monkeypatch.setattr(Trainer, "step", step)
     notes = Notes()
     train_gs.stage.run(rigid, notes)

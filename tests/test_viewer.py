@@ -11,12 +11,14 @@ import pytest
 from configs.evaluation import ViewerConfig
 from eval_gs.metrics import psnr
 from tests.trained_world import SIZE, write_trained_world
-from utils.errors import ConfigError
+from utils.errors import ConfigError, MissingArtifactError
 from utils.scene.trajectories import load_trajectory
-from utils.splats.view import rgb_image
+from utils.splats.checkpoint import MODEL, PREVIEW, save_checkpoint, unfinished
+from utils.splats.view import locate_checkpoint, rgb_image
 from utils.viewer.app import Exhibit, ViewerApp, _Visitor, free_port, load_exhibit
 from utils.viewer.picture import normals_of_depth, picture
 from utils.viewer.pose import ViewPose, from_page, path_through, render_size, to_page, vertical_fov
+from utils.viewer.source import locate_source
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ class Client(SimpleNamespace):
         self.shown: list[dict] = []
         self.scene = SimpleNamespace(set_background_image=lambda image, **more: self.shown.append({"image": image, **more}))
         self.files: list[tuple[str, bytes]] = []
-        self.send_file_download = lambda name, content: self.files.append((name, content))
+        self.send_file_download = lambda name, content, **_: self.files.append((name, content))
 
 
 def test_pose_survives_the_way_to_the_page_and_back(exhibit: Exhibit) -> None:
@@ -146,3 +148,19 @@ def test_clouds_before_and_after_lie_on_each_other_here(app) -> None:
     running._add_clouds()
     running.show_canonical.value = running.show_input.value = False
     running._add_clouds()
+
+
+def test_training_without_a_result_is_opened_and_then_followed(tmp_path: Path) -> None:
+    run = write_trained_world(tmp_path)
+    folder, config = run.gs("3dgs"), ViewerConfig(root_path=tmp_path, device="cpu")
+    unfinished(folder).mkdir()
+    (folder / MODEL).rename(unfinished(folder) / PREVIEW)
+    with pytest.raises(MissingArtifactError):
+        locate_checkpoint(tmp_path, "", None)  # an unfinished training is nothing to export or evaluate
+    exhibit = load_exhibit(config)
+    assert exhibit.shown[0].name == PREVIEW and exhibit.refreshed() is None
+    save_checkpoint(folder / MODEL, exhibit.view.trained)
+    fresh = exhibit.refreshed()
+    assert fresh is not None and fresh.shown[0] == folder / MODEL and fresh.unit == exhibit.unit
+    with pytest.raises(MissingArtifactError):
+        locate_source(ViewerConfig(root_path=tmp_path, checkpoint_dir=Path("gs_2dgs")))

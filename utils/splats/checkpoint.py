@@ -12,7 +12,13 @@ from utils.scene.artifacts import load_tensors
 from utils.types import Array, CameraSet, Splats
 
 MODEL = "model_final.pt"
+PREVIEW = "preview.pt"
 GS_SCHEMA = "gs/1"
+
+
+def unfinished(folder: Path) -> Path:
+    """Where a training that will become `folder` keeps its state and, as `preview.pt`, a checkpoint of the splats so far."""
+    return folder.with_name(folder.name + ".resume")
 
 
 @dataclass(frozen=True, kw_only=True)

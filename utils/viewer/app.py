@@ -1,30 +1,34 @@
 """The page: viser shows symbols and clouds, the splats come as pictures rendered for each visitor's camera."""
 
+import shlex
 import socket
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configs.evaluation import ViewerConfig
-from utils.errors import ArtifactError, ConfigError, MissingDependencyError
+from utils.errors import ArtifactError, ConfigError, MissingArtifactError, MissingDependencyError, V2WError
 from utils.exports.select import scene_up
 from utils.geometry.projection import invert_rigid
 from utils.pictures import fit_width
 from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.trajectories import load_trajectory, save_trajectory
-from utils.splats.checkpoint import load_checkpoint
-from utils.splats.view import SplatView, locate_checkpoint, median_depth, resolve_rasterizer
+from utils.splats.checkpoint import PREVIEW, load_checkpoint
+from utils.splats.view import SplatView, median_depth, resolve_rasterizer
 from utils.types import NULL_REPORTER, Alignment, Array, CameraSet, Reporter, Scene
 from utils.viewer.picture import MODES, picture
 from utils.viewer.pose import ViewPose, from_page, path_through, render_size, to_page, vertical_fov
+from utils.viewer.source import Source, locate_source
 
 # A view counts as still after this long without a change.
 _STILL_SECONDS = 0.2
+# How often the training that is shown is looked at.
+_WATCH_SECONDS = 2.0
 _PORTS_TRIED = 50
 _MAX_CLOUD_POINTS = 300_000
 # Camera symbols nearer to the visitor than this many times their size are hidden.
@@ -45,6 +49,9 @@ class Exhibit:
         alignment: for the canonical cloud; None if it is not there any more.
         path: the fly-through; None if there is none.
         folder: where recorded paths go.
+        unit: the page's unit of length in scene units; it stays when a training that goes on moves the splats.
+        source: the training the splats come from.
+        shown: its checkpoint file that is shown, and that file's time.
     """
 
     view: SplatView
@@ -52,11 +59,20 @@ class Exhibit:
     alignment: Alignment | None
     path: CameraSet | None
     folder: Path
+    unit: float
+    source: Source
+    shown: tuple[Path, int]
 
-    @property
-    def unit(self) -> float:
-        """The page's unit of length in scene units."""
-        return self.view.median_depth
+    def refreshed(self) -> "Exhibit | None":
+        """The same with the training's newest splats; None if there is nothing new, or nothing whole.
+
+        Raises:
+            V2WError: the new checkpoint cannot be read.
+        """
+        latest = self.source.latest()
+        if latest is None or latest == self.shown:
+            return None
+        return replace(self, view=replace(self.view, trained=load_checkpoint(latest[0])), shown=latest)
 
 
 def run(config: ViewerConfig, report: Reporter = NULL_REPORTER) -> str:
@@ -78,26 +94,34 @@ def load_exhibit(config: ViewerConfig) -> Exhibit:
     Raises:
         V2WError: no trained splats, or a backend that cannot run.
     """
-    run_layout, checkpoint = locate_checkpoint(config.root_path, config.run, config.checkpoint_dir)
+    source = locate_source(config)
     rasterizer, device, _ = resolve_rasterizer(config.rasterizer, config.device)
-    trained = load_checkpoint(checkpoint)
+    shown = source.latest()
+    if shown is None:
+        raise MissingArtifactError(f"{source.folder} has just been taken away", "is a training being started? Try again in a moment")
+    trained = load_checkpoint(shown[0])
     far = config.far_plane if config.far_plane < _FARTHEST else float("inf")
     view = SplatView(trained, rasterizer, device, near=config.near_plane * median_depth(trained), far=far)
     path_json = SceneLayout(config.root_path).path_json
     return Exhibit(
         view=view,
         scene=artifacts.load_scene(config.root_path),
-        alignment=_alignment(run_layout, config.global_opt_subdir),
+        alignment=_alignment(source.run, config.global_opt_subdir),
         path=load_trajectory(path_json) if path_json.is_file() else None,
         folder=path_json.parent,
+        unit=view.median_depth,
+        source=source,
+        shown=shown,
     )
 
 
 def _alignment(run_layout: RunLayout, subdir: str) -> Alignment | None:
-    try:
-        return artifacts.load_alignment(run_layout.root / subdir)
-    except ArtifactError:
-        return None
+    for folder in (run_layout.root / subdir, run_layout.after_non_rigid_icp):
+        try:
+            return artifacts.load_alignment(folder)
+        except ArtifactError:
+            continue
+    return None
 
 
 def free_port(host: str, wanted: int) -> int:
@@ -125,6 +149,7 @@ class _Visitor:
     changed: threading.Event = field(default_factory=threading.Event)
     frusta: list[tuple[Any, Array]] = field(default_factory=list)
     gone: bool = False
+    playing: bool = False
     thread: threading.Thread | None = None
 
 
@@ -151,12 +176,13 @@ class ViewerApp:
         self._visitors: dict[int, _Visitor] = {}
         self._recorded: list[ViewPose] = []
         self._closing = threading.Event()
-        self.server.gui.configure_theme(dark_mode=True)
+        self.server.gui.configure_theme(dark_mode=True, show_share_button=False)
         self.server.scene.set_up_direction(tuple(scene_up(exhibit.view.trained.cameras)))
         self._build_controls()
         self._add_clouds()
         self.server.on_client_connect(self._welcome)
         self.server.on_client_disconnect(self._farewell)
+        threading.Thread(target=self._watch, daemon=True).start()
 
     @property
     def url(self) -> str:
@@ -180,7 +206,7 @@ class ViewerApp:
 
     def _build_controls(self) -> None:
         gui, trained = self.server.gui, self.exhibit.view.trained
-        gui.add_markdown(f"**{len(trained.splats):,} splats** ({trained.renderer}), {len(trained.cameras)} frames")
+        self.headline = gui.add_markdown(self._headline())
         self.status = gui.add_markdown("")
         with gui.add_folder("Picture"):
             self.mode = gui.add_dropdown("Show", MODES, initial_value="rgb")
@@ -195,7 +221,7 @@ class ViewerApp:
             last = len(trained.cameras) - 1
             self.cloud_frame = gui.add_slider("Only frame (-1: all)", min=-1, max=max(last, 0), step=1, initial_value=-1)
         with gui.add_folder("Camera path"):
-            play = gui.add_button("Play fly-through", disabled=self.exhibit.path is None)
+            play = gui.add_button("Play or stop fly-through", disabled=self.exhibit.path is None)
             add = gui.add_button("Add this view")
             clear = gui.add_button("Forget views")
             save = gui.add_button("Save path")
@@ -210,6 +236,35 @@ class ViewerApp:
         add.on_click(self._record)
         clear.on_click(lambda _: self._forget())
         save.on_click(self._save)
+
+    def _headline(self) -> str:
+        trained, (path, written) = self.exhibit.view.trained, self.exhibit.shown
+        words = f"**{len(trained.splats):,} splats** ({trained.renderer}), {len(trained.cameras)} frames"
+        when = time.strftime("%H:%M:%S", time.localtime(written / 1e9))
+        return f"{words}, **unfinished training**, as of {when}" if path.name == PREVIEW else words
+
+    def _watch(self) -> None:
+        """Shows newer splats of the same training as soon as they are there."""
+        while not self._closing.wait(_WATCH_SECONDS):
+            self.refresh()
+
+    def refresh(self) -> bool:
+        """Takes the training's newest splats, if there are any; returns whether."""
+        try:
+            fresh = self.exhibit.refreshed()
+        except V2WError:  # replaced while it was read: the next look finds the new one
+            return False
+        if fresh is None:
+            return False
+        self.exhibit = fresh
+        self.headline.content = self._headline()
+        for visitor in list(self._visitors.values()):
+            for frustum, _ in visitor.frusta:
+                frustum.remove()
+            visitor.frusta.clear()
+            self._add_cameras(visitor)
+        self._redraw_all()
+        return True
 
     def _update_cameras(self) -> None:
         for visitor in self._visitors.values():
@@ -347,14 +402,19 @@ class ViewerApp:
     # -------------------------------------------------------------------------------------------- paths
 
     def _play(self, event: Any) -> None:
-        """Takes the visitor along the fly-through, about 24 views a second if rendering keeps up."""
-        path = self.exhibit.path
-        assert path is not None
+        """Takes the visitor along the fly-through, about 24 views a second if rendering keeps up; a second click stops it."""
+        path, visitor = self.exhibit.path, self._visitors.get(event.client.client_id)
+        if path is None or visitor is None:
+            return
+        visitor.playing = not visitor.playing
+        if not visitor.playing:
+            return
         for c2w, K in zip(path.c2w, path.K, strict=True):
-            if self._closing.is_set() or event.client.client_id not in self._visitors:
+            if self._closing.is_set() or visitor.gone or not visitor.playing:
                 return
             self._go_to(event.client, c2w, vertical_fov(K, path.size))
             time.sleep(1 / 24)
+        visitor.playing = False
 
     def _record(self, event: Any) -> None:
         self._recorded.append(self._pose_of(event.client))
@@ -379,8 +439,23 @@ class ViewerApp:
             number += 1
         size = self.exhibit.view.trained.cameras.size
         save_trajectory(target, path_through(self._recorded, size, _FRAMES_BETWEEN_VIEWS))
-        self.path_words.content = f"Saved. Render it with: `python -m eval_gs ... --config.transforms-path {target}`"
+        self.path_words.content = f"Saved. Its film:\n\n```\n{self.film_command(target)}\n```"
         return target
+
+    def film_command(self, path: Path) -> str:
+        """The command that renders a recorded path beside its file, and nothing else."""
+        flags = {
+            "root-path": self.config.root_path,
+            "checkpoint-dir": self.exhibit.source.folder,
+            "transforms-path": path,
+            "out-dir": path.with_name(path.name.removesuffix("_transforms.json")),
+        }
+        words = ["python", "-m", "eval_gs"]
+        for name, value in flags.items():
+            words += [f"--config.{name}", str(value)]
+        return shlex.join(
+            [*words, *(f"--config.no-{name}" for name in ("metrics", "report", "render-input-poses", "render-optimised-poses"))]
+        )
 
     def _send_screenshot(self, event: Any) -> None:
         """Sends the sharp picture of the visitor's view as a PNG."""
@@ -389,4 +464,6 @@ class ViewerApp:
         size = render_size(event.client.camera.aspect, self.side.value)
         with self._drawing:
             image, _ = picture(self.exhibit.view, self._pose_of(event.client), size, self.mode.value, self.white.value)
-        event.client.send_file_download("view.png", cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes())
+        event.client.send_file_download(
+            "view.png", cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes(), save_immediately=True
+        )
