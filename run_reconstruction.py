@@ -16,7 +16,7 @@ from configs.preprocess import PreprocessConfig
 from utils.errors import ConfigError
 from utils.runtime import cuda_device_present, run_stage
 from utils.scene.layout import RunLayout, SceneLayout
-from utils.scene.manifest import MANIFEST, peak_memory_mb, to_plain, writing
+from utils.scene.manifest import MANIFEST, peak_memory_mb, restart_peak_memory, to_plain, writing
 
 if TYPE_CHECKING:
     from utils.reporting import ProgressFileReporter
@@ -158,6 +158,7 @@ def execute(
         print(f"[{number}/{len(calls)}] {call.title} ...", file=sys.stderr, flush=True)
         if progress is not None:
             progress.begin(number)
+        restart_peak_memory()
         before, begin = _created(call.folder), time.perf_counter()
         module, _, function = call.target.partition(":")
         getattr(importlib.import_module(module), function)(call.config, report)

@@ -23,6 +23,23 @@ _FLAGS = (
     "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--hide-scrollbars", "--disable-background-networking",
 )  # fmt: skip
 _STRIP = 4000
+_CONTRAST = """(() => {
+  const rgba = c => { const n = c.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
+  const linear = v => v <= 10 ? v / 3294.6 : ((v / 255 + .055) / 1.055) ** 2.4;
+  const luminance = c => { const [r, g, b] = rgba(c).map(linear); return .2126 * r + .7152 * g + .0722 * b; };
+  let worst = [99, ""];
+  for (const e of document.body.querySelectorAll("*")) {
+    const text = [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim()).join("");
+    if (!text || !e.checkVisibility()) continue;
+    let ground = e;
+    while (ground !== document.body && rgba(getComputedStyle(ground).backgroundColor)[3] < 1) ground = ground.parentElement;
+    const style = getComputedStyle(e), ink = e instanceof SVGElement ? style.fill : style.color;
+    const [a, b] = [luminance(ink), luminance(getComputedStyle(ground).backgroundColor)].sort((x, y) => y - x);
+    const ratio = (a + .05) / (b + .05);
+    if (ratio < worst[0]) worst = [ratio, text];
+  }
+  return worst;
+})()"""
 
 
 def browser_or_skip() -> str:
@@ -109,6 +126,10 @@ class Browser:
     def _capture(self, **options: Any) -> np.ndarray:
         data = base64.b64decode(self.call("Page.captureScreenshot", format="png", **options)["data"])
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+    def worst_contrast(self) -> tuple[float, str]:
+        """The lowest contrast ratio (WCAG 2) of visible text against the colour behind it, and that text."""
+        return tuple(self.run(_CONTRAST))
 
     def press(self, key: str, code: int = 0, text: str = "") -> None:
         """One key down and up."""

@@ -1,6 +1,7 @@
 """The report is one file, complete, and survives missing parts."""
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from configs.evaluation import EvalConfig
 from eval_gs.stage import run as evaluate
+from tests.browser import Browser, browser_or_skip
 from tests.trained_world import write_trained_world
 from utils import pictures
 from utils.charts import bar_chart, line_chart
@@ -124,8 +126,6 @@ def test_plan_basis_is_level_and_right_handed() -> None:
 
 
 def test_alignment_residuals_and_contradictions_are_told(tmp_path: Path) -> None:
-    import json
-
     run = write_trained_world(tmp_path)
     content = {
         "frames": [0, 1, 2, 3, 4],
@@ -143,3 +143,46 @@ def test_alignment_residuals_and_contradictions_are_told(tmp_path: Path) -> None
     assert "disagreement with the other frames" in text and "median distance (% of depth)" in text
     assert "could not be made to agree: 1 and 4." in text
     assert "source" not in text.split("<h2>Curves and residuals</h2>")[1].split("</section>")[0]
+
+
+def test_baselines_and_licences_are_told(tmp_path: Path) -> None:
+    run = write_trained_world(tmp_path)
+    evaluate(EvalConfig(root_path=tmp_path, save_images=False, save_video=False, render_gs_video_path=False, report=False))
+    naive = tmp_path / "frame_to_model_icp_naive" / "gs_3dgs"
+    naive.mkdir(parents=True)
+    (naive / "manifest.json").write_text("{}")
+    (naive / "report.json").write_text(json.dumps({"train_psnr": 11.25, "heldout_psnr": 9.75}))
+    manifest = tmp_path / "exports" / "npz" / "manifest.json"
+    manifest.write_text(json.dumps({"backends": {"geometry": "da3", "weights": "some/net", "weights_license": "CC-BY-NC-4.0"}}))
+    text, _ = check(write_report(tmp_path))
+    quality = text.split("<h2>Quality</h2>")[1].split("</section>")[0]
+    assert quality.count("<th>gs_3dgs, naive baseline") == 2 and "11.25" in quality and "9.75" in quality
+    assert run.root.name in text.split("<main>")[0]  # the naive run is not taken for the run that is told about
+    assert "some/net are licensed CC-BY-NC-4.0: results made with them are not for commercial use." in text
+    manifest.write_text(json.dumps({"backends": {"geometry": "da3", "weights": "some/net", "weights_license": "Apache-2.0"}}))
+    text = write_report(tmp_path).read_text()
+    assert "commercial" not in text and "Apache-2.0" in text
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_report_fits_screens_and_is_readable_and_reached_by_keyboard(tmp_path: Path, dark: bool) -> None:
+    browser_or_skip()
+    write_trained_world(tmp_path, "2dgs")
+    evaluate(EvalConfig(root_path=tmp_path, save_images=False, save_video=False, lpips=True))
+    with Browser() as browser:
+        for width in (1280, 390):
+            browser.resize(width, 800, dark)
+            browser.open((tmp_path / "report.html").as_uri())
+            assert browser.run("document.documentElement.scrollWidth") <= width
+            assert browser.run("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+            ratio, words = browser.worst_contrast()
+            assert ratio > 4.5, f"{words}: {ratio:.1f}"
+        assert browser.picture(full=True).shape[0] == browser.run("document.documentElement.scrollHeight")
+        reached = set()
+        for _ in range(40):
+            browser.press("Tab", 9)
+            reached.add(browser.run("document.activeElement.className || document.activeElement.tagName"))
+        assert {"strip", "scroll", "SUMMARY"} <= reached
+        browser.run("document.querySelector('summary').focus()")
+        browser.press("Enter", 13, "\r")
+        assert browser.run("document.querySelector('details').open")

@@ -5,8 +5,9 @@ from html import escape
 
 import numpy as np
 
-_WIDTH, _HEIGHT = 640, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 14, 34
+# Drawn about as wide as a phone, so that letters are not shrunk there.
+_WIDTH, _HEIGHT = 440, 190
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 16, 36
 
 
 def nice_number(value: float) -> str:
@@ -49,7 +50,7 @@ class _Frame:
             y = self.y(tick)
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{nice_number(tick)}</text>')
-        for tick in _ticks(self.x0, self.x1, 6):
+        for tick in _ticks(self.x0, self.x1, 5):
             parts.append(f'<text x="{self.x(tick):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{nice_number(tick)}</text>')
         parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 3}" text-anchor="end">{escape(x_label)}</text>')
         parts.append(f'<text x="2" y="10">{escape(y_label)}</text>')

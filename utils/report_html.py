@@ -30,7 +30,12 @@ _STRIP_FRAMES = 8
 _MAX_CLOUD_POINTS = 400_000
 _MAX_CHARTS_PER_STAGE = 6
 # Parts of a stage's report that are shown elsewhere or say nothing as a curve.
-_NO_CURVES = frozenset({"frames", "pairs", "contradictions", "aligned", "residual_before", "residual_after"})
+_NO_CURVES = frozenset({"frames", "pairs", "contradictions", "aligned", "residual_before", "residual_after", "seconds"})
+# Names of trainings that others are compared with.
+_BASELINE = "naive"
+# Entries of a manifest's backends that speak of weights, not of a choice.
+_WEIGHTS = ("weights", "weights_license")
+_ROMA_LICENCES = "code MIT; its DINOv3 backbone has weights under Meta's DINOv3 licence"
 
 STAGE_TITLES = {
     "npz": "Geometry (stage 0)",
@@ -64,12 +69,16 @@ class _Stage:
     manifest: dict[str, Any]
     report: dict[str, Any]
     metrics: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.folder.name
 
 
 def write_report(scene_root: Path) -> Path:
     """Writes the report of the newest run of a scene; returns its path."""
     layout = SceneLayout(scene_root)
-    runs = layout.runs()
+    runs = [name for name in layout.runs() if _BASELINE not in name]
     run = layout.run(runs[-1]) if runs else None
     stages = _collect_stages(layout, run)
     scene = _scene(scene_root)
@@ -80,10 +89,10 @@ def write_report(scene_root: Path) -> Path:
         ("Input", _input_strip(scene)),
         ("Renders beside inputs", _renders(stages)),
         ("Cloud before and after alignment", _clouds(scene, alignment)),
-        ("Quality", _quality(stages)),
+        ("Quality", _quality(stages, _baselines(layout, run))),
         ("Curves and residuals", _curves(stages)),
         ("Time and memory", _timings(stages, _json(layout.summary_json))),
-        ("Backends", _backends(stages)),
+        ("Backends and licences", _backends(stages)),
         ("Settings and seeds", _settings(stages)),
     ]
     body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
@@ -112,7 +121,7 @@ def _collect_stages(layout: SceneLayout, run: RunLayout | None) -> list[_Stage]:
     folders = [layout.npz_dir]
     if run is not None:
         folders += [run.after_non_rigid_icp, run.after_global_optimization, run.inverse_deformation]
-        folders += sorted(p for p in run.root.glob("gs_*") if p.is_dir() and not p.suffix)
+        folders += sorted(p for p in run.root.glob("gs_*") if p.is_dir() and not p.suffix and _BASELINE not in p.name)
     stages = []
     for folder in folders:
         manifest, report = _json(folder / MANIFEST), _json(folder / "report.json")
@@ -120,6 +129,24 @@ def _collect_stages(layout: SceneLayout, run: RunLayout | None) -> list[_Stage]:
         if manifest or report or metrics:
             stages.append(_Stage(folder, STAGE_TITLES.get(folder.name, folder.name), manifest, report, metrics))
     return stages
+
+
+def _baselines(layout: SceneLayout, run: RunLayout | None) -> list[_Stage]:
+    """Evaluated trainings to compare with: naive ones, wherever they are in the scene, and those of other alignment runs."""
+    found = []
+    for folder in sorted([*layout.root.glob("gs_*"), *layout.root.glob("frame_to_model_icp_*/gs_*")]):
+        ours = run is not None and folder.parent == run.root and _BASELINE not in folder.name
+        if ours or folder.suffix or not (folder / MANIFEST).is_file():
+            continue
+        report, metrics = _json(folder / "report.json"), _json(RunLayout.evaluation(folder) / "metrics.json")
+        if not metrics:  # what training measured by itself
+            metrics = {part: {"psnr": report[f"{part}_psnr"]} for part in ("train", "heldout") if f"{part}_psnr" in report}
+        where = folder.parent.name.removeprefix("frame_to_model_icp_")
+        naive = _BASELINE in str(folder.relative_to(layout.root))
+        name = f"{folder.name}, {'naive baseline' if naive else where}"
+        if metrics:
+            found.append(_Stage(folder, name, _json(folder / MANIFEST), report, metrics, name))
+    return found
 
 
 def _scene(root: Path) -> Scene | None:
@@ -160,7 +187,8 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     """A table that scrolls by itself on narrow screens; the first column names the row."""
     header = "".join(f"<th>{escape(h)}</th>" for h in head)
     lines = ["<tr>" + f'<th scope="row">{escape(r[0])}</th>' + "".join(f"<td>{escape(c)}</td>" for c in r[1:]) + "</tr>" for r in rows]
-    return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    content = f"<thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="table, scrolls sideways"><table>{content}</table></div>'
 
 
 # ------------------------------------------------------------------------------------------------ sections
@@ -200,6 +228,7 @@ def _warnings(stages: list[_Stage], scene: Scene | None, alignment: Alignment | 
         found.append(f"These frames could not be aligned and were left out of the cloud: {names}.")
     found += [w for s in stages for w in _contradictions(s)]
     found += [w for s in stages for w in _quality_warnings(s)]
+    found += _licence_warnings(stages)
     if not found:
         return "<p>None.</p>" if stages else ""
     return '<ul class="warnings">' + "".join(f"<li>{escape(w)}</li>" for w in found) + "</ul>"
@@ -242,7 +271,7 @@ def _input_strip(scene: Scene | None) -> str:
         depth = pictures.colorize_depth(scene.depth[i], near, far)
         cells.append(_picture(np.concatenate([scene.images[i], depth]), f"frame {i}: image, depth"))
     note = f"Depth from {nice_number(near)} (warm) to {nice_number(far)} (cold) scene units; black is unknown."
-    return f'<div class="strip">{"".join(cells)}</div><p class="note">{note}</p>'
+    return f'<div class="strip" tabindex="0" role="group" aria-label="input frames">{"".join(cells)}</div><p class="note">{note}</p>'
 
 
 def _renders(stages: list[_Stage]) -> str:
@@ -311,10 +340,11 @@ def _unaligned_cloud(scene: Scene, alignment: Alignment) -> tuple[Array, Array]:
     return np.concatenate(points), np.concatenate(colors)
 
 
-def _quality(stages: list[_Stage]) -> str:
-    measured = [s for s in stages if s.metrics.get("train")]
-    if not measured:
+def _quality(stages: list[_Stage], baselines: list[_Stage]) -> str:
+    ours = [s for s in stages if s.metrics.get("train")]
+    if not ours:
         return _missing("No metrics yet: python -m eval_gs measures them.")
+    measured = ours + baselines
     groups: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = [
         ("Training frames", lambda m: m.get("train", {})),
         ("Held-out frames", lambda m: m.get("heldout", {})),
@@ -323,13 +353,14 @@ def _quality(stages: list[_Stage]) -> str:
         groups.append((f"Neighbouring renders, {path.replace('_', ' ')}", lambda m, p=path: m.get("consistency", {}).get(p, {})))
     tables = []
     for words, pick in groups:
-        rows = _metric_rows(measured, pick)
-        tables.append(f"<h3>{escape(words)}</h3>" + _table(["", *(s.folder.name for s in measured)], rows) if rows else "")
+        known = [s for s in measured if pick(s.metrics)]
+        rows = _metric_rows(known, pick)
+        tables.append(f"<h3>{escape(words)}</h3>" + _table(["", *(s.name for s in known)], rows) if rows else "")
     note = (
         "A generated frame does not fit one rigid world, so its render is compared both through that frame's deformation and as the "
         "consistent world is. Held-out frames took no part in splatting."
     )
-    return f'<p class="note">{note}</p>' + "".join(tables) + _per_frame_quality(measured)
+    return f'<p class="note">{note}</p>' + "".join(tables) + _per_frame_quality(ours)
 
 
 def _metric_rows(measured: list[_Stage], pick: Callable[[dict[str, Any]], dict[str, Any]]) -> list[list[str]]:
@@ -363,8 +394,8 @@ def _curves(stages: list[_Stage]) -> str:
     parts = []
     for stage in stages:
         charts = [c for path, values in _series(stage.report, ()) if (c := _chart(stage, path, values))]
-        shown = _residuals(stage.report) + "".join(charts[:_MAX_CHARTS_PER_STAGE])
-        parts.append(f"<h3>{escape(stage.title)}</h3>{shown}" if shown else "")
+        shown = "".join(f"<div>{c}</div>" for c in (_residuals(stage.report), *charts[:_MAX_CHARTS_PER_STAGE]) if c)
+        parts.append(f'<h3>{escape(stage.title)}</h3><div class="charts">{shown}</div>' if shown else "")
     return "".join(parts) or _missing("The stages left no curves.")
 
 
@@ -421,7 +452,7 @@ def _chart(stage: _Stage, path: tuple[str, ...], values: dict[str, list[float]])
     numbers = values["value"]
     if name in ("frame", "frame id", "frame ids", "view") or len(set(numbers)) == 1:
         return ""
-    heading = f"<h4>{escape(' / '.join(p.replace('_', ' ') for p in path))}</h4>"
+    heading = f"<h4>{escape(' / '.join(p.replace('_', ' ') for p in path if p != 'curve'))}</h4>"
     title = f"{name}, {stage.folder.name}"
     if "step" not in values and any(w in words for w in ("frame", "view", "round_trip", "matches", "fitness")):
         return heading + bar_chart(numbers, title=title, x_label="frame", y_label=name)
@@ -441,7 +472,7 @@ def _timings(stages: list[_Stage], summary: dict[str, Any]) -> str:
         return _missing("The stages left no timings.")
     total = summary.get("seconds")
     rows += [["Whole command", _duration(float(total)), "-"]] if isinstance(total, int | float) else []
-    return _table(["Stage", "Time", "Peak memory of the process"], rows)
+    return _table(["Stage", "Time", "Peak memory"], rows)
 
 
 def _duration(seconds: float) -> str:
@@ -451,8 +482,29 @@ def _duration(seconds: float) -> str:
 
 
 def _backends(stages: list[_Stage]) -> str:
-    rows = [[s.title, family, str(choice)] for s in stages for family, choice in s.manifest.get("backends", {}).items()]
-    return _table(["Stage", "For", "Chosen, and why"], rows) if rows else ""
+    chosen = [(s, family, str(choice)) for s in stages for family, choice in s.manifest.get("backends", {}).items()]
+    rows = [[s.title, family, choice] for s, family, choice in chosen if family not in _WEIGHTS]
+    if not rows:
+        return ""
+    weights = [[name, licence] for name, licence in _weights(stages)]
+    used = _table(["Weights", "Licence"], weights) if weights else "<p>No learned weights were used in this run.</p>"
+    return _table(["Stage", "For", "Chosen, and why"], rows) + f"<h3>Licences of weights</h3>{used}"
+
+
+def _weights(stages: list[_Stage]) -> Iterator[tuple[str, str]]:
+    """Learned weights a run used, and their licences."""
+    for stage in stages:
+        backends = stage.manifest.get("backends", {})
+        if "weights" in backends:
+            yield str(backends["weights"]), str(backends.get("weights_license", "not known"))
+    if any("romav2" in str(s.manifest.get("backends", {}).get("matcher", "")) for s in stages):
+        yield "RoMa v2", _ROMA_LICENCES
+
+
+def _licence_warnings(stages: list[_Stage]) -> Iterator[str]:
+    for name, licence in _weights(stages):
+        if "NC" in licence.upper().split("-"):
+            yield f"The weights {name} are licensed {licence}: results made with them are not for commercial use."
 
 
 def _settings(stages: list[_Stage]) -> str:

@@ -21,12 +21,15 @@ figcaption { font-size: .8rem; color: var(--ink-2); margin-top: 2px; }
 .strip { display: flex; gap: 8px; overflow-x: auto; padding-bottom: 6px; } .strip figure { flex: 0 0 min(200px, 44vw); }
 .row { display: grid; gap: 8px; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); margin-bottom: 10px; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
-thead th { color: var(--ink-2); font-weight: 600; } tbody th { font-weight: 400; } td { overflow-wrap: anywhere; }
+th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--grid); vertical-align: top; min-width: 4.5rem; }
+thead th { color: var(--ink-2); font-weight: 600; } tbody th { font-weight: 400; } td { overflow-wrap: break-word; }
+details td { overflow-wrap: anywhere; }
 .note, .missing { color: var(--ink-2); font-size: .88rem; margin: 8px 0 0; }
 .warnings { margin: 0; padding: 10px 14px 10px 30px; background: var(--warn-ground); color: var(--warn); border-radius: 6px; }
 details { border-bottom: 1px solid var(--grid); padding: 6px 0; } summary { cursor: pointer; } summary small { color: var(--ink-2); }
-.chart { width: 100%; max-width: 720px; height: auto; display: block; } .chart text { fill: var(--ink-2); font-size: 11px; }
+.charts { display: grid; gap: 4px 24px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
+.chart { width: 100%; max-width: 520px; height: auto; display: block; } .chart text { fill: var(--ink-2); font-size: 12px; }
+:focus-visible { outline: 2px solid var(--series-1); outline-offset: 2px; border-radius: 4px; }
 .chart .grid { stroke: var(--grid); } .chart polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .s1 { stroke: var(--series-1); } .s2 { stroke: var(--series-2); } .s3 { stroke: var(--series-3); } .s4 { stroke: var(--series-4); }
 .b1 { fill: var(--series-1); } .b2 { fill: var(--series-2); }
