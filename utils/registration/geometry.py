@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.geometry.projection import unproject, unproject_depth
-from utils.registration.lattice import forward_kernel, project_kernel
+from utils.geometry.projection import invert_rigid, unproject, unproject_depth
+from utils.registration.lattice import forward_kernel, predict_kernel, project_kernel
 from utils.types import Array, CameraSet, LatticeFields, Scene
 
 EXACT_STEPS = 4  # fixed-point steps of the inversion where its result is final
@@ -47,7 +47,8 @@ class AlignedGeometry:
 
     def canonical(self, frame: int) -> Array:
         """(H, W, 3) float32 canonical position of every pixel, NaN where depth is unknown."""
-        depth = np.where(self.scene.valid[frame], self.scene.depth[frame], 0)
+        depth = self.scene.depth[frame]
+        depth = np.where(np.isfinite(depth) & (depth > 0), depth, 0)
         points = unproject_depth(depth, self.cameras.K[frame])
         return self.forward(frame, points.reshape(-1, 3)).reshape(*depth.shape, 3)
 
@@ -61,6 +62,21 @@ class AlignedGeometry:
             self.fields.nodes[frame],
             self.fields.inv_depth_range[frame],
             steps,
+        )
+
+    def predict(self, source: int, target: int, out: Array) -> None:
+        """Where the pixels of one frame lie in another, into `out` (H, W, 2): `project` of `canonical`, to a fraction of a pixel."""
+        relative = invert_rigid(self.cameras.c2w[target]) @ self.cameras.c2w[source]
+        predict_kernel(
+            self.scene.depth[source],
+            self.intrinsics(source),
+            self.fields.nodes[source],
+            self.fields.inv_depth_range[source],
+            relative,
+            self.intrinsics(target),
+            self.fields.nodes[target],
+            self.fields.inv_depth_range[target],
+            out,
         )
 
 

@@ -95,6 +95,49 @@ def project_kernel(points, intrinsics, size, w2c, nodes, inv_depth, steps):  # t
     return out
 
 
+@njit(nogil=True, cache=True)
+def predict_kernel(depth, intrinsics, nodes, inv_depth, relative, other_intrinsics, other_nodes, other_inv_depth, out):  # type: ignore[no-untyped-def]
+    """Pixel x, y in another frame of each pixel of a depth image: `forward_kernel`, then one step of `project_kernel`, in one pass.
+
+    Both frames have the size of the image. One step predicts to a fraction of a pixel; what uses it finds the rest. Fields of which all
+    nodes are zero cost nothing.
+
+    Args:
+        depth: (H, W), not positive where unknown.
+        intrinsics: (4,) fx, fy, cx, cy in pixels, of the frame of the depth image.
+        nodes: (nz, nv, nu, 3) of that frame.
+        inv_depth: (2,) lattice bounds of that frame.
+        relative: (4, 4) from that camera's space to the other's.
+        other_intrinsics: (4,) of the other frame.
+        other_nodes: (nz, nv, nu, 3) of the other frame.
+        other_inv_depth: (2,) of the other frame.
+        out: (H, W, 2) float32, receives the result; NaN where depth is unknown or the point is not in front of the other camera.
+    """
+    h, w = depth.shape
+    fx, fy, cx, cy = intrinsics
+    gx, gy, ox, oy = other_intrinsics
+    inv_span, other_span = 1.0 / (inv_depth[1] - inv_depth[0]), 1.0 / (other_inv_depth[1] - other_inv_depth[0])
+    moves, other_moves = np.any(nodes != 0), np.any(other_nodes != 0)
+    for i in range(h):
+        for j in range(w):
+            pz = float(depth[i, j])
+            out[i, j, 0] = out[i, j, 1] = np.nan
+            if not pz > NEAREST:
+                continue
+            px, py = (j + 0.5 - cx) / fx * pz, (i + 0.5 - cy) / fy * pz
+            if moves:
+                dx, dy, dz = _displacement(nodes, inv_depth[0], inv_span, w, h, j + 0.5, i + 0.5, pz)
+                px, py, pz = px + dx, py + dy, pz + dz
+            qx = relative[0, 0] * px + relative[0, 1] * py + relative[0, 2] * pz + relative[0, 3]
+            qy = relative[1, 0] * px + relative[1, 1] * py + relative[1, 2] * pz + relative[1, 3]
+            qz = relative[2, 0] * px + relative[2, 1] * py + relative[2, 2] * pz + relative[2, 3]
+            if other_moves and qz > NEAREST:
+                dx, dy, dz = _displacement(other_nodes, other_inv_depth[0], other_span, w, h, gx * qx / qz + ox, gy * qy / qz + oy, qz)
+                qx, qy, qz = qx - dx, qy - dy, qz - dz
+            if qz > NEAREST:
+                out[i, j, 0], out[i, j, 1] = gx * qx / qz + ox, gy * qy / qz + oy
+
+
 def zero_fields(depth: Array, valid: Array, lattice: tuple[int, int, int]) -> LatticeFields:
     """Fields without displacement whose inverse-depth bounds span each frame's valid depths.
 

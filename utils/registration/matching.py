@@ -26,7 +26,6 @@ _WINDOW = (9, 9)  # pixels of the patches that are compared
 _FLAT = 3.0  # grey levels by which patches without texture may differ, after their means are taken off
 _MIN_PAIR_SHARE = 0.02  # share of a pair's samples that must match for the pair to count
 _MIN_FRAME_SHARE = 0.1  # the same for the best pair of a frame: two unrelated textures match on about 5 %
-_PREDICTION_STEPS = 1  # one inversion step predicts to a fraction of a pixel; flow finds the rest
 
 
 @dataclass(frozen=True)
@@ -106,15 +105,13 @@ class FlowMatcher:
         self._min_correlation = config.min_correlation
         self._finest = 0 if self._gray[0].size <= _FINE_FLOW_PIXELS else 1
         self._local = threading.local()
-        self._beside = ThreadPoolExecutor(cpu_count())
 
     def match(self, source: int, target: int, geometry: AlignedGeometry) -> MatchSet:
         """Matches on a grid whose phase changes from pair to pair, so that together the pairs cover all pixels."""
-        # Both directions at once: frames that are added one by one have fewer pairs than there are cores.
-        other = self._beside.submit(self._predicted_flow, target, source, geometry)
-        there, there_flow, warped = self._predicted_flow(source, target, geometry)
-        back, back_flow, _ = other.result()
+        there, back, warped = self._scratch()
+        there_flow = self._predicted_flow(source, target, geometry, there, warped)
         alike = patches_agree(self._gray[source], warped, there_flow, self._min_correlation)
+        back_flow = self._predicted_flow(target, source, geometry, back, warped)
         phase = (source * 7 + target * 3) % self._grid, (source * 5 + target * 2) % self._grid
         rows = select_matches(
             there,
@@ -131,15 +128,22 @@ class FlowMatcher:
         )
         return MatchSet(source, target, rows[:, 0:2], rows[:, 2:4], rows[:, 4], rows[:, 5])
 
-    def _predicted_flow(self, source: int, target: int, geometry: AlignedGeometry) -> tuple[Array, Array, Array]:
-        """Predicted target position (H, W, 2) of every source pixel, flow (H, W, 2) from source to warped target, and the latter (H, W)."""
-        image = self._gray[source]
-        h, w = image.shape
-        canonical = geometry.canonical(source).reshape(-1, 3)
-        predicted = geometry.project(target, canonical, _PREDICTION_STEPS).reshape(h, w, 3)[..., :2]
-        warped = _warp_to_source(predicted, self._gray[target], image)
-        flow: Array = self._flow().calc(image, warped, None)  # type: ignore[call-overload]
-        return predicted, flow, warped
+    def _predicted_flow(self, source: int, target: int, geometry: AlignedGeometry, predicted: Array, warped: Array) -> Array:
+        """Flow (H, W, 2) from source to warped target.
+
+        Also writes the predicted target position (H, W, 2) of every source pixel and the warped target (H, W).
+        """
+        geometry.predict(source, target, predicted)
+        _warp_to_source(predicted, self._gray[target], self._gray[source], warped)
+        flow: Array = self._flow().calc(self._gray[source], warped, None)  # type: ignore[call-overload]
+        return flow
+
+    def _scratch(self) -> tuple[Array, Array, Array]:
+        """Two predictions and a warped image of this thread: fresh ones for every pair would cost page faults that stall all threads."""
+        if not hasattr(self._local, "scratch"):
+            image = self._gray[0]
+            self._local.scratch = (np.empty((*image.shape, 2), np.float32), np.empty((*image.shape, 2), np.float32), np.empty_like(image))
+        return self._local.scratch
 
     def _flow(self) -> cv2.DISOpticalFlow:
         if not hasattr(self._local, "flow"):
@@ -165,13 +169,12 @@ def patches_agree(image: Array, other: Array, flow: Array, min_correlation: floa
 
 
 @njit(nogil=True, cache=True)
-def _warp_to_source(predicted, target, source):  # type: ignore[no-untyped-def]
-    """(H, W) target image sampled where the source's pixels are predicted; outside, the source stands in and yields zero flow.
+def _warp_to_source(predicted, target, source, warped):  # type: ignore[no-untyped-def]
+    """Writes to `warped` (H, W) the target image where the source's pixels are predicted; outside, the source, which yields zero flow.
 
     Predictions (H, W, 2) outside of the target become NaN.
     """
     h, w = target.shape
-    warped = np.empty_like(source)
     for i in range(h):
         for j in range(w):
             x, y = predicted[i, j, 0], predicted[i, j, 1]
@@ -185,7 +188,6 @@ def _warp_to_source(predicted, target, source):  # type: ignore[no-untyped-def]
             top = (1 - fx) * target[b, a] + fx * target[b, a + 1]
             bottom = (1 - fx) * target[b + 1, a] + fx * target[b + 1, a + 1]
             warped[i, j] = int((1 - fy) * top + fy * bottom + 0.5)
-    return warped
 
 
 @njit(inline="always")

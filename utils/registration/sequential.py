@@ -46,17 +46,16 @@ def align_sequential(
     used: list[MatchSet] = []
     before: list[Array] = []
     after: list[Array] = []
-    seconds = {"matching": 0.0, "solving": 0.0}
+    start = time.perf_counter()
+    found = match_pairs(matcher, [(j, i) for i, j in pairs], AlignedGeometry(scene, cameras, fields), lambda done: None)
+    seconds = {"matching": time.perf_counter() - start, "solving": 0.0}
+    unit = scene.median_depth
     for frame in range(1, frames):
         geometry = AlignedGeometry(scene, cameras, fields)
         start = time.perf_counter()
-        references = [i for i, j in pairs if j == frame and aligned[i]]
-        matches = match_pairs(matcher, [(frame, i) for i in references], geometry, lambda done: None)
-        matches = supported_matches(matches, samples)
-        seconds["matching"] += time.perf_counter() - start
-        start = time.perf_counter()
+        matches = supported_matches([m for m in found if m.source == frame and aligned[m.target]], samples)
         if matches:
-            pose, field, errors = _register(frame, matches, geometry, config, samples)
+            pose, field, errors = _register(frame, matches, geometry, config, samples, unit)
             agreeing = np.mean(np.concatenate(errors[1]) < AGREEING_SIGMAS * config.solver.match_sigma)
             if agreeing >= config.min_fitness:
                 aligned[frame] = True
@@ -82,12 +81,12 @@ def unaligned(scene: Scene) -> Registration:
 
 
 def _register(
-    frame: int, matches: list[MatchSet], geometry: AlignedGeometry, config: FrameToModelICPConfig, samples: float
+    frame: int, matches: list[MatchSet], geometry: AlignedGeometry, config: FrameToModelICPConfig, samples: float, unit: float
 ) -> tuple[Array, Array, tuple[list[Array], list[Array]]]:
     """Pose (4, 4), nodes (nz, nv, nu, 3), and errors before and after by match set, of one frame against fixed ones."""
     camera: CameraSet = geometry.cameras.select([frame])
     bounds = geometry.fields.inv_depth_range[[frame]]
-    shape = LatticeShape(config.solver.lattice, bounds, geometry.scene.median_depth)
+    shape = LatticeShape(config.solver.lattice, bounds, unit)
     targets = [geometry.lift(m.target, m.target_px, m.target_depth) for m in matches]
     own = [replace(match, source=0) for match in matches]
     problem = build_problem(own, camera, shape, config.solver.match_sigma, targets)
