@@ -100,8 +100,26 @@ def test_inverse_agrees_with_batched_torch_also_where_newton_is_needed():
     assert float((jacobian - expected.jacobian)[solved].abs().median()) < 1e-6
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_room_for_more_pairs_than_there_are_changes_nothing_and_too_little_leaves_out_the_farthest(mode):
+    attributes, size = cloud(50, 3), (17, 26)
+    rasterizer = TritonRasterizer(DEVICE)
+    expected = render(rasterizer, attributes, size, mode, torch.float32)
+    needed = int(rasterizer.budget.needed)
+    rasterizer.budget.capacity = needed + 77
+    got = render(rasterizer, attributes, size, mode, torch.float32)
+    assert all(torch.equal(g, e) for g, e in zip(got[:2], expected[:2], strict=True))
+    assert max(relative(g, e) for g, e in zip(got, expected, strict=True)) < 1e-5
+    rasterizer.budget.capacity = needed // 2
+    nearer = render(rasterizer, attributes, size, mode, torch.float32)
+    changed = (nearer[1] - expected[1]).detach().cpu()
+    assert float(changed.min()) < 0 and float(changed.max()) < 1e-5
+    assert int(rasterizer.budget.needed) == needed
+
+
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize(("degree", "bands", "warped"), [(3, 16, True), (0, 16, True), (1, 4, False), (0, 1, True)])
-def test_view_of_the_splats_agrees_with_torch(degree, bands, warped):
+def test_view_of_the_splats_agrees_with_torch(degree, bands, warped, split):
     num = 70
     arrays = [normal(0, num, 3), normal(1, num, 4), 0.3 * normal(2, num, 3), normal(3, num), 0.3 * normal(4, num, bands, 3)]
     pose, y0 = se3.exp(0.3 * normal(5, 6)), normal(6, num, 3)
@@ -111,7 +129,8 @@ def test_view_of_the_splats_agrees_with_torch(degree, bands, warped):
         leaves = [a.detach().to(device, dtype, copy=True).requires_grad_() for a in (*arrays, pose)]
         first, turn, residual = (t.to(device, dtype) for t in (y0, jacobian, y0[:, 0]))
         local = LocalWarp(first, first + 0.1, turn if warped else None, residual)
-        view = function(Splats(*leaves[:5]), leaves[5], local, active_degree=degree, turn=True)
+        base, higher = (leaves[4][:, :1], leaves[4][:, 1:]) if split and bands > 1 else (leaves[4], None)
+        view = function(Splats(*leaves[:4], base), leaves[5], local, active_degree=degree, turn=True, higher=higher)
         outputs = [view.means, view.quats, view.scales, view.opacities, view.colors]
         sum((o * normal(20 + i, *o.shape).to(o)).sum() for i, o in enumerate(outputs)).backward()
         return [*outputs, *(leaf.grad for leaf in leaves)]

@@ -20,7 +20,11 @@ class Appearance(nn.Module):
     def forward(self, rgb: Tensor, alpha: Tensor, view: int) -> Tensor:
         """(H, W, 3) the image as that frame shows it; rgb is premultiplied, so the offset is weighted by alpha (H, W)."""
         deviation = self.deviations[view]
-        return rgb + rgb @ deviation[:, :3].T + alpha[..., None] * deviation[:, 3]
+        if rgb.is_cuda:  # a matrix product of three columns takes ten times as long there
+            turned = (rgb[..., None, :] * deviation[:, :3]).sum(-1)
+        else:
+            turned = rgb @ deviation[:, :3].T
+        return rgb + turned + alpha[..., None] * deviation[:, 3]
 
     def penalty(self, view: int) -> Tensor:
         """Squared deviation from the identity."""

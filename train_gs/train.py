@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from configs.stage3_gs import GSConfig
 from train_gs.appearance import Appearance
 from train_gs.cameras import CameraRefinement
+from train_gs.graphs import StepGraphs
 from train_gs.losses import distortion, normal_consistency
 from train_gs.warp import WarpCache
 from utils.backends.rasterizer import Rasterizer
@@ -57,10 +58,14 @@ class SplatParameters(nn.Module):
         self.sh0 = nn.Parameter(splats.sh[:, :1].clone())
         self.shN = nn.Parameter(splats.sh[:, 1:].clone())
 
-    def splats(self, bands: bool) -> Splats:
-        """Splats with gradients; without the higher bands while those are not active."""
-        sh = torch.cat([self.sh0, self.shN], 1) if bands and self.shN.shape[1] else self.sh0
-        return Splats(self.means, self.quats, self.log_scales, self.logit_opacities, sh)
+    def base(self) -> Splats:
+        """Splats with gradients, without the higher bands."""
+        return Splats(self.means, self.quats, self.log_scales, self.logit_opacities, self.sh0)
+
+    def complete(self) -> Splats:
+        """All of it, detached."""
+        values = (self.means, self.quats, self.log_scales, self.logit_opacities, torch.cat([self.sh0, self.shN], 1))
+        return Splats(*(value.detach() for value in values))
 
 
 class Trainer:
@@ -86,8 +91,12 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.bands_active = False
         self.optimizer = self._make_optimizer()
+        # gsplat reads back from the device within a step, so only the own kernels can be recorded
+        budget = getattr(rasterizer, "budget", None)
+        self._graphs = StepGraphs(self._update, budget, device) if device.type == "cuda" and budget is not None else None
         if config.sh_start == 0:
             self._activate_bands()
+        self._prepare_graphs()
 
     @property
     def done(self) -> bool:
@@ -116,13 +125,17 @@ class Trainer:
             groups.append({"name": "appearance", "params": list(self.appearance.deviations), "base_lr": config.lr_appearance})
         groups = [group for group in groups if group["params"]]
         # eps: gradients of single splats are of the order of 1e-8, Adam's default would damp them
-        return torch.optim.Adam(groups, lr=0.0, eps=1e-15, fused=True)
+        return torch.optim.Adam(groups, lr=0.0, eps=1e-15, fused=True, capturable=self.device.type == "cuda")
 
     def _activate_bands(self) -> None:
         """Higher bands join; unless they were active from the start, the poses and perhaps the positions stop."""
         self.bands_active = True
         if self.parameters.shN.shape[1]:
-            self.optimizer.add_param_group({"name": "shN", "params": [self.parameters.shN], "base_lr": self.config.lr_shN})
+            # Adam's weight decay adds w x to the gradient: that of the penalty on the mean square, at no cost
+            decay = 2 * self.config.sh_reg_weight / self.parameters.shN.numel()
+            group = {"name": "shN", "params": [self.parameters.shN], "base_lr": self.config.lr_shN, "weight_decay": decay}
+            self.optimizer.add_param_group(group)
+        self._prepare_graphs()
         if self.config.sh_start == 0:
             return
         self.poses.requires_grad_(False)
@@ -134,7 +147,25 @@ class Trainer:
         cosine = 0.5 * (1.0 + math.cos(math.pi * self.iteration / self.config.num_iters))
         factor = self.config.lr_decay + (1.0 - self.config.lr_decay) * cosine
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+            if self._graphs is None:
+                group["lr"] = group["base_lr"] * factor
+            else:
+                group["lr"].fill_(group["base_lr"] * factor)
+
+    def _prepare_graphs(self) -> None:
+        """What recorded steps cannot make: learning rates on the device, and zero moments for parameters that have none."""
+        if self._graphs is None:
+            return
+        self._graphs.forget()
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.zeros((), device=self.device)
+            for parameter in group["params"]:
+                if parameter not in self.optimizer.state:
+                    self.optimizer.state[parameter] = {
+                        "step": torch.zeros((), device=self.device),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
 
     # ------------------------------------------------------------------------------------------------ one step
 
@@ -147,6 +178,23 @@ class Trainer:
         if not self.bands_active and self.iteration >= self.config.sh_start:
             self._activate_bands()
         view = self._next_view()
+        self._set_learning_rates()
+        if self._graphs is None:
+            measured = self._update(view)
+        else:
+            measured = self._graphs.run(view)
+        if self.device.type == "cpu" or self.iteration % READ_EVERY == 0 or self.iteration == self.config.num_iters - 1:
+            loss, l1, squared = measured.tolist()
+            self._values = {"loss": loss, "l1": l1, "psnr": psnr_of(squared)}
+            self._require_finite(view)
+            if self._graphs is not None:
+                self._graphs.check_budget()
+        self.iteration += 1
+        return self._values
+
+    def _update(self, view: int) -> Tensor:
+        """Renders, compares and updates; (3,) loss without the penalty on the higher bands, L1 and mean squared error, detached."""
+        self.optimizer.zero_grad(set_to_none=True)
         target = self._images[view].float() / 255.0
         output, splats = self._render(view)
         rgb = self.appearance(output.rgb, output.alpha, view) if self.config.appearance == "affine" else output.rgb
@@ -154,15 +202,10 @@ class Trainer:
         loss = self.config.l1_weight * l1 + self._regularisers(output, splats, view)
         if self.config.ssim_weight > 0:
             loss = loss + self.config.ssim_weight * (1.0 - ssim(rgb, target))
-        if self.device.type == "cpu" or self.iteration % READ_EVERY == 0 or self.iteration == self.config.num_iters - 1:
-            self._values = {"loss": float(loss.detach()), "l1": float(l1.detach()), "psnr": image_psnr(rgb.detach(), target)}
-            self._require_finite(view)
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self._set_learning_rates()
         self.optimizer.step()
-        self.iteration += 1
-        return self._values
+        squared = (rgb.detach().clamp(0, 1) - target).square().mean()
+        return torch.stack([loss.detach(), l1.detach(), squared])
 
     def _require_finite(self, view: int) -> None:
         if not math.isfinite(self._values["loss"]):
@@ -182,10 +225,12 @@ class Trainer:
         return self.order.pop()
 
     def _render(self, view: int) -> tuple[RenderOutput, Splats]:
-        splats = self.parameters.splats(self.bands_active)
+        splats = self.parameters.base()
+        higher = self.parameters.shN if self.bands_active and self.parameters.shN.shape[1] else None
+        degree = 0 if higher is None else self.config.sh_degree
         c2w = self.poses.c2w(view)
         local = self.warps.at(self._rigid_means(splats, c2w), view)
-        gaussians = view_gaussians(splats, c2w, local, active_degree=splats.sh_degree, turn=self.config.deform_inverse_rotations)
+        gaussians = view_gaussians(splats, c2w, local, active_degree=degree, turn=self.config.deform_inverse_rotations, higher=higher)
         return self._rasterize(gaussians, view), splats
 
     def _rasterize(self, gaussians: Any, view: int) -> RenderOutput:
@@ -198,11 +243,9 @@ class Trainer:
             return rigid(splats, c2w).y0
 
     def _regularisers(self, output: RenderOutput, splats: Splats, view: int) -> Tensor:
-        """Weighted sum of all terms but the photometric ones; terms of weight 0 are not evaluated."""
+        """Weighted sum of all terms but the photometric ones and the penalty on the higher bands; those of weight 0 are not evaluated."""
         config, depth = self.config, self.data.median_depth
         total = torch.zeros((), device=self.device)
-        if splats.sh.shape[1] > 1:
-            total = total + config.sh_reg_weight * splats.sh[:, 1:].square().mean()
         if config.optimize_cams and self.poses.twists[view].requires_grad:
             total = total + config.cam_reg_weight * self.poses.penalty(view)
         if config.appearance == "affine":
@@ -225,9 +268,8 @@ class Trainer:
     def result(self) -> TrainedScene:
         """The trained scene; held-out frames get the pose and colour corrections of their neighbours."""
         trained = ~self.data.heldout
-        splats = self.parameters.splats(bands=True)
         return TrainedScene(
-            splats=Splats(*(getattr(splats, f).detach() for f in ("means", "quats", "log_scales", "logit_opacities", "sh"))),
+            splats=self.parameters.complete(),
             cameras=self.poses.refined(self.data.cameras, trained),
             heldout=self.data.heldout,
             renderer=self.config.renderer,
@@ -257,6 +299,7 @@ class Trainer:
         self.poses.load_state_dict(state["poses"])
         self.appearance.load_state_dict(state["appearance"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._prepare_graphs()
         self.generator.set_state(state["generator"])
         self.order, self.history, self.iteration = list(state["order"]), list(state["history"]), state["iteration"]
 
@@ -284,4 +327,9 @@ def train(trainer: Trainer, report: Reporter = NULL_REPORTER, save: Any = None, 
 
 def image_psnr(image: Tensor, target: Tensor) -> float:
     """PSNR in dB of an image (H, W, 3), clamped to 0..1, against a target."""
-    return -10.0 * math.log10(max(float((image.clamp(0, 1) - target).square().mean()), 1e-10))
+    return psnr_of(float((image.clamp(0, 1) - target).square().mean()))
+
+
+def psnr_of(squared_error: float) -> float:
+    """PSNR in dB of a mean squared error of values in 0..1."""
+    return -10.0 * math.log10(max(squared_error, 1e-10))

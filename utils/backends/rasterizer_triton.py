@@ -1,7 +1,8 @@
 """The rasteriser for CUDA without a compiler: projection, binning and blending in Triton, which comes with torch.
 
 Binning sorts twice instead of once by a packed key: Gaussians by depth, then, stably, their tiles (16 bits, so two radix passes).
-Nothing leaves the device but the number of (Gaussian, tile) pairs, which sizes the second sort.
+Nothing leaves the device but the number of (Gaussian, tile) pairs, which sizes the second sort; with a `PairBudget` not even that, so
+that a whole training step can be recorded as a CUDA graph.
 """
 
 from dataclasses import dataclass
@@ -53,8 +54,25 @@ SHAPES: dict[SplatMode, BlendShape] = {"3dgs": BlendShape(), "2dgs": BlendShape(
 """Fastest on an H200 at 1.2 million splats; surfels have more sums and would spill registers with larger chunks."""
 
 
+@dataclass
+class PairBudget:
+    """Room for the (Gaussian, tile) pairs of a rendering.
+
+    Attributes:
+        capacity: rows that are sorted; 0 reads the exact number back from the device. What does not fit is not drawn, farthest first.
+        needed: (1,) int64 on the device, the most pairs of any rendering so far.
+    """
+
+    needed: Tensor
+    capacity: int = 0
+
+
 class TritonRasterizer:
-    """3DGS and 2DGS on a CUDA device, float32."""
+    """3DGS and 2DGS on a CUDA device, float32.
+
+    Attributes:
+        budget: shared by all renderings; its owner watches `needed` where it sets a capacity.
+    """
 
     name = "triton"
 
@@ -63,12 +81,20 @@ class TritonRasterizer:
             raise MissingDependencyError("rasterizer 'triton' needs a CUDA device", "choose rasterizer 'numba' on the CPU")
         self.device = device
         self.shape = shape
+        self.budget = PairBudget(torch.zeros(1, dtype=torch.int64, device=device))
 
     def render(self, gaussians: CameraGaussians, K: Tensor, size: tuple[int, int], mode: SplatMode, near: float = NEAR) -> RenderOutput:
         """One view on black, see `Rasterizer`."""
         intrinsics = K.detach().to(self.device, torch.float32, non_blocking=True).contiguous()
         attributes = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.colors)
-        arguments = (*(a.to(self.device, torch.float32) for a in attributes), intrinsics, size, near, self.shape or SHAPES[mode])
+        arguments = (
+            *(a.to(self.device, torch.float32) for a in attributes),
+            intrinsics,
+            size,
+            near,
+            self.shape or SHAPES[mode],
+            self.budget,
+        )
         if mode == "3dgs":
             return RenderOutput(*_Gaussians.apply(*arguments))
         rgb, alpha, depth, normal, distortion = _Surfels.apply(*arguments)
@@ -93,7 +119,9 @@ class _Binned:
     tiles: tuple[int, int]
 
 
-def _project_and_bin(kernel: Any, inputs: tuple[Tensor, ...], size: tuple[int, int], near: float, shape: BlendShape) -> _Binned:
+def _project_and_bin(
+    kernel: Any, inputs: tuple[Tensor, ...], size: tuple[int, int], near: float, shape: BlendShape, budget: PairBudget
+) -> _Binned:
     """Projects with `kernel` and sorts the (Gaussian, tile) pairs."""
     means = inputs[0]
     num, (height, width) = len(means), size
@@ -108,8 +136,11 @@ def _project_and_bin(kernel: Any, inputs: tuple[Tensor, ...], size: tuple[int, i
     kernel[grid](*inputs, records, rects, counts, depths, num, width, height, near, TILE=shape.tile, BLOCK=BLOCK)
     order = torch.sort(depths, stable=True).indices
     offsets = torch.cumsum(counts[order], 0)
-    pairs = int(offsets[-1])
-    tile_of, gaussian_of = means.new_empty(pairs, dtype=tile_type), means.new_empty(pairs, dtype=torch.int32)
+    torch.maximum(budget.needed, offsets[-1:], out=budget.needed)
+    pairs = budget.capacity or int(offsets[-1])
+    # Rows that no pair takes sort behind the last tile.
+    tile_of = means.new_full((pairs,), tiles_x * tiles_y, dtype=tile_type)
+    gaussian_of = means.new_empty(pairs, dtype=torch.int32)
     if pairs:
         expand_tiles[grid](order, offsets, counts, rects, tile_of, gaussian_of, num, pairs, tiles_x, BLOCK=BLOCK)
     tile_of, by_tile = torch.sort(tile_of, stable=True)
@@ -117,12 +148,12 @@ def _project_and_bin(kernel: Any, inputs: tuple[Tensor, ...], size: tuple[int, i
 
 
 class _Gaussians(torch.autograd.Function):
-    """3DGS: (means, quats, scales, opacities, colors, K, size, near, shape) -> rgb, alpha, depth."""
+    """3DGS: (means, quats, scales, opacities, colors, K, size, near, shape, budget) -> rgb, alpha, depth."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        inputs, (size, near, shape) = tuple(a.contiguous() for a in arguments[:6]), arguments[6:]
-        binned = _project_and_bin(project_gaussians, inputs, size, near, shape)
+        inputs, (size, near, shape, budget) = tuple(a.contiguous() for a in arguments[:6]), arguments[6:]
+        binned = _project_and_bin(project_gaussians, inputs, size, near, shape, budget)
         rgb, alpha, depth = inputs[0].new_empty(*size, 3), inputs[0].new_empty(size), inputs[0].new_empty(size)
         tiles_y, tiles_x = binned.tiles
         blend_gaussians[(tiles_y * tiles_x,)](
@@ -152,8 +183,8 @@ class _Surfels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        inputs, (size, near, shape) = tuple(a.contiguous() for a in arguments[:6]), arguments[6:]
-        binned = _project_and_bin(project_surfels, inputs, size, near, shape)
+        inputs, (size, near, shape, budget) = tuple(a.contiguous() for a in arguments[:6]), arguments[6:]
+        binned = _project_and_bin(project_surfels, inputs, size, near, shape, budget)
         rgb, normal, moments = (inputs[0].new_empty(*size, channels) for channels in (3, 3, 2))
         alpha, depth, distortion = (inputs[0].new_empty(size) for _ in range(3))
         tiles_y, tiles_x = binned.tiles
@@ -195,4 +226,4 @@ def _project_backward(
         kernel[(triton.cdiv(len(means), BLOCK),)](
             means, quats, scales, K, binned.records, gradients, binned.counts, *results, len(means), size[1], size[0], BLOCK=BLOCK
         )
-    return (*results, None, None, None, None)
+    return (*results, None, None, None, None, None)

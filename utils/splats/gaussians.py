@@ -16,7 +16,9 @@ from utils.types import CameraGaussians, CameraSet, Splats
 NEAR_IN_MEDIAN_DISTANCES = 0.01
 
 
-def view_gaussians(splats: Splats, c2w: Tensor, local: LocalWarp, *, active_degree: int, turn: bool) -> CameraGaussians:
+def view_gaussians(
+    splats: Splats, c2w: Tensor, local: LocalWarp, *, active_degree: int, turn: bool, higher: Tensor | None = None
+) -> CameraGaussians:
     """What the rasteriser draws for one view.
 
     Args:
@@ -25,11 +27,13 @@ def view_gaussians(splats: Splats, c2w: Tensor, local: LocalWarp, *, active_degr
         local: the view's inverse deformation near the splats.
         active_degree: highest band of the colours.
         turn: whether the deformation's local rotation also turns the splats.
+        higher: (N, B - 1, 3) bands above 0, if `splats.sh` holds only the base colour.
     """
     if splats.means.is_cuda and splats.means.dtype == torch.float32 and triton_ready():
         from utils.splats import gaussians_triton
 
-        return gaussians_triton.view_gaussians(splats, c2w, local, active_degree=active_degree, turn=turn)
+        return gaussians_triton.view_gaussians(splats, c2w, local, active_degree=active_degree, turn=turn, higher=higher)
+    sh = splats.sh if higher is None else torch.cat([splats.sh, higher], 1)
     quats = quat_multiply(matrix_to_quat(c2w[:3, :3].T), splats.quats)
     rotation = local.rotation_quaternions if turn else None
     return CameraGaussians(
@@ -37,7 +41,7 @@ def view_gaussians(splats: Splats, c2w: Tensor, local: LocalWarp, *, active_degr
         quats=quats if rotation is None else quat_multiply(rotation, quats),
         scales=splats.log_scales.exp(),
         opacities=splats.logit_opacities.sigmoid(),
-        colors=evaluate_sh(splats.sh, splats.means.detach() - c2w[:3, 3].detach(), active_degree),
+        colors=evaluate_sh(sh, splats.means.detach() - c2w[:3, 3].detach(), active_degree),
     )
 
 

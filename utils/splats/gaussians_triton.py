@@ -123,10 +123,21 @@ def _table(values, band):
 
 
 @triton.jit
+def _place(sh, higher, row, column, STORED: tl.constexpr, SPLIT: tl.constexpr):
+    """Addresses of the coefficients of splats (N, 1) in columns (1, C); with SPLIT the base colour and the higher bands lie apart."""
+    if SPLIT:
+        place = tl.where(column < 3, sh + row * 3 + column, higher + row * (3 * STORED - 3) + column - 3)
+    else:
+        place = sh + row * (3 * STORED) + column
+    return place
+
+
+@triton.jit
 def _forward(
-    means, quats, log_scales, logits, sh, c2w, turn_pose, y0, q0, jacobian,
+    means, quats, log_scales, logits, sh, higher, c2w, turn_pose, y0, q0, jacobian,
     out_means, out_quats, out_scales, out_opacities, out_colors, num,
-    STORED: tl.constexpr, ACTIVE: tl.constexpr, WARP: tl.constexpr, TURN: tl.constexpr, BLOCK: tl.constexpr,
+    STORED: tl.constexpr, ACTIVE: tl.constexpr, SPLIT: tl.constexpr, WARP: tl.constexpr, TURN: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = row < num
@@ -151,13 +162,13 @@ def _forward(
     _store3(out_scales, row, mask, tl.exp(s0), tl.exp(s1), tl.exp(s2))
     tl.store(out_opacities + row, 1.0 / (1.0 + tl.exp(-tl.load(logits + row, mask, 0.0))), mask)
     if ACTIVE == 1:
-        r, g, b = _load3(sh, row * STORED, mask)
+        r, g, b = _load3(sh, row * (1 if SPLIT else STORED), mask)
         red, green, blue = 0.5 + _SH0 * r, 0.5 + _SH0 * g, 0.5 + _SH0 * b
     else:
         # A splat's coefficients, band by band and r, g, b within, are neighbours in memory and so lie across lanes.
         column = tl.arange(0, 64)[None, :]
         wanted = mask[:, None] & (column < 3 * ACTIVE)
-        term = tl.load(sh + (row * (3 * STORED))[:, None] + column, wanted, 0.0) * _table(_basis(d0, d1, d2), column // 3)
+        term = tl.load(_place(sh, higher, row[:, None], column, STORED, SPLIT), wanted, 0.0) * _table(_basis(d0, d1, d2), column // 3)
         red = 0.5 + tl.sum(tl.where(column % 3 == 0, term, 0.0), 1)
         green = 0.5 + tl.sum(tl.where(column % 3 == 1, term, 0.0), 1)
         blue = 0.5 + tl.sum(tl.where(column % 3 == 2, term, 0.0), 1)
@@ -168,8 +179,9 @@ def _forward(
 def _backward(
     means, quats, c2w, turn_pose, jacobian, scales, opacities, colors,
     i_means, i_quats, i_scales, i_opacities, i_colors,
-    g_means, g_quats, g_log_scales, g_logits, g_sh, g_pose, num,
-    STORED: tl.constexpr, ACTIVE: tl.constexpr, WARP: tl.constexpr, TURN: tl.constexpr, BLOCK: tl.constexpr,
+    g_means, g_quats, g_log_scales, g_logits, g_sh, g_higher, g_pose, num,
+    STORED: tl.constexpr, ACTIVE: tl.constexpr, SPLIT: tl.constexpr, WARP: tl.constexpr, TURN: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = row < num
@@ -228,21 +240,32 @@ def _backward(
         column = tl.arange(0, 64)[None, :]
         term = tl.where(column % 3 == 0, h0[:, None], tl.where(column % 3 == 1, h1[:, None], h2[:, None]))
         term = tl.where(column < 3 * ACTIVE, term * _table(_basis(d0, d1, d2), column // 3), 0.0)
-        tl.store(g_sh + (row * (3 * STORED))[:, None] + column, term, mask[:, None] & (column < 3 * STORED))
+        tl.store(_place(g_sh, g_higher, row[:, None], column, STORED, SPLIT), term, mask[:, None] & (column < 3 * STORED))
 
 
 class _View(torch.autograd.Function):
-    """(means, quats, log_scales, logit_opacities, sh, c2w, pose quaternion, warp, turn, active bands) -> CameraGaussians' fields."""
+    """(means, quats, log_scales, logit_opacities, sh, higher bands, c2w, pose quaternion, warp, turn, active) -> CameraGaussians."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        inputs, (warp, turn, active) = tuple(a.contiguous() for a in arguments[:7]), arguments[7:]
-        means, quats, _, logits, sh, c2w, pose = inputs
+        means, quats, log_scales, logits, sh = (a.contiguous() for a in arguments[:5])
+        higher, c2w, pose, warp, turn, active = arguments[5:]
+        split = higher is not None
+        higher, c2w, pose = higher.contiguous() if split else sh, c2w.contiguous(), pose.contiguous()
         outputs = (*(torch.empty_like(t) for t in (means, quats, means, logits, means)),)
-        ctx.flags = {"STORED": sh.shape[1], "ACTIVE": active, "WARP": warp is not None, "TURN": turn and warp is not None, "BLOCK": BLOCK}
+        ctx.flags = {
+            "STORED": 1 + higher.shape[1] if split else sh.shape[1],
+            "ACTIVE": active,
+            "SPLIT": split,
+            "WARP": warp is not None,
+            "TURN": turn and warp is not None,
+            "BLOCK": BLOCK,
+        }
         y0, q0, jacobian = warp if warp is not None else (means, means, means)  # not read without a warp
         if len(means):
-            _forward[(triton.cdiv(len(means), BLOCK),)](*inputs, y0, q0, jacobian, *outputs, len(means), **ctx.flags)
+            _forward[(triton.cdiv(len(means), BLOCK),)](
+                means, quats, log_scales, logits, sh, higher, c2w, pose, y0, q0, jacobian, *outputs, len(means), **ctx.flags
+            )
         ctx.save_for_backward(means, quats, c2w, pose, jacobian, *outputs[2:])
         return outputs
 
@@ -250,23 +273,25 @@ class _View(torch.autograd.Function):
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         means, quats, c2w = ctx.saved_tensors[:3]
         num, programs = len(means), triton.cdiv(len(means), BLOCK)
-        results = (
-            *(torch.empty_like(t) for t in (means, quats, means)),
-            means.new_empty(num),
-            means.new_empty(num, ctx.flags["STORED"], 3),
-        )
+        stored, split = ctx.flags["STORED"], ctx.flags["SPLIT"]
+        results = (*(torch.empty_like(t) for t in (means, quats, means)), means.new_empty(num))
+        g_sh = means.new_empty(num, 1 if split else stored, 3)
+        g_higher = means.new_empty(num, stored - 1, 3) if split else g_sh
         sums = means.new_empty(programs, 16)
         if programs:
-            _backward[(programs,)](*ctx.saved_tensors, *(g.contiguous() for g in incoming), *results, sums, num, **ctx.flags)
+            saved, gradients = ctx.saved_tensors, (g.contiguous() for g in incoming)
+            _backward[(programs,)](*saved, *gradients, *results, g_sh, g_higher, sums, num, **ctx.flags)
         sums = sums.sum(0)
         g_c2w = torch.zeros_like(c2w)
         g_c2w[:3, :3], g_c2w[:3, 3] = sums[:9].view(3, 3), sums[9:12]
-        return (*results, g_c2w, sums[12:], None, None, None)
+        return (*results, g_sh, g_higher if split else None, g_c2w, sums[12:], None, None, None)
 
 
-def view_gaussians(splats: Splats, c2w: Tensor, local: LocalWarp, *, active_degree: int, turn: bool) -> CameraGaussians:
+def view_gaussians(
+    splats: Splats, c2w: Tensor, local: LocalWarp, *, active_degree: int, turn: bool, higher: Tensor | None = None
+) -> CameraGaussians:
     """The same as `utils.splats.gaussians.view_gaussians`, for float32 on the GPU."""
     pose = matrix_to_quat(c2w[:3, :3].T)
     warp = None if local.jacobian is None else (local.y0.contiguous(), local.q0.contiguous(), local.jacobian.contiguous())
-    inputs = (splats.means, splats.quats, splats.log_scales, splats.logit_opacities, splats.sh, c2w, pose)
+    inputs = (splats.means, splats.quats, splats.log_scales, splats.logit_opacities, splats.sh, higher, c2w, pose)
     return CameraGaussians(*_View.apply(*inputs, warp, turn, (active_degree + 1) ** 2))
