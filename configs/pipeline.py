@@ -121,19 +121,21 @@ class Budget:
         resolution: longest side of the working images in pixels.
         splats: splat budget.
         iterations: training steps.
+        sh_degree: highest band of view-dependent colour.
     """
 
     frames: int
     resolution: int
     splats: int
     iterations: int
+    sh_degree: int
 
 
 BUDGETS: dict[tuple[Mode, Literal["cpu", "cuda"]], Budget] = {
-    ("fast", "cpu"): Budget(frames=32, resolution=256, splats=30_000, iterations=1500),
-    ("extensive", "cpu"): Budget(frames=64, resolution=392, splats=100_000, iterations=5000),
-    ("fast", "cuda"): Budget(frames=100, resolution=504, splats=1_200_000, iterations=10_000),
-    ("extensive", "cuda"): Budget(frames=100, resolution=504, splats=1_500_000, iterations=15_000),
+    ("fast", "cpu"): Budget(frames=32, resolution=256, splats=30_000, iterations=1500, sh_degree=1),
+    ("extensive", "cpu"): Budget(frames=64, resolution=392, splats=100_000, iterations=5000, sh_degree=2),
+    ("fast", "cuda"): Budget(frames=100, resolution=504, splats=1_200_000, iterations=10_000, sh_degree=3),
+    ("extensive", "cuda"): Budget(frames=100, resolution=504, splats=1_500_000, iterations=15_000, sh_degree=3),
 }
 
 
@@ -147,5 +149,5 @@ def preset(mode: Mode, device: Literal["cpu", "cuda"]) -> PipelineConfig:
         preprocess_max_frames=budget.frames,
         preprocess_process_res=budget.resolution,
         stage1=replace(base.stage1, alignment=AlignmentDataConfig(num_frames=budget.frames, stride=1)),
-        gs=replace(base.gs, num_iters=budget.iterations, target_num_points=budget.splats),
+        gs=replace(base.gs, num_iters=budget.iterations, target_num_points=budget.splats, sh_degree=budget.sh_degree),
     )

@@ -31,6 +31,8 @@ class GSConfig:
     """Rasteriser backend; auto takes gsplat on CUDA and the embedded one on a CPU."""
     device: str = "auto"
     """cpu, cuda, or auto: CUDA where gsplat can run."""
+    max_gpu_gb: float = 0.0
+    """Most GPU memory to take, in GiB; fewer splats are trained if the budget does not fit. 0: all there is."""
     deform: bool = True
     """Render through the inverse deformation; off: rigid rendering."""
     deform_inverse_rotations: bool = True
@@ -44,9 +46,9 @@ class GSConfig:
     sh_degree: int = 3
     """Highest band of view-dependent colour, 0..3."""
     sh_full_from_iter: int | None = None
-    """Step from which the bands above 0 learn and the cameras (and positions) are frozen; default num_iters / 3."""
-    sh_freeze_means_when_full_sh: bool = True
-    """Freeze the positions when the higher bands start."""
+    """Step from which the bands above 0 learn and the cameras are frozen; default num_iters / 3."""
+    sh_freeze_means_when_full_sh: bool = False
+    """Freeze the positions when the higher bands start, as published; about 0.3 dB worse on held-out frames."""
     sh_reg_weight: float = 10.0
     """Weight of the mean square of the higher bands; larger keeps the colour less view-dependent."""
     optimize_cams: bool = True
@@ -61,17 +63,17 @@ class GSConfig:
     """affine: a 3x4 colour map per frame takes up colour drift, so that it is not baked into the world."""
     appearance_reg_weight: float = 0.1
     """Weight that holds the colour maps at the identity."""
-    lr_sh0: float = 2.5e-3
+    lr_sh0: float = 5e-3
     """Learning rate of the base colour."""
     lr_shN: float = 1.25e-4
     """Learning rate of the higher bands."""
     lr_opacities: float = 5e-2
     """Learning rate of the opacity logits."""
-    lr_scales: float = 5e-3
+    lr_scales: float = 1e-2
     """Learning rate of the log scales."""
     lr_quats: float = 1e-3
     """Learning rate of the rotations."""
-    lr_positions: float = 1e-4
+    lr_positions: float = 3e-4
     """Learning rate of the positions, in median depths of the scene."""
     lr_cams: float = 1e-4
     """Learning rate of the poses, in radians and median depths."""
@@ -121,6 +123,8 @@ class GSConfig:
             raise ConfigError(f"num_iters is {self.num_iters}", "give at least 1")
         if self.target_num_points < 1:
             raise ConfigError(f"target_num_points is {self.target_num_points}", "give at least 1")
+        if self.max_gpu_gb < 0:
+            raise ConfigError(f"max_gpu_gb is {self.max_gpu_gb}", "give 0 (no limit) or a positive number of GiB")
         if not 0 <= self.sh_degree <= 3:
             raise ConfigError(f"sh_degree is {self.sh_degree}", "give 0, 1, 2 or 3")
         if self.holdout_every < 0 or self.holdout_every == 1:

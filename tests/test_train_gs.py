@@ -168,7 +168,7 @@ def test_reporter_changes_nothing() -> None:
 
 
 def test_cameras_and_means_freeze_when_the_bands_start() -> None:
-    trainer = build(make_config(num_iters=30, sh_full_from_iter=15))
+    trainer = build(make_config(num_iters=30, sh_full_from_iter=15, sh_freeze_means_when_full_sh=True))
     for _ in range(15):
         trainer.step()
     twist, means = trainer.poses.twists[2].detach().clone(), trainer.parameters.means.detach().clone()

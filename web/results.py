@@ -23,7 +23,8 @@ _FILM_WORDS = {
     "input_poses": "From the cameras of the clip",
     "optimised_poses": "From the refined cameras",
 }
-_CHECKPOINT = "model_final.pt"
+# Names of `utils.splats.checkpoint`, which is not imported: it would load PyTorch into the server.
+_CHECKPOINT, _UNFINISHED = "model_final.pt", "gs_*.resume/preview.pt"
 _METRICS = {"psnr": "PSNR", "ssim": "SSIM"}
 
 
@@ -52,6 +53,12 @@ def splat_folders(root: Path) -> list[Path]:
         if folders:
             return folders
     return []
+
+
+def viewable(root: Path) -> bool:
+    """Whether the viewer has something to show: trained splats, or those of a training that is under way."""
+    layout = SceneLayout(root)
+    return bool(splat_folders(root)) or any(any(layout.run(name).root.glob(_UNFINISHED)) for name in layout.runs())
 
 
 def export_path(folder: Path, kind: str) -> Path:

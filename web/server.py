@@ -74,7 +74,7 @@ class Site:
     @property
     def limit(self) -> int:
         """Largest upload in bytes."""
-        return self.config.max_upload_mb << 20
+        return self.config.max_upload_mb * 1_000_000
 
 
 class Guard:
@@ -289,7 +289,7 @@ def _describe_results(site: Site, job: Job) -> dict[str, Any]:
         "files": found,
         "quality": results.quality(root),
         "report": SceneLayout(root).report_html.is_file(),
-        "viewer": bool(results.splat_folders(root)),
+        "viewer": results.viewable(root),
         "mesh_wanted": any(kind in job.exports for kind in results.MESHES),
     }
 
@@ -325,7 +325,9 @@ async def _upload(site: Site, request: Request) -> Response:
 
 async def _receive(request: Request, path: Path, limit: int) -> None:
     """Streams the body to a file, up to the limit."""
-    too_large = _TooLarge(f"the file is larger than {limit >> 20} MB", "choose a shorter clip, or start the page with --max-upload-mb")
+    too_large = _TooLarge(
+        f"the file is larger than {limit // 1_000_000} MB", "choose a shorter clip, or start the page with --max-upload-mb"
+    )
     if int(request.headers.get("content-length") or 0) > limit:
         raise too_large
     size = 0
@@ -443,8 +445,8 @@ def _send(path: Path, **options: Any) -> Response:
 
 async def _open_viewer(site: Site, request: Request) -> Response:
     job = _job(site, request)
-    if not results.splat_folders(site.store.scene_root(job.id)):
-        raise InputError("this run has no splats yet", "come back when training is over")
+    if not results.viewable(site.store.scene_root(job.id)):
+        raise InputError("this run has no splats yet", "come back when training has begun")
     await run_in_threadpool(site.viewers.start, job.id)
     return RedirectResponse(request.url.path, 303)
 

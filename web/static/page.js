@@ -1,6 +1,11 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
+const TITLES = {
+  geometry: "Geometry: cameras and depth", alignment: "Alignment: each frame to the model", "joint alignment": "Alignment: all frames together",
+  "inverse deformation": "Inverse deformation", "2dgs splats": "Splats, 2DGS", "3dgs splats": "Splats, 3DGS",
+  "2dgs evaluation": "Films and quality, 2DGS", "3dgs evaluation": "Films and quality, 3DGS", exports: "Files to download",
+};
 const WORDS = { queued: "waiting", running: "running", done: "done", failed: "failed", cancelled: "cancelled" };
 let state = null;
 let chosenFile = null;
@@ -102,7 +107,7 @@ function send(event) {
 
 function describePresets() {
   for (const [mode, budget] of Object.entries(state.budgets)) {
-    $(`about-${mode}`).textContent = `${budget.frames} frames, ${budget.resolution} px, ${budget.splats.toLocaleString("en")} splats`;
+    $(`about-${mode}`).textContent = `${budget.frames} frames, ${budget.resolution}\u00a0px, ${budget.splats.toLocaleString("en")}\u00a0splats`;
   }
   const budget = state.budgets[new FormData($("new")).get("mode")];
   document.querySelector("[name=frames]").placeholder = budget.frames;
@@ -119,10 +124,10 @@ function show(id) {
 }
 
 function settings(job) {
-  const words = [job.about, job.mode];
+  const words = [job.about, `${job.mode} preset`];
   if (job.renderer) words.push(job.renderer === "both" ? "2dgs and 3dgs" : job.renderer);
-  if (job.frames) words.push(`${job.frames} frames`);
-  if (job.resolution) words.push(`${job.resolution} px`);
+  if (job.frames) words.push(`at most ${job.frames} frames`);
+  if (job.resolution) words.push(`at ${job.resolution} px`);
   return words.filter(Boolean).join(", ");
 }
 
@@ -181,7 +186,7 @@ function stages(job) {
     const past = job.state === "done" || index + 1 < job.number || times.has(title);
     const under = job.state === "running" && index + 1 === job.number && !times.has(title);
     list.append(make("li", { className: past ? "past" : under ? "under" : "", ...(under ? { ariaCurrent: "step" } : {}) },
-      title, make("span", { textContent: times.get(title) || "" })));
+      TITLES[title] || title, make("span", { textContent: times.get(title) || "" })));
   });
   return [make("h4", { textContent: "Stages" }), list];
 }
@@ -262,7 +267,8 @@ function move(article, job) {
   const share = job.total ? job.step / job.total : 0;
   const title = job.stages[job.number - 1] || "starting";
   const inside = job.phase && job.phase !== title ? `: ${job.phase}` : "";
-  what.textContent = job.number ? `${job.number} of ${count}, ${title}${inside}${job.total ? ` ${job.step}/${job.total}` : ""}` : "starting";
+  const at = job.total ? ` ${job.step}/${job.total}` : "";
+  what.textContent = job.number ? `Stage ${job.number} of ${count}${inside}${at}` : "Starting";
   if (job.left !== null) left.textContent = `about ${duration(job.left)} left`;
   else if (job.phase_left !== null) left.textContent = `this step: about ${duration(job.phase_left)} left`;
   else left.textContent = `${duration(job.now - job.started)} so far`;
