@@ -43,7 +43,7 @@ def test_a_clip_becomes_a_world_that_can_be_fetched(tmp_path):
             "splats_3dgs.splat": "export",
             "splats_3dgs.spz": "export",
         }
-        assert job["quality"] == ["3dgs: PSNR 24.50, SSIM 0.80 on frames that training never saw"]
+        assert job["quality"] == ["3DGS: PSNR 24.5 dB, SSIM 0.800 on frames that training never saw"]
         for file in job["files"]:
             assert len(page.get(f"/jobs/{job_id}/files/{file['key']}")) == file["bytes"]
         film = next(f["key"] for f in job["files"] if f["kind"] == "film")

@@ -102,7 +102,7 @@ def test_a_visit_by_keyboard_from_upload_to_download_and_after_a_restart(browser
         tab_to(browser, "Go on")
         browser.press(*ENTER)
         until(lambda: browser.run("!!document.querySelector('.badge.done')"), 20)
-        until(lambda: "PSNR 24.50" in shown(browser), 5)
+        until(lambda: "PSNR 24.5 dB" in shown(browser), 5)
         until(lambda: browser.run("document.querySelector('video').videoWidth") == 96, 10)  # the film plays here
         tab_to(browser, "Splats, PLY")
         browser.press(*ENTER)
@@ -159,7 +159,7 @@ def test_what_cannot_be_used_is_said_before_and_after_sending(browser, tmp_path)
         browser.run(drop % ("x", "notes.txt"))
         assert "not a kind of file" in browser.run(said)
         browser.run(drop % ("x" * 1_100_000, "big.mp4"))
-        assert "at most 1.0 MB" in browser.run(said)
+        assert "at most 1 MB" in browser.run(said)
         browser.run(drop % ("#EXTM3U and more than that", "list.mp4"))
         assert browser.run(said) == ""
         browser.click("document.getElementById('go')")

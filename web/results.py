@@ -25,7 +25,7 @@ _FILM_WORDS = {
 }
 # Names of `utils.splats.checkpoint`, which is not imported: it would load PyTorch into the server.
 _CHECKPOINT, _UNFINISHED = "model_final.pt", "gs_*.resume/preview.pt"
-_METRICS = {"psnr": "PSNR", "ssim": "SSIM"}
+_METRICS = {"psnr": "PSNR {:.1f} dB", "ssim": "SSIM {:.3f}"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def offers(root: Path) -> list[Offer]:
     folders = splat_folders(root)
     for folder in folders:
         renderer = folder.name.removeprefix("gs_")
-        suffix = f" ({renderer})" if len(folders) > 1 else ""
+        suffix = f" ({renderer.upper()})" if len(folders) > 1 else ""
         for path in sorted(RunLayout.evaluation(folder).glob("*.mp4")):
             words = next((w for k, w in _FILM_WORDS.items() if k in path.stem), path.stem.replace("_", " "))
             found.append(Offer(path.relative_to(root).as_posix(), path, "film", words + suffix))
@@ -90,9 +90,9 @@ def quality(root: Path) -> list[str]:
         metrics = _json(RunLayout.evaluation(folder) / "metrics.json")
         for part, words in (("heldout", "on frames that training never saw"), ("train", "on training frames")):
             values = metrics.get(part) or {}
-            numbers = [f"{name} {values[key]:.2f}" for key, name in _METRICS.items() if isinstance(values.get(key), int | float)]
+            numbers = [form.format(values[key]) for key, form in _METRICS.items() if isinstance(values.get(key), int | float)]
             if numbers:
-                lines.append(f"{folder.name.removeprefix('gs_')}: {', '.join(numbers)} {words}")
+                lines.append(f"{folder.name.removeprefix('gs_').upper()}: {', '.join(numbers)} {words}")
                 break
     return lines
 

@@ -127,7 +127,7 @@ def make_app(config: WebConfig, commands: Commands | None = None) -> Starlette:
     lock = _claim(workspace)
     commands = commands or Commands()
     store = JobStore(workspace)
-    site = Site(config, store, Runner(store, commands), Viewers(store, commands, config.host))
+    site = Site(config, store, Runner(store, commands), Viewers(store, commands, config.host, config.port + 1))
 
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:

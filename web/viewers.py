@@ -4,10 +4,12 @@ import re
 import socket
 import subprocess
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from utils.errors import ConfigError
 from web.jobs import JobStore
 from web.processes import Commands, end, end_leftover
 from web.runner import explain
@@ -16,6 +18,7 @@ _PID_FILE = "viewer.pid"
 _LOG_FILE = "viewer.log"
 # Each holds a world in memory; the one opened first makes room.
 _MOST_OPEN = 2
+_PORTS_TRIED = 50
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,11 @@ class Viewers:
         store: the jobs.
         commands: how the viewer is called.
         host: address the viewers listen on.
+        first_port: they take free ports from here on, so that a tunnel can be set up beforehand.
     """
 
-    def __init__(self, store: JobStore, commands: Commands, host: str):
-        self._store, self._commands, self._host = store, commands, host
+    def __init__(self, store: JobStore, commands: Commands, host: str, first_port: int):
+        self._store, self._commands, self._host, self._first_port = store, commands, host, first_port
         self._lock = threading.Lock()
         self._open: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
         for path in store.workspace.glob(f"*/{_PID_FILE}"):
@@ -60,7 +64,7 @@ class Viewers:
                 return
             self._open.pop(job_id, None)
             surplus = [self._open.pop(next(iter(self._open))) for _ in range(len(self._open) - _MOST_OPEN + 1)]
-            port = _free_port(self._host)
+            port = _free_port(self._host, self._first_port)
             folder = self._store.folder(job_id)
             (folder / _LOG_FILE).unlink(missing_ok=True)
             argv = [*self._commands.viewer, "--config.root-path", str(self._store.scene_root(job_id))]
@@ -108,11 +112,16 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _free_port(host: str) -> int:
+def _free_port(host: str, first: int) -> int:
+    """The first port that nobody listens on; any free one if all of them are taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    for port in (*range(first, min(first + _PORTS_TRIED, 65536)), 0):
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                probe.bind((host, port))
+                return int(probe.getsockname()[1])
+    raise ConfigError(f"no port is free on {host}", "close other programs that listen")
 
 
 def _answers(host: str, port: int) -> bool:

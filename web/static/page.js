@@ -26,14 +26,16 @@ function make(tag, properties = {}, ...children) {
 
 function duration(seconds) {
   const whole = Math.max(0, Math.round(seconds));
-  if (whole < 60) return `${whole} s`;
-  if (whole < 3600) return `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;
-  return `${Math.floor(whole / 3600)} h ${String(Math.floor((whole % 3600) / 60)).padStart(2, "0")} min`;
+  const two = (number) => String(Math.floor(number)).padStart(2, "0");
+  if (whole < 60) return `${whole}\u00a0s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)}\u00a0min\u00a0${two(whole % 60)}\u00a0s`;
+  return `${Math.floor(whole / 3600)}\u00a0h\u00a0${two((whole % 3600) / 60)}\u00a0min`;
 }
 
 function size(bytes) {
   if (bytes < 1e6) return `${Math.max(1, Math.round(bytes / 1e3))} kB`;
-  return bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
+  if (bytes < 1e9) return `${(bytes / 1e6).toFixed(bytes % 1e6 ? 1 : 0)} MB`;
+  return `${(bytes / 1e9).toFixed(2)} GB`;
 }
 
 const when = (seconds) => new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
@@ -127,7 +129,7 @@ function settings(job) {
   const words = [job.about, `${job.mode} preset`];
   if (job.renderer) words.push(job.renderer === "both" ? "2dgs and 3dgs" : job.renderer);
   if (job.frames) words.push(`at most ${job.frames} frames`);
-  if (job.resolution) words.push(`at ${job.resolution} px`);
+  if (job.resolution) words.push(`at ${job.resolution}\u00a0px`);
   return words.filter(Boolean).join(", ");
 }
 
@@ -145,7 +147,7 @@ function card(job) {
   const isOpen = job.id === open;
   const picture = job.thumbnail
     ? make("img", { className: "picture", alt: "", src: `/jobs/${job.id}/thumbnail` }) : make("span", { className: "picture" });
-  const spent = job.state === "done" && job.started ? ` in ${duration(job.finished - job.started)}` : "";
+  const spent = job.state === "done" && job.started ? `, made in ${duration(job.finished - job.started)}` : "";
   const head = make("button", { className: "head", type: "button", ariaExpanded: String(isOpen), onclick: () => show(job.id) },
     picture,
     make("span", {}, make("span", { className: "name", textContent: job.name }),
@@ -171,8 +173,11 @@ function body(job) {
   }
   if (job.report) look.append(make("a", { className: "button", href: `/jobs/${job.id}/report`, target: "_blank", textContent: "Report" }));
   if (look.children.length) parts.append(look);
-  for (const line of job.quality) parts.append(make("p", { className: "facts", textContent: line }));
-  parts.append(...stages(job), ...films(job), ...downloads(job));
+  for (const line of job.quality) parts.append(make("p", { className: "facts quality", textContent: line }));
+  parts.append(...(job.state === "done" ? [] : stages(job)), ...films(job), ...downloads(job));
+  if (job.state === "done" && job.stages.length) {
+    parts.append(make("details", { className: "log" }, make("summary", { textContent: "Stages and their times" }), ...stages(job).slice(1)));
+  }
   if (job.started) parts.append(logPart(job));
   parts.append(actions(job));
   return parts;
@@ -226,7 +231,7 @@ function downloads(job) {
 
 function logPart(job) {
   const text = make("pre", { tabIndex: 0, ariaLabel: "Log" });
-  const details = make("details", { className: "log" }, make("summary", { textContent: "Log" }), text);
+  const details = make("details", { className: "log", id: `log-${job.id}` }, make("summary", { textContent: "Log" }), text);
   details.addEventListener("toggle", async () => {
     if (!details.open) return;
     text.textContent = await (await fetch(`/jobs/${job.id}/log`)).text() || "Nothing yet.";
@@ -288,11 +293,12 @@ function draw() {
       const fresh = card(job);
       fresh.looks = looks;
       const focused = article && article.contains(document.activeElement) ? focusKey(article, document.activeElement) : null;
-      const logOpen = article?.querySelector(".log")?.open;
+      const logOpen = article?.querySelector(`#log-${job.id}`)?.open;
       if (article) article.replaceWith(fresh);
       article = fresh;
       if (list.children[index] !== article) list.insertBefore(article, list.children[index] || null);
-      if (logOpen && article.querySelector(".log")) article.querySelector(".log").open = true;
+      const log = article.querySelector(`#log-${job.id}`);
+      if (logOpen && log) log.open = true;
       if (focused !== null) refocus(article, focused);
     } else if (list.children[index] !== article) {
       list.insertBefore(article, list.children[index] || null);
