@@ -98,7 +98,7 @@ class EvalConfig:
             raise ConfigError(f"fps is {self.fps}", "give at least 1")
 
 
-ExportFormat = Literal["ply", "splat", "spz", "colmap", "colmap-bin", "nerfstudio", "cloud", "mesh-ply", "mesh-glb"]
+ExportFormat = Literal["ply", "splat", "spz", "colmap", "colmap-bin", "nerfstudio", "cloud", "cloud-npz", "mesh-ply", "mesh-glb"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,8 @@ class ExportConfig:
 
     format: ExportFormat = "ply"
     """ply: standard splat PLY; splat, spz: compact splats for the web; colmap, colmap-bin, nerfstudio: cameras, images and cloud for
-    other trainers; cloud: the canonical cloud; mesh-ply, mesh-glb: a coloured surface fused from rendered depth."""
+    other trainers; cloud, cloud-npz: the canonical cloud as PLY or compressed NPZ; mesh-ply, mesh-glb: a coloured surface fused from
+    rendered depth."""
 
     out_ply: Path | None = None
     """Where the export goes, a folder for colmap and nerfstudio; unset takes splats_<renderer>.ply and the like in checkpoint_dir."""
@@ -128,7 +129,8 @@ class ExportConfig:
     """Keep only this many splats, those with the largest opacity times area; not positive keeps all."""
 
     up: Literal["keep", "x", "y", "z", "-x", "-y", "-z"] = "keep"
-    """Turn the world so that its up direction, as the cameras were held, is this axis."""
+    """Turn the world so that its up direction, as the cameras were held, is this axis of the file. keep leaves the world as it is,
+    y down as usual for splat PLYs; spz and mesh-glb, which are y up by definition, are then given their usual axes."""
 
     scale: float = 1.0
     """Multiply all lengths by this."""

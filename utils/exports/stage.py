@@ -32,10 +32,13 @@ _FILE_NAMES = {
     "colmap-bin": "colmap_bin",
     "nerfstudio": "nerfstudio",
     "cloud": "canonical_cloud.ply",
+    "cloud-npz": "canonical_cloud.npz",
     "mesh-ply": "mesh.ply",
     "mesh-glb": "mesh.glb",
 }
 _FOLDERS = ("colmap", "colmap-bin", "nerfstudio")
+# From x right, y down, z forward to x right, y up, z back, and the other way round.
+_Y_UP = np.diag([1.0, -1.0, -1.0])
 
 
 def run(config: ExportConfig, report: Reporter = NULL_REPORTER) -> Path:
@@ -43,7 +46,7 @@ def run(config: ExportConfig, report: Reporter = NULL_REPORTER) -> Path:
     run_layout, checkpoint = locate_checkpoint(config.root_path, config.run, config.checkpoint_dir)
     trained = load_checkpoint(checkpoint)
     target = config.out_ply or checkpoint / _FILE_NAMES[config.format].format(renderer=trained.renderer)
-    rotation = upright(trained.cameras, config.up)
+    rotation = _turn(trained.cameras, config)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.stem}.partial{target.suffix}")
@@ -61,6 +64,16 @@ def run(config: ExportConfig, report: Reporter = NULL_REPORTER) -> Path:
         beside.rename(target)
     report.note(f"export: wrote {target}")
     return target
+
+
+def _turn(cameras: CameraSet, config: ExportConfig) -> Array:
+    """Rotation (3, 3) of the world before it is written: `config.up` is meant in the file's own axes."""
+    rotation = upright(cameras, config.up)
+    if config.format == "spz" and config.up != "keep":
+        return _Y_UP @ rotation  # the writer turns right-down-front into the format's axes
+    if config.format == "mesh-glb" and config.up == "keep":
+        return _Y_UP
+    return rotation
 
 
 def _clear(path: Path) -> None:
@@ -102,6 +115,10 @@ def _write_scene(path: Path, cameras: CameraSet, run_layout: RunLayout, rotation
     report.note(f"export: {len(points)} points")
     if config.format == "cloud":
         artifacts.write_points_ply(path, points, cloud.colors)
+        return
+    if config.format == "cloud-npz":
+        with path.open("wb") as stream:
+            np.savez_compressed(stream, points=points.astype(np.float32), colors=cloud.colors, frame=cloud.frame, pixel=cloud.pixel)
         return
     scene = artifacts.load_scene(config.root_path)
     cameras = transform_cameras(cameras, rotation, config.scale).resized(scene.cameras.size)

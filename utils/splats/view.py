@@ -133,14 +133,15 @@ def locate_checkpoint(root: Path, run: str, checkpoint_dir: Path | None) -> tupl
         raise ConfigError(f"{root} has no run '{run}'", f"choose one of: {', '.join(names) or '(there is none yet)'}")
     if not names:
         raise MissingArtifactError(f"{root} has no alignment run", f"make one with: python run_reconstruction.py --config.root-path {root}")
+    for chosen in [layout.run(run)] if run else [layout.run(name) for name in reversed(names)]:
+        if checkpoint_dir is not None:
+            candidates = [chosen.root / checkpoint_dir.name]
+        else:
+            candidates = sorted(chosen.root.glob("gs_*"), key=lambda p: p.stat().st_mtime, reverse=True)
+        for folder in candidates:
+            if (folder / MODEL).is_file():
+                return chosen, folder
     chosen = layout.run(run or names[-1])
-    if checkpoint_dir is not None:
-        candidates = [chosen.root / checkpoint_dir.name]
-    else:
-        candidates = sorted(chosen.root.glob("gs_*"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for folder in candidates:
-        if (folder / MODEL).is_file():
-            return chosen, folder
     wanted = checkpoint_dir or chosen.root / "gs_3dgs"
     raise MissingArtifactError(
         f"{wanted} holds no trained splats ({MODEL})",
