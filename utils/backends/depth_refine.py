@@ -7,7 +7,7 @@ in the image on a plane, and because noise of a triangulated point is about cons
 
 import cv2
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from utils.types import Array
 
@@ -63,12 +63,12 @@ def flatness(inverse: Array) -> Array:
     return 1 / (1 + (reach / _BEND) ** 2)
 
 
-@njit(parallel=True, cache=True)
+@njit(nogil=True, cache=True)
 def _solve_rows(top: Array, bottom: Array, right: Array, strength: np.float32) -> tuple[Array, Array]:
-    """Both arrays smoothed along their rows: (I + strength L) x = b by the Thomas algorithm, one row a thread."""
+    """Both arrays smoothed along their rows: (I + strength L) x = b by the Thomas algorithm."""
     height, width = top.shape
     out_top, out_bottom = np.empty_like(top), np.empty_like(bottom)
-    for y in prange(height):
+    for y in range(height):
         gain = np.empty(width, np.float32)
         before = np.float32(0.0)
         for x in range(width):

@@ -12,6 +12,7 @@ import torch
 from numba import njit
 
 from utils.geometry import se3
+from utils.geometry.projection import invert_rigid
 from utils.types import Array
 
 _CAUCHY_PX = 0.5
@@ -120,7 +121,7 @@ def adjust(w2c: Array, K: Array, matches: Matches, inverse: Array, *, focal: Foc
             pull = _CAUCHY_PX**2 * cost / focal.independent / focal.sigma**2
             H[-1, -1] += pull
             g[-1] += pull * np.log(K[0, 0] / focal.center_px)
-        step = np.linalg.solve(H, -g)
+        step = torch.linalg.solve(torch.from_numpy(H), torch.from_numpy(-g)).numpy()
         new_w = w + _back_substitute(step, point_H, point_g, cross, cross_at)
         new_poses = se3.exp(torch.from_numpy(step[:-1].reshape(-1, 6))).numpy() @ poses
         new_K = K.copy()
@@ -150,7 +151,7 @@ def _cost(
     poses: Array, K: Array, w: Array, host: Array, target: Array, point: Array, host_px: Array, target_px: Array
 ) -> tuple[float, float]:
     """Cauchy cost, and the median residual in pixels."""
-    relative = poses[target] @ np.linalg.inv(poses[host])
+    relative = poses[target] @ invert_rigid(poses)[host]
     focal, center = np.array([K[0, 0], K[1, 1]]), np.array([K[0, 2], K[1, 2]])
     ray = np.column_stack([(host_px - center) / focal, np.ones(len(host))])
     seen = np.einsum("mij,mj->mi", relative[:, :3, :3], ray) + w[point, None] * relative[:, :3, 3]

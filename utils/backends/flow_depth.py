@@ -5,14 +5,18 @@ which remains is small even over wide baselines; flow plus warp is a dense match
 together along its ray. Iterated, the depth converges like a coarse-to-fine stereo method, but with matching that tolerates frames
 that do not quite agree.
 
+The kernels release the GIL and run on one core each: callers put frames on threads, which has no barriers to wait at.
+
 K may differ in x and y; pixel centres at +0.5; depth is camera z.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from utils.types import Array
 
@@ -76,14 +80,14 @@ def match_through_depth(reference: Array, neighbour: Array, inverse: Array, pose
     return match, closed & seen & visible & inside
 
 
-@njit(parallel=True, cache=True)
+@njit(nogil=True, cache=True)
 def _project_inverse(inverse: Array, rotation: Array, translation: Array, K: Array) -> tuple[Array, Array]:
     """Neighbour pixel (H, W, 2) of every reference pixel at 1/z, and whether it lies in front and inside."""
     height, width = inverse.shape
     out = np.empty((height, width, 2), np.float32)
     visible = np.empty((height, width), np.bool_)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-    for row in prange(height):
+    for row in range(height):
         for column in range(width):
             rx, ry, w = (column + 0.5 - cx) / fx, (row + 0.5 - cy) / fy, inverse[row, column]
             qx = rotation[0, 0] * rx + rotation[0, 1] * ry + rotation[0, 2] + w * translation[0]
@@ -112,7 +116,7 @@ def triangulate(matches: Array, trusted: Array, rotations: Array, translations: 
     return RayDepth(inverse, weight, views, far)
 
 
-@njit(parallel=True, cache=True)
+@njit(nogil=True, cache=True)
 def _triangulate(matches: Array, trusted: Array, rotations: Array, translations: Array, K: Array) -> tuple[Array, Array, Array, Array]:
     count, height, width = trusted.shape
     out = np.zeros((height, width), np.float32)
@@ -120,7 +124,7 @@ def _triangulate(matches: Array, trusted: Array, rotations: Array, translations:
     agreeing = np.zeros((height, width), np.float32)
     far = np.zeros((height, width), np.bool_)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-    for row in prange(height):
+    for row in range(height):
         value = np.empty(count, np.float64)
         power = np.empty(count, np.float64)
         slope = np.empty(count, np.float64)
@@ -194,21 +198,24 @@ def agreement(depth: Array, w2c: Array, K: Array) -> Array:
     float in front of what that frame sees (a contradiction).
     """
     frames = len(depth)
-    out = np.zeros_like(depth, np.float32)
     offsets = sorted({round(o) for o in np.geomspace(1, max(frames // 2, 1), _CHECKED_AGAINST // 2)})
-    for i in range(frames):
+
+    def votes_of(i: int) -> Array:
         others = [j for o in offsets for j in (i - o, i + o) if 0 <= j < frames]
-        relative = np.stack([w2c[j] @ np.linalg.inv(w2c[i]) for j in others])
-        out[i] = _votes(depth[i], depth[np.array(others)], relative[:, :3, :3].copy(), relative[:, :3, 3].copy(), K.astype(np.float64))
-    return out
+        relative = w2c[others] @ np.linalg.inv(w2c[i])
+        rotations, translations = (np.ascontiguousarray(part) for part in (relative[:, :3, :3], relative[:, :3, 3]))
+        return _votes(depth[i], depth[np.array(others)], rotations, translations, K.astype(np.float64))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.stack(list(pool.map(votes_of, range(frames))))
 
 
-@njit(parallel=True, cache=True)
+@njit(nogil=True, cache=True)
 def _votes(depth: Array, others: Array, rotations: Array, translations: Array, K: Array) -> Array:
     count, height, width = others.shape
     out = np.zeros((height, width), np.float32)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-    for row in prange(height):
+    for row in range(height):
         for column in range(width):
             z = depth[row, column]
             x, y = (column + 0.5 - cx) / fx * z, (row + 0.5 - cy) / fy * z

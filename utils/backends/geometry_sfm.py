@@ -4,11 +4,15 @@ Result: cameras that share one focal length, depth with every pixel filled, conf
 that its median depth is 3 units.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import cv2
 import numpy as np
 
+from utils.backends.depth_edges import sharpen
 from utils.backends.depth_refine import edge_couplings, fill_and_smooth, flatness
 from utils.backends.flow_bundle import Matches, adjust, join
 from utils.backends.flow_depth import RayDepth, agreement, match_through_depth, triangulate
@@ -25,9 +29,11 @@ _ANGLES_DEG = (2.0, 5.0, 10.0, 18.0)
 _FIRST_STRENGTH = 1e5
 _STRENGTHS = (60.0, 15.0, 4.0)
 # Points of each frame that enter bundle adjustment: more add time, not accuracy.
-_BUNDLE_POINTS = 400
+_BUNDLE_POINTS = 150
 # The far shell lies at this multiple of the 99th percentile of the measured depth.
 _SHELL = 1.5
+# And at most at this multiple of the median depth: beyond, depth is noise and only harms what scales with it.
+_FARTHEST = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +112,7 @@ def choose_neighbours(clip: PosedClip, row: int) -> list[int]:
     rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
     own = rays[int(np.flatnonzero(posed == ref)[0])]
     angle = np.degrees(np.median(np.arccos(np.clip((rays * own).sum(-1), -1, 1)), axis=1))
-    overlap = np.array([_share_inside(clip, frame, points) for frame in posed])
+    overlap = np.array([_share_inside(clip, int(frame), points) for frame in posed])
     chosen: list[int] = []
     for wanted in _ANGLES_DEG:
         for side in (posed < ref, posed > ref):
@@ -149,21 +155,49 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
     couplings = [edge_couplings(_working_image(frames, int(ref))) for ref in clip.refs]
     neighbours = [choose_neighbours(clip, row) for row in rows]
     inverse = [fill_and_smooth(*_anchor_images(clip, row), couplings[row], _FIRST_STRENGTH)[0] for row in rows]
-    rays: list[RayDepth] = []
-    for number, strength in enumerate(_STRENGTHS):
-        rays, samples, starts = [], [], []
-        for row in rows:
-            matches, trusted = _match(clip, row, neighbours[row], inverse[row])
-            ray = triangulate(matches, trusted, *_relative(clip, row, neighbours[row]), clip.K)
-            inverse[row] = _filled(clip, row, ray, couplings[row], strength)
-            rays.append(ray)
-            sample, start = _sample_matches(clip, row, neighbours[row], ray, matches, trusted)
-            samples.append(sample)
-            starts.append(start)
-            report.step(StepReport("depth", number * len(rows) + row, len(_STRENGTHS) * len(rows)))
-        if number + 1 < len(_STRENGTHS):
-            clip = _refine_cameras(clip, samples, starts, report)
-    return clip, inverse, rays
+    found: list[_Found] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for number, strength in enumerate(_STRENGTHS):
+            improve = partial(_improve, clip, strength=strength, sharp=number + 1 == len(_STRENGTHS))
+            found = []
+            for row, result in enumerate(pool.map(improve, rows, neighbours, inverse, couplings)):
+                found.append(result)
+                report.step(StepReport("depth", number * len(rows) + row, len(_STRENGTHS) * len(rows)))
+            inverse = [result.inverse for result in found]
+            if number + 1 < len(_STRENGTHS):
+                clip = _refine_cameras(clip, [r.sample for r in found], [r.sample_inverse for r in found], report)
+    return clip, inverse, [result.ray for result in found]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one round found for one ref: filled 1/z, its triangulation, and matches for bundle adjustment with their 1/z."""
+
+    inverse: Array
+    ray: RayDepth
+    sample: Matches
+    sample_inverse: Array
+
+
+def _improve(
+    clip: PosedClip,
+    row: int,
+    neighbours: list[int],
+    inverse: Array,
+    couplings: tuple[Array, Array],
+    *,
+    strength: float,
+    sharp: bool,
+) -> _Found:
+    """One round for one ref: match through the current 1/z, triangulate, fill, and draw the edges if asked."""
+    matches, trusted = _match(clip, row, neighbours, inverse)
+    poses = _relative(clip, row, neighbours)
+    ray = triangulate(matches, trusted, *poses, clip.K)
+    filled = _filled(clip, row, ray, couplings, strength)
+    if sharp:
+        filled = sharpen(clip.grays[clip.refs[row]], clip.grays[neighbours], filled, poses, clip.K)
+    sample, start = _sample_matches(clip, row, neighbours, ray, matches, trusted)
+    return _Found(filled, ray, sample, start)
 
 
 def _working_image(frames: ClipFrames, position: int) -> Array:
@@ -247,9 +281,10 @@ def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, inverse: 
     """Depth with its far shell, confidence from agreement between the frames, and the scale of the scene."""
     measured = np.stack([(ray.weight > 0) & ~ray.far for ray in rays])
     stacked = np.stack(inverse)
-    near = np.maximum(np.percentile(stacked[measured], 1.0) / _SHELL, 1e-9)
-    shell = stacked <= near
-    depth = (1 / np.maximum(stacked, near)).astype(np.float32)
+    known = stacked[measured] if measured.any() else stacked
+    lowest = max(np.percentile(known, 1.0) / _SHELL, np.median(known) / _FARTHEST)
+    shell = stacked <= lowest
+    depth = (1 / np.maximum(stacked, lowest)).astype(np.float32)
     support = agreement(depth, clip.w2c[clip.refs], clip.K)
     own = np.stack([2 * ray.weight / (ray.weight + 0.5) for ray in rays])
     smooth = np.stack([flatness(image) for image in inverse])
