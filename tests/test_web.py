@@ -284,6 +284,7 @@ def test_meshes_on_request_and_an_export_that_fails(tmp_path, monkeypatch):
         before = page.until(job_id, finished)
         assert page.post(f"/api/jobs/{job_id}/mesh")[0] == 200
         job = page.until(job_id, lambda j: finished(j) and j["finished"] > before["finished"])
+        assert 0 < job["spent"] == before["spent"]  # what the world took, without the mesh
         assert job["state"] == "done" and any(f["key"].endswith("mesh.glb") for f in job["files"])
         assert job["export_errors"] == {"mesh-ply": "no surface train longer"}
 

@@ -37,6 +37,7 @@ class Job:
         queued: when it joined the queue; the smallest is next.
         started: when it last started, 0 before.
         finished: when it ended, 0 before.
+        spent: seconds the pipeline has run for it, over all attempts.
         error: what went wrong, empty if nothing did.
         hint: what helps.
         reconstructed: the pipeline has finished; what follows are exports.
@@ -58,6 +59,7 @@ class Job:
     queued: float = 0.0
     started: float = 0.0
     finished: float = 0.0
+    spent: float = 0.0
     error: str = ""
     hint: str = ""
     reconstructed: bool = False

@@ -141,10 +141,12 @@ class Runner:
             process = self._commands.start(argv, log)
             self._current = (job.id, process)
             self._store.update(job.id, pid=process.pid)
+        started = time.monotonic()
         code = process.wait()
+        seconds = 0.0 if job.reconstructed else time.monotonic() - started
         with self._changed:
             self._current = None
-            self._store.update(job.id, pid=0)
+            self._store.update(job.id, pid=0, spent=job.spent + seconds)
         with log.open("rb") as stream:
             stream.seek(before)
             return code, stream.read().decode(errors="replace")

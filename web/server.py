@@ -266,7 +266,7 @@ def _describe_job(site: Site, job: Job, place: int) -> dict[str, Any]:
     left = seconds_left(job, now, earlier_times(site.store, job)) if running else None
     described: dict[str, Any] = {
         **{name: getattr(job, name) for name in ("id", "name", "state", "mode", "renderer", "frames", "resolution", "about")},
-        **{name: getattr(job, name) for name in ("created", "started", "finished", "error", "hint", "export_errors")},
+        **{name: getattr(job, name) for name in ("created", "started", "finished", "spent", "error", "hint", "export_errors")},
         "place": place,
         "now": time.time(),
         "stages": [*now.get("stages", []), EXPORT_STAGE] if now.get("stages") else [],

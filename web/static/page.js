@@ -147,7 +147,7 @@ function card(job) {
   const isOpen = job.id === open;
   const picture = job.thumbnail
     ? make("img", { className: "picture", alt: "", src: `/jobs/${job.id}/thumbnail` }) : make("span", { className: "picture" });
-  const spent = job.state === "done" && job.started ? `, made in ${duration(job.finished - job.started)}` : "";
+  const spent = job.state === "done" && job.spent ? `, made in ${duration(job.spent)}` : "";
   const head = make("button", { className: "head", type: "button", ariaExpanded: String(isOpen), onclick: () => show(job.id) },
     picture,
     make("span", {}, make("span", { className: "name", textContent: job.name }),
