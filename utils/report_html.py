@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import cv2
 import numpy as np
@@ -434,7 +434,7 @@ def _series(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
         yield from _series({k: [float(v[k]) for v in value] for k in names}, path)
 
 
-def _is_numbers(value: Any) -> bool:
+def _is_numbers(value: Any) -> TypeGuard[list[Any]]:
     """Whether this is a list of at least 3 numbers; None stands for one that is unknown."""
     if not isinstance(value, list) or len(value) < 3 or all(v is None for v in value):
         return False
