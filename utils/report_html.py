@@ -8,6 +8,7 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -350,7 +351,7 @@ def _quality(stages: list[_Stage], baselines: list[_Stage]) -> str:
         ("Held-out frames", lambda m: m.get("heldout", {})),
     ]
     for path in sorted({p for s in measured for p in s.metrics.get("consistency", {})}):
-        groups.append((f"Neighbouring renders, {path.replace('_', ' ')}", lambda m, p=path: m.get("consistency", {}).get(p, {})))
+        groups.append((f"Neighbouring renders, {path.replace('_', ' ')}", partial(_along, path)))
     tables = []
     for words, pick in groups:
         known = [s for s in measured if pick(s.metrics)]
@@ -361,6 +362,11 @@ def _quality(stages: list[_Stage], baselines: list[_Stage]) -> str:
         "consistent world is. Held-out frames took no part in splatting."
     )
     return f'<p class="note">{note}</p>' + "".join(tables) + _per_frame_quality(ours)
+
+
+def _along(path: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """How well neighbouring renders along a camera path agree."""
+    return metrics.get("consistency", {}).get(path, {})
 
 
 def _metric_rows(measured: list[_Stage], pick: Callable[[dict[str, Any]], dict[str, Any]]) -> list[list[str]]:
