@@ -11,7 +11,7 @@ from utils.errors import ConfigError
 from utils.geometry.projection import transform, unproject_depth
 from utils.points.confidence import confident_pixels
 from utils.points.edges import depth_edges
-from utils.points.voxels import grouped_percentile, voxel_keys, voxel_mean
+from utils.points.voxels import GroupedValues, voxel_keys, voxel_mean
 
 P, G, L, M, VOXEL = 80.0, 15.0, 25.0, 50.0, 0.4
 
@@ -86,9 +86,18 @@ def test_filter_does_not_depend_on_the_unit_of_length():
 
 
 def test_grouped_percentile_by_hand():
-    value, count = grouped_percentile(np.array([7, 3, 7, 7]), np.array([1.0, 9.0, 3.0, 2.0]), 75.0)
-    np.testing.assert_allclose(value, [2.5, 9.0, 2.5, 2.5])
-    np.testing.assert_array_equal(count, [3, 1, 3, 3])
+    groups = GroupedValues(np.array([7, 3, 7, 7]), np.array([1.0, 9.0, 3.0, 2.0], np.float32))
+    assert groups.percentile(75.0)[groups.group].tolist() == [2.5, 9.0, 2.5, 2.5]
+    assert groups.count[groups.group].tolist() == [3, 1, 3, 3]
+
+
+def test_grouped_percentile_agrees_with_numpy_for_values_of_both_signs():
+    rng = np.random.default_rng(0)
+    keys, values = rng.integers(-5, 5, 500) * 10**12, rng.normal(size=500).astype(np.float32)
+    groups = GroupedValues(keys, values)
+    for p in (0.0, 37.0, 80.0, 100.0):
+        expected = [np.percentile(values[keys == key].astype(np.float64), p) for key in keys]
+        assert np.allclose(groups.percentile(p)[groups.group], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_voxel_keys_and_means_by_hand():

@@ -1,5 +1,7 @@
 """Canonical cloud -> initial splats: merge the copies of each surface, scale from neighbours, orientation from normals."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
@@ -8,11 +10,13 @@ from configs.stage3_gs import GSConfig
 from utils.errors import DegenerateCloudError
 from utils.geometry.rotations import normal_to_quat
 from utils.points.voxels import voxel_keys
+from utils.runtime import cpu_count
 from utils.types import Array, CanonicalCloud, Splats
 
 SH_C0 = 0.28209479177387814
 """The constant spherical harmonic, 1 / (2 sqrt(pi))."""
 _LEVELS_PER_OCTAVE = 2
+_ROWS_AT_ONCE = 20_000
 
 
 def initial_splats(cloud: CanonicalCloud, camera_centers: Array, config: GSConfig, median_depth: float) -> Splats:
@@ -57,9 +61,14 @@ def _orientations(points: Array, neighbors: Array) -> torch.Tensor:
     """(N, 4) rotations that take +z to the normal of each point's neighbourhood (N, k); the identity for k < 3."""
     if neighbors.shape[1] < 3:
         return torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(len(points), 1)
-    offsets = points[neighbors] - points[neighbors].mean(1, keepdims=True)
-    _, axes = np.linalg.eigh(np.einsum("nki,nkj->nij", offsets, offsets))
-    return normal_to_quat(torch.from_numpy(axes[:, :, 0]).float())
+
+    def normals(rows: Array) -> Array:
+        offsets = points[rows] - points[rows].mean(1, keepdims=True)
+        return np.linalg.eigh(np.einsum("nki,nkj->nij", offsets, offsets))[1][:, :, 0]
+
+    parts = np.array_split(neighbors, max(1, len(points) // _ROWS_AT_ONCE))
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        return normal_to_quat(torch.from_numpy(np.concatenate(list(pool.map(normals, parts)))).float())
 
 
 def merge_copies(cloud: CanonicalCloud, camera_centers: Array, budget: int) -> tuple[Array, Array]:
@@ -75,18 +84,26 @@ def merge_copies(cloud: CanonicalCloud, camera_centers: Array, budget: int) -> t
     distance = np.maximum(distance, 1e-3 * np.median(distance))
     level = np.floor(np.log2(distance) * _LEVELS_PER_OCTAVE)
     footprint = 2.0 ** (level / _LEVELS_PER_OCTAVE)
-    low, high = 1e-5, 1.0
+    low, high, middle = 1e-5, 1.0, 3e-3
     for _ in range(14):
-        middle = float(np.sqrt(low * high))
-        count = len(np.unique(_cells(points, footprint * middle, level)))
+        count = _distinct(_cells(points, footprint * middle, level))
         low, high = (middle, high) if count > budget else (low, middle)
         if 0.97 * budget <= count <= budget:
             break
+        # Surfaces: the number of occupied cubes falls with the square of their edge. Bisection where that leaves the bracket.
+        middle *= float(np.sqrt(count / (0.985 * budget)))
+        middle = middle if low < middle < high else float(np.sqrt(low * high))
     _, group = np.unique(_cells(points, footprint * high, level), return_inverse=True)
     members = np.bincount(group)[:, None]
     both = np.concatenate([points, colors], 1)
     mean = np.stack([np.bincount(group, column) for column in both.T], 1) / members
     return mean[:, :3], mean[:, 3:]
+
+
+def _distinct(values: Array) -> int:
+    """How many different values there are."""
+    values = np.sort(values)
+    return 1 + int(np.count_nonzero(values[1:] != values[:-1]))
 
 
 def _cells(points: Array, edge: Array, level: Array) -> Array:

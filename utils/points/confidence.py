@@ -4,11 +4,14 @@ All percentiles interpolate linearly, comparisons are >=. `P_p` over a voxel run
 falls into it. Source: the published method's data filter (arXiv 2603.16736), modes as named there.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from configs.stage1_align import AlignmentDataConfig
 from utils.geometry.projection import transform, unproject_depth
-from utils.points.voxels import grouped_percentile, voxel_keys
+from utils.points.voxels import GroupedValues, voxel_keys
+from utils.runtime import cpu_count
 from utils.types import Array, Scene
 
 
@@ -26,13 +29,13 @@ def confident_pixels(scene: Scene, config: AlignmentDataConfig) -> Array:
         case "per_frame_guided":
             threshold = np.maximum(_frame_percentile(confidence, local), np.percentile(confidence, overall))
             return valid & (confidence >= threshold)
-    keys = _world_voxels(scene, config.conf_voxel_size * scene.median_depth)
     values = confidence[valid]
+    voxels = GroupedValues(_world_voxels(scene, config.conf_voxel_size * scene.median_depth), values)
     keep = np.zeros(len(values), bool)
     if config.conf_mode in ("voxel", "voxel_or"):
-        keep |= _voxel_rule(keys, values, strong, None, config.conf_voxel_min_count_percentile)
+        keep |= _voxel_rule(voxels, values, strong, None, config.conf_voxel_min_count_percentile)
     if config.conf_mode in ("voxel_guided", "voxel_or"):
-        keep |= _voxel_rule(keys, values, local, overall, None)
+        keep |= _voxel_rule(voxels, values, local, overall, None)
     out = np.zeros(valid.shape, bool)
     out[valid] = keep
     return out
@@ -44,20 +47,20 @@ def _frame_percentile(confidence: Array, percentile: float) -> Array:
 
 def _world_voxels(scene: Scene, size: float) -> Array:
     """Voxel key of every valid pixel, in frame and pixel order."""
-    points = [
-        transform(c2w, unproject_depth(depth, K)[valid])
-        for depth, K, c2w, valid in zip(scene.depth, scene.cameras.K, scene.cameras.c2w, scene.valid, strict=True)
-    ]
+
+    def world(depth: Array, K: Array, c2w: Array, valid: Array) -> Array:
+        return transform(c2w, unproject_depth(depth, K)[valid])
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        points = list(pool.map(world, scene.depth, scene.cameras.K, scene.cameras.c2w, scene.valid))
     return voxel_keys(np.concatenate(points), size)
 
 
-def _voxel_rule(keys: Array, values: Array, local: float, overall: float | None, min_count: float | None) -> Array:
+def _voxel_rule(voxels: GroupedValues, values: Array, local: float, overall: float | None, min_count: float | None) -> Array:
     """Confidence at least the voxel's percentile (raised to the overall one), in voxels that hold enough points."""
-    threshold, count = grouped_percentile(keys, values, local)
+    threshold = voxels.percentile(local)
     if overall is not None:
         threshold = np.maximum(threshold, np.percentile(values, overall))
-    keep = values >= threshold
     if min_count is not None:
-        _, per_voxel = np.unique(keys, return_counts=True)
-        keep &= count >= np.percentile(per_voxel, min_count)
-    return keep
+        threshold[voxels.count < np.percentile(voxels.count, min_count)] = np.inf
+    return values >= threshold[voxels.group]
