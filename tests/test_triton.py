@@ -38,7 +38,8 @@ def normal(seed, *shape):
 
 
 def relative(got, expected):
-    return float((got.detach().cpu().double() - expected.detach()).norm() / expected.detach().norm().clamp(min=1e-9))
+    got, expected = got.detach().cpu().double(), expected.detach().cpu()
+    return float((got - expected).norm() / expected.norm().clamp(min=1e-9))
 
 
 def cloud(num, seed):

@@ -4,6 +4,7 @@ A step on a GPU takes longer to launch than to compute. Per view, the tensors of
 deformation, optimiser state), so the step is recorded at its first visit. All graphs share their memory: they never run at once.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -62,8 +63,11 @@ class StepGraphs:
             graph.capture_begin(pool=self._pool)
             try:
                 result = self._step(view)
-            finally:
-                graph.capture_end()
+            except torch.OutOfMemoryError:
+                with contextlib.suppress(RuntimeError):  # of a recording that broke off
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         torch.cuda.current_stream().wait_stream(self._stream)
         return graph, result
 

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from configs.stage3_gs import GSConfig
 from train_gs.initialize import initial_splats
 from train_gs.measure import averages, measure
+from train_gs.memory import cap_memory, with_fewer_splats
 from train_gs.train import Trainer, TrainingData, train
 from utils.backends.rasterizer import choose_rasterizer, load_rasterizer
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse
@@ -46,16 +48,25 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     alignment = artifacts.load_alignment(layout.root / config.global_opt_subdir)
     warp = load_inverse(_inverse_dir(config, layout)) if config.deform else IdentityInverseWarp()
     data = training_data(scene, alignment, config)
-    trainer = make_trainer(alignment, data, warp, backend, device, config)
-    report.note(
-        f"splatting: {len(trainer.parameters.means)} splats, {len(trainer.training_views)} frames to train on and "
-        f"{int(data.heldout.sum())} held out, {data.cameras.size[1]}x{data.cameras.size[0]}, {reason}"
-    )
-    resume = ResumeFile(out, content_hash(to_plain(config), inputs))
-    resume.restore(trainer, report)
-    prepared = time.perf_counter()
-    trained = train(trainer, report, resume.save, Preview(out, report).update)
-    timings = {"prepare": prepared - started, "train": time.perf_counter() - prepared}
+    cap_memory(device, config.max_gpu_gb)
+
+    def attempt(splats: int) -> tuple[Trainer, TrainedScene, dict[str, float]]:
+        begun = time.perf_counter()
+        chosen = replace(config, target_num_points=splats)
+        trainer = make_trainer(alignment, data, warp, backend, device, chosen)
+        report.note(
+            f"splatting: {len(trainer.parameters.means)} splats, {len(trainer.training_views)} frames to train on and "
+            f"{int(data.heldout.sum())} held out, {data.cameras.size[1]}x{data.cameras.size[0]}, {reason}"
+        )
+        resume = ResumeFile(out, content_hash(to_plain(chosen), inputs))
+        resume.restore(trainer, report)
+        prepared = time.perf_counter()
+        trained = train(trainer, report, resume.save, Preview(out, report).update)
+        return trainer, trained, {"prepare": prepared - begun, "train": time.perf_counter() - prepared}
+
+    trainer, trained, timings = with_fewer_splats(attempt, config.target_num_points, report)
+    timings["load"] = time.perf_counter() - started - sum(timings.values())
+    trainer.release()
     rows = measure(trained, data, trainer.rasterizer, warp, turn=config.deform_inverse_rotations)
     summary = {**averages(rows), "splats": len(trained.splats), "iterations": config.num_iters, "backend": backend}
     with publish(out) as folder:
@@ -69,7 +80,7 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
             seed=config.seed,
             seconds=time.perf_counter() - started,
         )
-    resume.remove()
+    ResumeFile(out, "").remove()
     report.note("splatting: " + ", ".join(f"{k} {v:.2f} dB" for k, v in averages(rows).items()))
     return out
 

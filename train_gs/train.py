@@ -276,6 +276,12 @@ class Trainer:
             appearance=self.appearance.matrices(self.data.cameras.frame_ids, trained),
         )
 
+    def release(self) -> None:
+        """Lets go of recorded steps and their memory; the next step makes them anew."""
+        if self._graphs is not None:
+            self._graphs.forget()
+            self.optimizer.zero_grad(set_to_none=True)
+
     def state(self) -> dict[str, Any]:
         """Everything to go on from here. The local warps are dropped, so that a run that resumes finds the same ones."""
         self.warps.clear()
