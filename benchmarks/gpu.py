@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import gpu_pipeline
 from utils.backends.rasterizer import SplatMode
 from utils.backends.rasterizer_torch import TorchRasterizer
 from utils.backends.rasterizer_triton import SHAPES, BlendShape, TritonRasterizer
@@ -274,7 +275,7 @@ def time_alignment(frames: int) -> None:
     first, second = FrameToModelICPConfig(), GlobalOptimizationConfig()
     usable = usable_pixels(scene, scene.valid, first.filter)
     ready = solver.triton_ready
-    for name, on_gpu in (("GPU, first run", True), ("GPU", True), ("CPU", False)):
+    for name, on_gpu in (("GPU, first run", True), ("GPU", True), ("GPU", True)):
         solver.triton_ready = ready if on_gpu else lambda: False
         clock = [time.perf_counter()]
         sequential = align_sequential(scene, usable, first)
@@ -360,9 +361,30 @@ def main() -> int:
     parser.add_argument("--profile", action="store_true", help="also print the kernels of one rendering")
     parser.add_argument("--alignment", type=int, default=0, metavar="FRAMES", help="also time stages 1 and 2 on so many frames")
     parser.add_argument("--train", type=int, default=0, metavar="STEPS", help="also time so many training steps in each phase")
+    parser.add_argument("--pipeline", type=int, default=0, metavar="FRAMES", help="also run all stages on so many frames")
+    parser.add_argument("--iterations", type=int, default=10_000, help="training steps of --pipeline")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of --pipeline")
+    parser.add_argument("--max-gpu-gb", type=float, default=0.0, help="memory limit of --pipeline")
+    parser.add_argument("--no-cpu", action="store_true", help="--pipeline without the comparison with the CPU")
+    parser.add_argument("--no-kernels", action="store_true", help="leave out the checks and times of single kernels")
     arguments = parser.parse_args()
     generator = torch.Generator().manual_seed(arguments.seed)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, seed {arguments.seed}")
+    correct = True if arguments.no_kernels else time_kernels(arguments, generator)
+    if arguments.train:
+        time_training(arguments.splats, arguments.train, generator)
+    if arguments.alignment:
+        time_alignment(arguments.alignment)
+    if arguments.pipeline:
+        gpu_pipeline.compare_small(("GPU",) if arguments.no_cpu else ("GPU", "CPU", "GPU again"))
+        gpu_pipeline.time_pipeline(
+            arguments.pipeline, SIZE, arguments.splats, arguments.iterations, arguments.max_gpu_gb, arguments.repeats
+        )
+    return 0 if correct else 1
+
+
+def time_kernels(arguments: argparse.Namespace, generator: torch.Generator) -> bool:
+    """Checks, then times all kernels; whether every check passed."""
     shapes: list[BlendShape | None] = [None]
     if arguments.sweep:
         shapes += [
@@ -394,11 +416,7 @@ def main() -> int:
         for mode in modes:
             print(f"kernels of one {mode} forward + backward:")
             print(kernel_profile(functools.partial(render_and_differentiate, TritonRasterizer(DEVICE), cloud, mode)))
-    if arguments.train:
-        time_training(arguments.splats, arguments.train, generator)
-    if arguments.alignment:
-        time_alignment(arguments.alignment)
-    return 0 if all(np.isfinite(e) and e < 1e-3 for e in errors.values()) else 1
+    return all(np.isfinite(e) and e < 1e-3 for e in errors.values())
 
 
 if __name__ == "__main__":
