@@ -180,7 +180,7 @@ def _triangulate(matches: Array, trusted: Array, rotations: Array, translations:
             out[row, column] = w
             agreeing[row, column] = near
             # error of w if every match is off by 0.5 px, independently
-            far[row, column] = w < 2.0 * 0.5 / np.sqrt(max(bottom, 1e-18)) and 2 * near >= found
+            far[row, column] = w < 2.0 * 0.5 / np.sqrt(max(bottom, 1e-18)) and near >= 3 and 2 * near >= found
             information[row, column] = gain if (w > 0 and 2 * near >= found) else 0.0
     return out, information, agreeing, far
 

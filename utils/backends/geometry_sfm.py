@@ -12,7 +12,6 @@ from functools import partial
 import cv2
 import numpy as np
 
-from utils.backends.depth_edges import sharpen
 from utils.backends.depth_refine import edge_couplings, fill_and_smooth, flatness
 from utils.backends.flow_bundle import Matches, adjust, join
 from utils.backends.flow_depth import RayDepth, agreement, match_through_depth, triangulate
@@ -24,7 +23,7 @@ from utils.types import Array, CameraSet, Reporter, Scene, StepReport
 # Depth of the middle of the scene, in scene units; arbitrary, but the same for every clip.
 MEDIAN_DEPTH = 3.0
 # Triangulation angles (degrees) of the neighbours looked for, on either side in time: small ones match best, wide ones measure best.
-_ANGLES_DEG = (2.0, 5.0, 10.0, 18.0)
+_ANGLES_DEG = (1.5, 3.0, 6.0, 10.0)
 # Smoothing of inverse depth after each round; the first only has to start the second well.
 _FIRST_STRENGTH = 1e5
 _STRENGTHS = (60.0, 15.0, 4.0)
@@ -158,7 +157,7 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
     found: list[_Found] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for number, strength in enumerate(_STRENGTHS):
-            improve = partial(_improve, clip, strength=strength, sharp=number + 1 == len(_STRENGTHS))
+            improve = partial(_improve, clip, strength=strength)
             found = []
             for row, result in enumerate(pool.map(improve, rows, neighbours, inverse, couplings)):
                 found.append(result)
@@ -187,15 +186,11 @@ def _improve(
     couplings: tuple[Array, Array],
     *,
     strength: float,
-    sharp: bool,
 ) -> _Found:
-    """One round for one ref: match through the current 1/z, triangulate, fill, and draw the edges if asked."""
+    """One round for one ref: match through the current 1/z, triangulate and fill."""
     matches, trusted = _match(clip, row, neighbours, inverse)
-    poses = _relative(clip, row, neighbours)
-    ray = triangulate(matches, trusted, *poses, clip.K)
+    ray = triangulate(matches, trusted, *_relative(clip, row, neighbours), clip.K)
     filled = _filled(clip, row, ray, couplings, strength)
-    if sharp:
-        filled = sharpen(clip.grays[clip.refs[row]], clip.grays[neighbours], filled, poses, clip.K)
     sample, start = _sample_matches(clip, row, neighbours, ray, matches, trusted)
     return _Found(filled, ray, sample, start)
 

@@ -188,7 +188,7 @@ def _plausible(model: SparseModel, images: Array) -> bool:
 def _explain(images: Array, registered: int) -> GeometryError:
     """Why poses could not be found, as far as motion and texture between the first, middle and last frame tell."""
     grays = [cv2.cvtColor(images[i], cv2.COLOR_RGB2GRAY) for i in (0, len(images) // 2, len(images) - 1)]
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     moved = max(float(np.percentile(np.abs(flow.calc(grays[0], other, None)), 90)) for other in grays[1:])
     texture = float(np.median([np.abs(cv2.Laplacian(gray, cv2.CV_32F)).mean() for gray in grays]))
     if moved < 1.0:
@@ -289,7 +289,7 @@ def place_between(images: Array, w2c: Array, refs: Array, model: SparseModel) ->
         model: the sparse model of those frames.
     """
     placed = w2c.copy()
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
     for frame in range(len(images)):
         if np.isfinite(w2c[frame, 0, 0]):
