@@ -365,6 +365,7 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=10_000, help="training steps of --pipeline")
     parser.add_argument("--repeats", type=int, default=1, help="runs of --pipeline")
     parser.add_argument("--max-gpu-gb", type=float, default=0.0, help="memory limit of --pipeline")
+    parser.add_argument("--cold", action="store_true", help="--pipeline without the small world that compiles everything first")
     parser.add_argument("--no-cpu", action="store_true", help="--pipeline without the comparison with the CPU")
     parser.add_argument("--no-kernels", action="store_true", help="leave out the checks and times of single kernels")
     arguments = parser.parse_args()
@@ -376,7 +377,8 @@ def main() -> int:
     if arguments.alignment:
         time_alignment(arguments.alignment)
     if arguments.pipeline:
-        gpu_pipeline.compare_small(("GPU",) if arguments.no_cpu else ("GPU", "CPU", "GPU again"))
+        if not arguments.cold:
+            gpu_pipeline.compare_small(("GPU",) if arguments.no_cpu else ("GPU", "CPU", "GPU again"))
         gpu_pipeline.time_pipeline(
             arguments.pipeline, SIZE, arguments.splats, arguments.iterations, arguments.max_gpu_gb, arguments.repeats
         )

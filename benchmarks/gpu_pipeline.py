@@ -73,19 +73,31 @@ def run_stages(root: Path, frames: int, gs: GSConfig, film: bool) -> tuple[list[
 
     data = AlignmentDataConfig(num_frames=frames, stride=1)
     first = timed("stage 1", lambda: stage1.run(FrameToModelICPConfig(root_path=root, alignment=data), report))
+    print_parts(first)
     run = first.parent.name
     second = timed("stage 2", lambda: stage2.run(GlobalOptimizationConfig(root_path=root, run=run), report))
+    print_parts(second)
     timed("inverse deformation", lambda: stage31.run(InverseDeformationConfig(root_path=root, run=run), report))
     out = timed(f"{gs.renderer} splats and PLY", lambda: stage32.run(replace(gs, root_path=root, run=run), report))
+    print_parts(out)
     if film:
         config = EvalConfig(
             root_path=root, run=run, checkpoint_dir=out, device=gs.device, extra_paths=("orbit",), save_images=False, metrics=False,
             report=False, render_input_poses=False, render_optimised_poses=False,
         )  # fmt: skip
         timed("film of 90 views", lambda: evaluation.run(config, report))
-    for name, folder in (("stage 1", first), ("stage 2", second)):
-        print(f"    {name}:", {k: round(v, 2) for k, v in json.loads((folder / "report.json").read_text())["seconds_by_part"].items()})
     return rows, out
+
+
+def print_parts(folder: Path) -> None:
+    """Seconds of the parts of a stage, from its report; for a training also the pace between its first and last log entry."""
+    said = json.loads((folder / "report.json").read_text())
+    parts = said["seconds"] if "curve" in said else said["seconds_by_part"]
+    print("    seconds:", {name: round(value, 2) for name, value in parts.items()}, flush=True)
+    if "curve" in said:
+        first, last = said["curve"][0], said["curve"][-1]
+        pace = 1000 * (last["seconds"] - first["seconds"]) / max(last["step"] - first["step"], 1)
+        print(f"    {said['splats']} splats, {pace:.2f} ms a step, held out {said['heldout_psnr']:.2f} dB", flush=True)
 
 
 def write_scene(root: Path, world: SyntheticWorld) -> None:
@@ -147,14 +159,12 @@ def time_pipeline(frames: int, size: tuple[int, int], splats: int, steps: int, m
             root = Path(folder) / "scene"
             write_scene(root, world)
             rows, out = run_stages(root, frames, gs, film)
-            quality = json.loads((out / "report.json").read_text())
             if max_gpu_gb and len(runs) == repeats - 1:
                 limited = replace(gs, root_path=root, run=out.parent.name, num_iters=40, max_gpu_gb=max_gpu_gb, out_dir=out / "limited")
                 torch.cuda.reset_peak_memory_stats()
                 stage32.run(limited, Notes())
                 print(f"    limit {max_gpu_gb} GiB: {torch.cuda.max_memory_reserved() / 2**30:.2f} GiB taken", flush=True)
         runs.append(rows)
-        print(f"    splats {quality['splats']}, seconds {quality['seconds']}, held out {quality['heldout_psnr']:.2f} dB", flush=True)
     print(f"{'':28s} {'median s':>9s} {'spread':>15s} {'used GiB':>9s} {'taken GiB':>10s}")
     for stage in zip(*runs, strict=True):
         seconds = [r.seconds for r in stage]
