@@ -11,7 +11,6 @@ from utils.types import Reporter
 
 SMALLEST = 10_000
 """Splats below which a smaller number is not tried: what does not fit then is something else."""
-_SMALLER = 0.7
 _GIB = 2**30
 
 Result = TypeVar("Result")
@@ -43,5 +42,5 @@ def with_fewer_splats(work: Callable[[int], Result], splats: int, report: Report
                 f"the GPU has too little memory to train {splats} splats ({reason})",
                 "raise --config.max-gpu-gb, use --config.image-scale 0.5, or train with --config.device cpu",
             )
-        splats = max(SMALLEST, int(_SMALLER * splats))
+        splats = max(SMALLEST, splats * 7 // 10)
         report.note(f"splatting: out of GPU memory, trying again with at most {splats} splats")
