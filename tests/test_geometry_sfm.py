@@ -72,7 +72,7 @@ def test_flow_through_depth_triangulates_the_plane() -> None:
 
 def test_exact_matches_give_exact_depth_and_far_points_are_known_as_far() -> None:
     _, depths, w2c = plane_clip()
-    relative = w2c[[0, 4]] @ np.linalg.inv(w2c[2])
+    relative = w2c[[0, 1, 3, 4]] @ np.linalg.inv(w2c[2])
     starts = [flow_depth._project_inverse(1 / depths[2], T[:3, :3].copy(), T[:3, 3].copy(), K) for T in relative]
     trusted = np.stack([visible for _, visible in starts])
     ray = flow_depth.triangulate(np.stack([m for m, _ in starts]), trusted, relative[:, :3, :3], relative[:, :3, 3], K)

@@ -11,6 +11,10 @@ from itertools import chain
 from pathlib import Path
 
 import av
+import av.container
+import av.error
+import av.video
+import av.video.reformatter
 import cv2
 import numpy as np
 

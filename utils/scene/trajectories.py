@@ -118,7 +118,7 @@ def smooth_poses(c2w: Array, taps: int = _SMOOTHING_TAPS) -> Array:
     kernel = cv2.getGaussianKernel(taps, -1)[:, 0]
     half = taps // 2
     padded = np.pad(c2w[:, :3], ((half, half), (0, 0), (0, 0)), mode="reflect")
-    blurred = sum(weight * padded[k : k + len(c2w)] for k, weight in enumerate(kernel))
+    blurred = np.sum([weight * padded[k : k + len(c2w)] for k, weight in enumerate(kernel)], axis=0)
     out = np.tile(np.eye(4), (len(c2w), 1, 1))
     out[:, :3, 3] = blurred[:, :, 3]
     # the published path renormalises two columns and leaves a skew; the line of sight is kept exactly instead
