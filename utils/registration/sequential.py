@@ -47,7 +47,10 @@ def align_sequential(
     before: list[Array] = []
     after: list[Array] = []
     start = time.perf_counter()
-    found = match_pairs(matcher, [(j, i) for i, j in pairs], AlignedGeometry(scene, cameras, fields), lambda done: None)
+    geometry = AlignedGeometry(scene, cameras, fields)
+    # From the geometry as it came, so that no pair waits for a frame to be aligned; flow finds what drift leaves.
+    on_pair = lambda done: report.step(StepReport("matching", done - 1, len(pairs)))  # noqa: E731
+    found = match_pairs(matcher, [(j, i) for i, j in pairs], geometry, on_pair)
     seconds = {"matching": time.perf_counter() - start, "solving": 0.0}
     unit = scene.median_depth
     for frame in range(1, frames):
