@@ -264,9 +264,10 @@ def _refine_cameras(clip: PosedClip, samples: list[Matches], starts: list[Array]
 
 def _anchor_images(clip: PosedClip, row: int) -> tuple[Array, Array]:
     """Sparse inverse depth and its weight on the grid, (H, W) float32 each."""
-    anchors, weight = np.zeros(clip.grays.shape[1:], np.float32), np.zeros(clip.grays.shape[1:], np.float32)
+    _, h, w = clip.grays.shape
+    anchors, weight = np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)
     x, y, inverse = clip.sparse[row].T
-    inside = (x >= 0) & (y >= 0) & (x < anchors.shape[1]) & (y < anchors.shape[0])
+    inside = (x >= 0) & (y >= 0) & (x < w) & (y < h)
     at = (y[inside].astype(int), x[inside].astype(int))
     anchors[at], weight[at] = inverse[inside], 1.0
     return anchors, weight
