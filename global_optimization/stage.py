@@ -15,7 +15,7 @@ from utils.registration import align_jointly, build_cloud, usable_pixels
 from utils.registration.result import Diagnostics, Registration, summary, to_alignment
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import is_current, publish, read_manifest, require_fresh, write_manifest
+from utils.scene.manifest import is_current, publish, read_manifest, write_manifest
 from utils.types import NULL_REPORTER, Alignment, Reporter
 
 
@@ -26,17 +26,13 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
         raise ConfigError("no alignment run is named", f"pass --config.run; there are: {', '.join(layout.runs()) or 'none yet'}")
     root = layout.run(config.run).root
     source, out = root / config.checkpoint_subdir, root / config.out_subdir
-    inputs = {
-        "results": artifacts.scene_id(config.root_path),
-        config.checkpoint_subdir: artifacts.artifact_id(source, artifacts.ALIGNMENT_SCHEMA),
-    }
+    inputs = {"results": artifacts.scene_id(config.root_path)}
+    inputs[config.checkpoint_subdir] = artifacts.artifact_id(source, artifacts.ALIGNMENT_SCHEMA, made_from=dict(inputs))
     if not config.overwrite and is_current(out, artifacts.ALIGNMENT_SCHEMA, config, inputs):
         report.note(f"joint alignment: {out} is current, skipped")
         return out
     started = time.perf_counter()
-    command = f"python -m frame_to_model_icp --config.root-path {config.root_path}"
-    manifest = read_manifest(source, artifacts.ALIGNMENT_SCHEMA, command)
-    require_fresh(source, manifest, {"results": inputs["results"]}, command)
+    manifest = read_manifest(source, artifacts.ALIGNMENT_SCHEMA, f"python -m frame_to_model_icp --config.root-path {config.root_path}")
     stage1 = from_plain(FrameToModelICPConfig, manifest.config)
     alignment = artifacts.load_alignment(source)
     everything = artifacts.load_scene(config.root_path)

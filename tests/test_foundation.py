@@ -26,7 +26,7 @@ from utils.errors import (
 from utils.geometry import se3
 from utils.geometry.projection import project, transform, unproject_depth
 from utils.geometry.rotations import matrix_to_quat, normal_to_quat, quat_multiply, quat_to_matrix
-from utils.scene.artifacts import load_alignment, load_scene, save_alignment, save_results
+from utils.scene.artifacts import artifact_id, load_alignment, load_scene, save_alignment, save_results
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import is_current, publish, read_manifest, require_fresh, write_manifest
 from utils.types import Alignment, CameraSet, CanonicalCloud, LatticeFields, Scene
@@ -260,6 +260,16 @@ def test_manifest_tells_current_stale_and_damaged(tmp_path):
         read_manifest(final, "s/1", "x")
     with pytest.raises(MissingArtifactError):
         read_manifest(tmp_path / "nothing", "s/1", "x")
+
+
+def test_an_artifact_made_from_earlier_inputs_is_refused(tmp_path):
+    with publish(tmp_path / "after_non_rigid_icp") as folder:
+        (folder / "data").write_text("x")
+        made = write_manifest(folder, schema="s/1", config={}, inputs={"results": "1"})
+    assert artifact_id(tmp_path / "after_non_rigid_icp", "s/1", made_from={"results": "1"}) == made.content_id
+    with pytest.raises(StaleArtifactError, match="earlier results") as caught:
+        artifact_id(tmp_path / "after_non_rigid_icp", "s/1", made_from={"results": "2"})
+    assert "frame_to_model_icp" in caught.value.hint
 
 
 def test_content_id_ignores_paths_and_times_but_not_settings(tmp_path):

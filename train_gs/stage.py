@@ -163,12 +163,11 @@ def _inverse_dir(config: GSConfig, layout: RunLayout) -> Path:
 def _inputs(config: GSConfig, layout: RunLayout) -> dict[str, str]:
     """Content ids of what the training reads."""
     source = layout.root / config.global_opt_subdir
-    inputs = {
-        "results": artifacts.scene_id(config.root_path),
-        config.global_opt_subdir: artifacts.artifact_id(source, artifacts.ALIGNMENT_SCHEMA),
-    }
+    inputs = {"results": artifacts.scene_id(config.root_path)}
+    inputs[config.global_opt_subdir] = artifacts.artifact_id(source, artifacts.ALIGNMENT_SCHEMA, made_from=dict(inputs))
     if config.deform:
-        inputs["inverse_deformation"] = artifacts.artifact_id(_inverse_dir(config, layout), INVERSE_SCHEMA)
+        inverse = _inverse_dir(config, layout)
+        inputs["inverse_deformation"] = artifacts.artifact_id(inverse, INVERSE_SCHEMA, made_from=dict(inputs))
     return inputs
 
 

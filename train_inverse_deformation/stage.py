@@ -22,10 +22,8 @@ def run(config: InverseDeformationConfig, report: Reporter = NULL_REPORTER) -> P
     layout = SceneLayout(config.root_path).run(config.run)
     source = layout.root / config.checkpoint_subdir
     out = config.out_path or layout.inverse_deformation
-    inputs = {
-        "results": artifacts.scene_id(config.root_path),
-        config.checkpoint_subdir: artifacts.artifact_id(source, artifacts.ALIGNMENT_SCHEMA),
-    }
+    inputs = {"results": artifacts.scene_id(config.root_path)}
+    inputs[config.checkpoint_subdir] = artifacts.artifact_id(source, artifacts.ALIGNMENT_SCHEMA, made_from=dict(inputs))
     if not config.overwrite and is_current(out, INVERSE_SCHEMA, config, inputs):
         report.note(f"inverse deformation: {out} is current, skipped")
         return out

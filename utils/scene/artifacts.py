@@ -12,7 +12,7 @@ from utils.errors import CorruptArtifactError, MissingArtifactError
 from utils.geometry import se3
 from utils.geometry.projection import invert_rigid, orthonormalized, to_4x4
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import content_hash, read_manifest, sha256, to_plain, writing
+from utils.scene.manifest import content_hash, read_manifest, require_fresh, sha256, to_plain, writing
 from utils.types import CONVENTIONS, Alignment, Array, CameraSet, CanonicalCloud, LatticeFields, Scene
 
 ALIGNMENT_SCHEMA = "alignment/1"
@@ -227,7 +227,19 @@ def read_json(path: Path) -> Any:
         raise CorruptArtifactError(f"{path} is no JSON: {error}", "run the stage that writes it again") from error
 
 
-def artifact_id(folder: Path, schema: str, made_by: str = "") -> str:
-    """Content id of an artifact folder, for the manifest of what is derived from it."""
+def artifact_id(folder: Path, schema: str, made_by: str = "", made_from: dict[str, str] | None = None) -> str:
+    """Content id of an artifact folder, for the manifest of what is derived from it.
+
+    Args:
+        folder: the artifact.
+        schema: its format.
+        made_by: the command that makes it, for hints.
+        made_from: content ids of its inputs as they are now; those that its manifest knows must agree.
+
+    Raises:
+        ArtifactError: missing, corrupt, of another format, or stale.
+    """
     made_by = made_by or _MADE_BY.get(folder.name, "run_reconstruction.py").format(root=folder.parent.parent, run=folder.parent.name)
-    return read_manifest(folder, schema, made_by).content_id
+    manifest = read_manifest(folder, schema, made_by)
+    require_fresh(folder, manifest, made_from or {}, made_by)
+    return manifest.content_id
