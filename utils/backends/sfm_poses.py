@@ -4,7 +4,9 @@ One camera of unknown focal length is shared by all frames. Poses of further fra
 COLMAP's pixel centres are at +0.5, as ours.
 """
 
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +25,11 @@ FOCAL_RANGE = (0.3, 3.0)
 # Field of view of 58 degrees along the longest side: the middle of what cameras and video models show.
 FOCAL_PRIOR = 0.9
 MIN_REGISTERED = 8
+
+# Importing pycolmap installs a handler that answers the polite request to end (SIGTERM) with a stack trace; Python's own comes back.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
 # Up to here all pairs are matched: 48 frames are 1128 pairs, about 10 s on two cores.
 MAX_EXHAUSTIVE_FRAMES = 48
 
