@@ -72,7 +72,7 @@ class Client:
     def job(self, job_id: str) -> dict[str, Any]:
         return next(j for j in json.loads(self.get("/api/state"))["jobs"] if j["id"] == job_id)
 
-    def until(self, job_id: str, holds: Callable[[dict[str, Any]], bool], seconds: float = 30) -> dict[str, Any]:
+    def until(self, job_id: str, holds: Callable[[dict[str, Any]], bool], seconds: float = 120) -> dict[str, Any]:
         end = time.monotonic() + seconds
         while not holds(job := self.job(job_id)):
             assert time.monotonic() < end, job
