@@ -51,7 +51,7 @@ def browser():
 
 def visit(browser: Browser, page: Client) -> None:
     browser.open(f"http://localhost:{page.port}/")
-    until(lambda: browser.run("state !== null"), 10)
+    until(lambda: browser.run("state !== null"), 60)
 
 
 def give_file(browser: Browser, path: Path) -> None:
@@ -91,8 +91,8 @@ def test_a_visit_by_keyboard_from_upload_to_download_and_after_a_restart(browser
         browser.call("Input.insertText", text="8")
         tab_to(browser, "go")
         browser.press(*ENTER)
-        until(lambda: browser.run("document.querySelector('.stages [aria-current=step]')?.textContent.includes('each frame')"), 20)
-        until(lambda: "Stage 2 of 4" in shown(browser) and "4/5" in shown(browser) and "this step: about" in shown(browser), 10)
+        until(lambda: browser.run("document.querySelector('.stages [aria-current=step]')?.textContent.includes('each frame')"), 60)
+        until(lambda: "Stage 2 of 4" in shown(browser) and "4/5" in shown(browser) and "this step: about" in shown(browser), 60)
         assert "extensive preset, at most 8 frames" in shown(browser) and browser.run("document.title").startswith("Working")
         job = browser.run("state.jobs[0].id")
         tab_to(browser, "Cancel")
@@ -101,15 +101,15 @@ def test_a_visit_by_keyboard_from_upload_to_download_and_after_a_restart(browser
         (tmp_path / "w" / job / "world" / "be_quick").touch()
         tab_to(browser, "Go on")
         browser.press(*ENTER)
-        until(lambda: browser.run("!!document.querySelector('.badge.done')"), 20)
+        until(lambda: browser.run("!!document.querySelector('.badge.done')"), 60)
         until(lambda: "PSNR 24.5 dB" in shown(browser), 5)
         until(lambda: browser.run("document.querySelector('video').videoWidth") == 96, 10)  # the film plays here
         tab_to(browser, "Splats, PLY")
         browser.press(*ENTER)
-        until(lambda: (browser.downloads / "court yard_splats_3dgs.ply").read_bytes().startswith(b"ply"), 10)
+        until(lambda: (browser.downloads / "court yard_splats_3dgs.ply").read_bytes().startswith(b"ply"), 60)
         tab_to(browser, "Open 3D viewer")
         browser.press(*ENTER)
-        targets = until(lambda: [t for t in browser.call("Target.getTargets")["targetInfos"] if is_viewer(t["url"], page)], 20)
+        targets = until(lambda: [t for t in browser.call("Target.getTargets")["targetInfos"] if is_viewer(t["url"], page)], 60)
         browser.call("Target.closeTarget", targetId=targets[0]["targetId"])
         assert browser.run("performance.getEntriesByType('resource').every((r) => r.name.startsWith(location.origin))")
         browser.open(f"http://localhost:{page.port}/jobs/{job}/report")
@@ -124,7 +124,7 @@ def test_a_visit_by_keyboard_from_upload_to_download_and_after_a_restart(browser
         until(lambda: browser.run("document.getElementById('sure').open"), 5)
         tab_to(browser, "Delete", 3)
         browser.press(*ENTER)
-        until(lambda: "None yet" in shown(browser), 10)
+        until(lambda: "None yet" in shown(browser), 60)
 
 
 def is_viewer(url: str, page: Client) -> bool:
@@ -142,7 +142,7 @@ def test_readable_at_every_width_light_and_dark(browser, tmp_path):
             for width, dark in ((1280, False), (390, False), (390, True), (320, True)):
                 browser.resize(width, 844, dark)
                 browser.open(f"http://localhost:{page.port}/?{width}{dark}#{job}")
-                until(lambda: browser.run("state !== null && document.querySelectorAll('.job').length === 4"), 10)
+                until(lambda: browser.run("state !== null && document.querySelectorAll('.job').length === 4"), 60)
                 assert browser.run("document.documentElement.scrollWidth") <= width
                 ratio, text = browser.run(CONTRAST)
                 assert ratio >= 4.5, f"{text!r} has a contrast of {ratio:.2f} at {width} px, dark: {dark}"
@@ -163,7 +163,7 @@ def test_what_cannot_be_used_is_said_before_and_after_sending(browser, tmp_path)
         browser.run(drop % ("#EXTM3U and more than that", "list.mp4"))
         assert browser.run(said) == ""
         browser.click("document.getElementById('go')")
-        until(lambda: "not what its name says" in browser.run(said), 10)
+        until(lambda: "not what its name says" in browser.run(said), 60)
     until(lambda: "does not answer" in shown(browser), 10)  # the server is gone now, and the page says so
 
 
