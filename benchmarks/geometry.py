@@ -220,7 +220,7 @@ def _bounded(image: Array) -> tuple[int, int]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of clips")
     parser.add_argument("--out", type=Path, default=Path("outputs/geometry"))
     parser.add_argument("--only", nargs="+", choices=("synthetic", "redkitchen", "clips"), default=["synthetic", "redkitchen", "clips"])
     parser.add_argument("--frames", type=int, default=28)
