@@ -144,9 +144,21 @@ def find_correspondences(world: SyntheticWorld, gaps: tuple[int, ...] = GAPS) ->
 
 def _partners(world: SyntheticWorld, first: int, second: int, rng: np.random.Generator) -> tuple[Array, ...]:
     """The columns of `Correspondences` for random pixels of one frame and their places in another."""
-    height, width = world.cameras.size
     candidates = np.argwhere(world.valid[first])
     pixel = candidates[rng.choice(len(candidates), min(PIXELS_PER_PAIR, len(candidates)), replace=False)]
+    pixel, place, corner = true_partners(world, first, second, pixel)
+    gap = np.full(len(pixel), abs(second - first))
+    return gap, np.tile([first, second], (len(pixel), 1)), pixel, place, corner
+
+
+def true_partners(world: SyntheticWorld, first: int, second: int, pixel: Array) -> tuple[Array, Array, Array]:
+    """Where another frame shows what pixels (M, 2: row, column) of one frame show, from the truth.
+
+    Returns:
+        Of the N <= M pixels that the other frame sees on one surface: the pixels (N, 2), their places (N, 2) x and y there, and the
+        upper left (N, 2) of the four pixels around each place.
+    """
+    height, width = world.cameras.size
     truth = world.canonical[first][pixel[:, 0], pixel[:, 1]].astype(np.float64)
     shown = world.deform(second, truth, world.object_id[first][pixel[:, 0], pixel[:, 1]])
     w2c = world.cameras.w2c[second]
@@ -162,9 +174,7 @@ def _partners(world: SyntheticWorld, first: int, second: int, rng: np.random.Gen
     depth = _around(world.depth[second], corner).min(1)
     # Comparisons with NaN are false: a partner with an unknown pixel is dropped.
     same = (np.linalg.norm(seen - truth, axis=1) < SAME_POINT * spread) & (spread < ONE_SURFACE * depth)
-    count = int(same.sum())
-    gap = np.full(count, abs(second - first))
-    return gap, np.tile([first, second], (count, 1)), pixel[same], place[same], corner[same]
+    return pixel[same], place[same], corner[same]
 
 
 def _around(image: Array, corner: Array) -> Array:
