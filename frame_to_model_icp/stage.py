@@ -10,6 +10,7 @@ from utils.points.confidence import confident_pixels
 from utils.registration import align_sequential, build_cloud, usable_pixels
 from utils.registration.result import summary, to_alignment
 from utils.scene import artifacts
+from utils.scene.checkpoints import CheckpointFolder
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import is_current, publish, write_manifest
 from utils.types import NULL_REPORTER, Reporter
@@ -25,12 +26,15 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
         report.note(f"frame to model: {out} is current, skipped")
         return out
     started = time.perf_counter()
+    checkpoints = CheckpointFolder(out, config, inputs)
+    if len(checkpoints):
+        report.note(f"frame to model: goes on with {len(checkpoints)} finished parts of an interrupted run")
     everything = artifacts.load_scene(config.root_path)
     index = select_frames(len(everything), data)
     scene = everything.select(index)
     usable = usable_pixels(scene, confident_pixels(everything, data)[index], config.filter)
     matching = replace(config.matching, roma_cache=config.matching.roma_cache or layout.roma_cache)
-    result = align_sequential(scene, usable, replace(config, matching=matching), report)
+    result = align_sequential(scene, usable, replace(config, matching=matching), report, checkpoints=checkpoints)
     cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, config.filter)
     with publish(out) as folder:
         artifacts.save_alignment(folder, to_alignment(scene, result, cloud), config)
@@ -44,5 +48,6 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
             backends={"matcher": config.matching.matcher},
             seconds=seconds,
         )
+    checkpoints.remove()
     report.note(f"frame to model: {int(result.aligned.sum())} of {len(scene)} frames aligned, {len(cloud)} points")
     return out

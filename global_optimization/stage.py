@@ -14,6 +14,7 @@ from utils.points.confidence import confident_pixels
 from utils.registration import align_jointly, build_cloud, usable_pixels
 from utils.registration.result import Diagnostics, Registration, summary, to_alignment
 from utils.scene import artifacts
+from utils.scene.checkpoints import CheckpointFolder
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import is_current, publish, read_manifest, write_manifest
 from utils.types import NULL_REPORTER, Alignment, Reporter
@@ -32,6 +33,9 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
         report.note(f"joint alignment: {out} is current, skipped")
         return out
     started = time.perf_counter()
+    checkpoints = CheckpointFolder(out, config, inputs)
+    if len(checkpoints):
+        report.note(f"joint alignment: goes on with {len(checkpoints)} finished parts of an interrupted run")
     manifest = read_manifest(source, artifacts.ALIGNMENT_SCHEMA, f"python -m frame_to_model_icp --config.root-path {config.root_path}")
     stage1 = from_plain(FrameToModelICPConfig, manifest.config)
     alignment = artifacts.load_alignment(source)
@@ -40,7 +44,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
     scene = everything.select(index)
     usable = usable_pixels(scene, confident_pixels(everything, stage1.alignment)[index], stage1.filter)
     matching = replace(config.matching, roma_cache=config.matching.roma_cache or layout.roma_cache)
-    result = align_jointly(scene, _registration(alignment), usable, replace(config, matching=matching), report)
+    result = align_jointly(scene, _registration(alignment), usable, replace(config, matching=matching), report, checkpoints=checkpoints)
     cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, stage1.filter)
     with publish(out) as folder:
         artifacts.save_alignment(folder, to_alignment(scene, result, cloud), config)
@@ -54,6 +58,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
             backends={"matcher": config.matching.matcher},
             seconds=seconds,
         )
+    checkpoints.remove()
     before, after = (100 * np.nanmedian(r) for r in (result.diagnostics.before, result.diagnostics.after))
     report.note(
         f"joint alignment: matched points were {before:.2f} % of depth apart, now {after:.2f} %; "

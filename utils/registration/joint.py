@@ -11,8 +11,9 @@ from utils.errors import NoOverlapError
 from utils.registration.geometry import AlignedGeometry
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
-from utils.registration.result import Registration, connected_frames, diagnose, errors_by_pair
-from utils.registration.solver import LatticeShape, build_problem, initial_state, solve, to_fields
+from utils.registration.result import Registration, connected_frames, diagnose, errors_by_pair, from_arrays, to_arrays
+from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, KeptMatches
+from utils.registration.solver import LatticeShape, StepsKept, build_problem, initial_state, solve, to_fields
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
 
 
@@ -23,6 +24,7 @@ def align_jointly(
     config: GlobalOptimizationConfig,
     report: Reporter = NULL_REPORTER,
     matcher: Matcher | None = None,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
 ) -> Registration:
     """Poses and fields of all frames that minimise the distance of all matches at once.
 
@@ -35,6 +37,7 @@ def align_jointly(
         config: of stage 2.
         report: progress.
         matcher: replaces the one named in the config.
+        checkpoints: parts that an interrupted run finished.
 
     Raises:
         NoOverlapError: no pair of frames has matches.
@@ -43,7 +46,12 @@ def align_jointly(
         return start
     current, frames = start, np.arange(len(scene))
     for index, solver in enumerate((config.coarse, config.fine)[: config.rounds]):
-        current = _round(scene, current, frames, usable, config.matching, solver, report, matcher, index)
+        done = checkpoints.load(f"round_{index}")
+        if done is None:
+            current = _round(scene, current, frames, usable, config.matching, solver, report, matcher, index, checkpoints)
+            checkpoints.save(f"round_{index}", to_arrays(current))
+        else:
+            current = from_arrays(current, done)
         connected = connected_frames(current.diagnostics, config.min_fitness)
         dropped, frames = np.setdiff1d(frames, connected), connected
         if len(dropped):
@@ -65,6 +73,7 @@ def _round(
     report: Reporter,
     matcher: Matcher | None,
     index: int,
+    checkpoints: Checkpoints,
 ) -> Registration:
     """One matching pass and one solve over the frames of these indices."""
     clock = [time.perf_counter()]
@@ -72,6 +81,7 @@ def _round(
     pairs = choose_pairs(overlaps(geometry, frames), frames, matching)
     grid = match_grid(scene, len(pairs), matching)
     matcher = matcher or MATCHERS.load(matching.matcher)(scene, usable, grid, matching)
+    matcher = KeptMatches(matcher, checkpoints, f"matches_{index}")
     prepare_pairs(matcher, pairs, report)
     stage = f"joint round {index + 1}"
     matches = match_pairs(matcher, pairs, geometry, lambda n: report.step(StepReport(stage, n - 1, len(pairs))))
@@ -84,7 +94,8 @@ def _round(
     problem = build_problem(matches, scene.cameras, shape, config.match_sigma)
     state = initial_state(scene.cameras, shape)
     before = errors_by_pair(problem, state, shape, matches)
-    state = solve(problem, state, shape, config, samples, np.concatenate(_current_errors(geometry, matches)))
+    kept = StepsKept(checkpoints, f"solve_{index}")
+    state = solve(problem, state, shape, config, samples, np.concatenate(_current_errors(geometry, matches)), kept)
     after = errors_by_pair(problem, state, shape, matches)
     clock.append(time.perf_counter())
     seconds = {"matching": clock[1] - clock[0], "solving": clock[2] - clock[1]}

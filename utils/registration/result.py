@@ -1,6 +1,6 @@
 """What an alignment returns besides poses and fields: who is aligned, how well, and where it took its time."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,30 @@ class Registration:
     fields: LatticeFields
     aligned: Array
     diagnostics: Diagnostics
+
+
+def to_arrays(result: Registration) -> dict[str, Array]:
+    """What a solve found, as arrays for a checkpoint."""
+    d = result.diagnostics
+    return {
+        "c2w": result.cameras.c2w,
+        "nodes": result.fields.nodes,
+        "inv_depth_range": result.fields.inv_depth_range,
+        "by_frame": np.stack([d.matches, d.fitness, d.before, d.after]),
+        "pairs": np.array([astuple(p) for p in d.pairs]).reshape(-1, 6),
+        "parts": np.array(list(d.seconds), str),
+        "seconds": np.array(list(d.seconds.values()), float),
+    }
+
+
+def from_arrays(start: Registration, arrays: dict[str, Array]) -> Registration:
+    """The registration of `to_arrays`; what a solve does not change comes from its start."""
+    matches, fitness, before, after = arrays["by_frame"]
+    pairs = [PairDiagnostics(int(p[0]), int(p[1]), int(p[2]), *(float(v) for v in p[3:])) for p in arrays["pairs"]]
+    seconds = {str(part): float(s) for part, s in zip(arrays["parts"], arrays["seconds"], strict=True)}
+    diagnostics = Diagnostics(matches.astype(int), fitness, before, after, pairs, seconds)
+    fields = LatticeFields(nodes=arrays["nodes"], inv_depth_range=arrays["inv_depth_range"])
+    return Registration(replace(start.cameras, c2w=arrays["c2w"]), fields, start.aligned, diagnostics)
 
 
 def diagnose(

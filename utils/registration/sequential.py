@@ -10,8 +10,9 @@ from utils.registration.geometry import AlignedGeometry
 from utils.registration.lattice import zero_fields
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
-from utils.registration.result import AGREEING_SIGMAS, Diagnostics, Registration, diagnose, errors_by_pair
-from utils.registration.solver import LatticeShape, build_problem, initial_state, solve, to_fields
+from utils.registration.result import AGREEING_SIGMAS, Diagnostics, Registration, diagnose
+from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, KeptMatches
+from utils.registration.solver import LatticeShape, build_problem, initial_state, relative_errors, solve, to_fields
 from utils.types import NULL_REPORTER, Array, CameraSet, LatticeFields, Reporter, Scene, StepReport
 
 
@@ -21,6 +22,7 @@ def align_sequential(
     config: FrameToModelICPConfig,
     report: Reporter = NULL_REPORTER,
     matcher: Matcher | None = None,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
 ) -> Registration:
     """Poses and fields of all frames, each registered to the aligned ones before it.
 
@@ -30,6 +32,7 @@ def align_sequential(
         config: of stage 1.
         report: progress.
         matcher: replaces the one named in the config (tests, exact matches).
+        checkpoints: parts that an interrupted run finished.
     """
     if config.matching.matcher == "none" and matcher is None:
         return unaligned(scene)
@@ -39,6 +42,7 @@ def align_sequential(
     pairs = choose_pairs(overlaps(AlignedGeometry(scene, cameras, fields), np.arange(frames)), np.arange(frames), config.matching)
     grid = match_grid(scene, len(pairs), config.matching)
     matcher = matcher or MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
+    matcher = KeptMatches(matcher, checkpoints, "matches")
     prepare_pairs(matcher, pairs, report)
     samples = scene.cameras.size[0] * scene.cameras.size[1] / grid**2
     aligned = np.zeros(frames, bool)
@@ -58,15 +62,19 @@ def align_sequential(
         start = time.perf_counter()
         matches = supported_matches([m for m in found if m.source == frame and aligned[m.target]], samples)
         if matches:
-            pose, field, errors = _register(frame, matches, geometry, config, samples, unit)
-            agreeing = np.mean(np.concatenate(errors[1]) < AGREEING_SIGMAS * config.solver.match_sigma)
+            done = checkpoints.load(f"frame_{frame}")
+            if done is None:
+                done = _register(frame, matches, geometry, config, samples, unit)
+                checkpoints.save(f"frame_{frame}", done)
+            ends = np.cumsum([len(m) for m in matches])[:-1]
+            agreeing = np.mean(done["after"] < AGREEING_SIGMAS * config.solver.match_sigma)
             if agreeing >= config.min_fitness:
                 aligned[frame] = True
-                cameras.c2w[frame] = pose
-                fields.nodes[frame] = field
+                cameras.c2w[frame] = done["c2w"]
+                fields.nodes[frame] = done["nodes"]
             used += matches
-            before += errors[0]
-            after += errors[1]
+            before += np.split(done["before"], ends)
+            after += np.split(done["after"], ends)
         seconds["solving"] += time.perf_counter() - start
         if not aligned[frame]:
             report.note(f"frame {int(cameras.frame_ids[frame])} does not fit the frames before it and is left out for now")
@@ -85,8 +93,8 @@ def unaligned(scene: Scene) -> Registration:
 
 def _register(
     frame: int, matches: list[MatchSet], geometry: AlignedGeometry, config: FrameToModelICPConfig, samples: float, unit: float
-) -> tuple[Array, Array, tuple[list[Array], list[Array]]]:
-    """Pose (4, 4), nodes (nz, nv, nu, 3), and errors before and after by match set, of one frame against fixed ones."""
+) -> dict[str, Array]:
+    """c2w (4, 4), nodes (nz, nv, nu, 3), and errors (M,) of all matches before and after, of one frame against fixed ones."""
     camera: CameraSet = geometry.cameras.select([frame])
     bounds = geometry.fields.inv_depth_range[[frame]]
     shape = LatticeShape(config.solver.lattice, bounds, unit)
@@ -96,5 +104,5 @@ def _register(
     start = initial_state(camera, shape)
     state = solve(problem, start, shape, config.solver, samples)
     fields: LatticeFields = to_fields(state, shape)
-    errors = tuple(errors_by_pair(problem, s, shape, own) for s in (start, state))
-    return state.c2w[0], fields.nodes[0], (errors[0], errors[1])
+    before, after = (relative_errors(problem, s, shape) for s in (start, state))
+    return {"c2w": state.c2w[0], "nodes": fields.nodes[0], "before": before, "after": after}

@@ -23,6 +23,7 @@ from utils.backends.triton_support import triton_ready
 from utils.geometry import se3
 from utils.geometry.projection import unproject
 from utils.registration.matching import MatchSet
+from utils.registration.resume import Checkpoints
 from utils.types import Array, CameraSet, LatticeFields
 
 _PARTS = 4  # accumulators of the parallel sums; fixed, so that a result does not depend on the number of cores
@@ -63,6 +64,23 @@ class State:
     c2w: Array
     nodes: Array
     update: Array
+
+
+@dataclass(frozen=True)
+class StepsKept:
+    """States after each reweighting step, kept under the name of their solve."""
+
+    checkpoints: Checkpoints
+    name: str
+
+    def load(self, step: int) -> State | None:
+        """The state after a step that an interrupted run finished."""
+        arrays = self.checkpoints.load(f"{self.name}_{step}")
+        return None if arrays is None else State(**arrays)
+
+    def save(self, step: int, state: State) -> None:
+        """Keeps the state after a step."""
+        self.checkpoints.save(f"{self.name}_{step}", vars(state))
 
 
 @dataclass(frozen=True)
@@ -180,6 +198,7 @@ def solve(
     config: SolverConfig,
     samples: float,
     first_errors: Array | None = None,
+    kept: StepsKept | None = None,
 ) -> State:
     """The state after all reweighting steps.
 
@@ -190,6 +209,7 @@ def solve(
         config: weights and schedule.
         samples: pixels of a pair that were tried as matches; the data weight is inverse to it, so that sampling does not matter.
         first_errors: (M,) errors in depths that set the weights of the first step, if not those of `state`.
+        kept: steps that an interrupted run finished (CPU only: the GPU is done before a step is on disk).
     """
     if len(state.c2w) > 1 and triton_ready():  # one frame alone is solved on the CPU in less time than the launches take
         from utils.registration import solver_triton
@@ -199,6 +219,9 @@ def solve(
     system = _System(problem, shape, config, len(state.c2w))
     data = DATA_WEIGHT * REFERENCE_SAMPLES / samples
     for step, scale in enumerate(config.robust_scales):
+        if kept and (done := kept.load(step)):
+            state = done
+            continue
         difference, relative = residuals(problem, state, shape)
         if step == 0 and first_errors is not None:
             squared = (first_errors / config.match_sigma) ** 2
@@ -210,6 +233,8 @@ def solve(
         state.nodes += nodes
         state.update += update
         _move_cameras(state.c2w, update)
+        if kept:
+            kept.save(step, state)
     return state
 
 

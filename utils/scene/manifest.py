@@ -87,9 +87,10 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def _significant(config: Any) -> Any:
+def significant(config: Any) -> Any:
+    """Plain settings without those that do not change a result."""
     if isinstance(config, dict):
-        return {k: _significant(v) for k, v in config.items() if k not in COSMETIC}
+        return {k: significant(v) for k, v in config.items() if k not in COSMETIC}
     return config
 
 
@@ -226,7 +227,7 @@ def write_manifest(
     stable = {k: v for k, v in files.items() if not k.endswith(("report.json", ".html")) and "tensorboard" not in k}
     manifest = Manifest(
         schema=schema,
-        content_id=content_hash(schema, _significant(plain), stable, inputs),
+        content_id=content_hash(schema, significant(plain), stable, inputs),
         config=plain,
         inputs=inputs,
         files=files,
@@ -281,7 +282,7 @@ def is_current(folder: Path, schema: str, config: Any, inputs: dict[str, str]) -
         manifest = read_manifest(folder, schema, "")
     except ArtifactError:
         return False
-    return manifest.inputs == inputs and _significant(manifest.config) == _significant(to_plain(config))
+    return manifest.inputs == inputs and significant(manifest.config) == significant(to_plain(config))
 
 
 def require_fresh(folder: Path, manifest: Manifest, inputs: dict[str, str], rerun: str) -> None:
