@@ -43,6 +43,22 @@ class GSConfig:
     """Optimisation steps, one frame each."""
     target_num_points: int = 1_000_000
     """Splat budget; the many copies of one surface in the cloud are merged until it is met."""
+    initial_fill: float = 1.0
+    """Share of the budget that the initial cloud fills; the rest grows by relocation."""
+    relocate_every: int = 0
+    """Steps between two rounds in which splats that became invisible move to where living ones are; 0: never."""
+    relocate_until: float = 0.7
+    """Share of the steps after which splats stay where they are."""
+    relocate_rate: float = 0.05
+    """Most splats that move in one round, as a share of the budget."""
+    relocate_by: Literal["opacity", "gradient"] = "gradient"
+    """Where to: by opacity, or by opacity and position gradient, which is where the picture is still wrong."""
+    dead_opacity: float = 0.005
+    """Fainter splats are dead: they are moved, and left out of the result if relocation is on."""
+    sparsity_weight: float = 0.0
+    """Weight of the mean opacity: lets splats that are not needed die."""
+    noise: float = 0.0
+    """Langevin noise on the positions of faint splats, relative to their own extent, falling with the learning rates."""
     sh_degree: int = 3
     """Highest band of view-dependent colour, 0..3."""
     sh_full_from_iter: int | None = None
@@ -123,6 +139,10 @@ class GSConfig:
             raise ConfigError(f"num_iters is {self.num_iters}", "give at least 1")
         if self.target_num_points < 1:
             raise ConfigError(f"target_num_points is {self.target_num_points}", "give at least 1")
+        if not 0 < self.initial_fill <= 1:
+            raise ConfigError(f"initial_fill is {self.initial_fill}", "give a share in (0, 1]")
+        if self.initial_fill < 1 and not self.relocate_every:
+            raise ConfigError("initial_fill leaves slots that nothing fills", "turn relocation on, for example --config.relocate-every 100")
         if self.max_gpu_gb < 0:
             raise ConfigError(f"max_gpu_gb is {self.max_gpu_gb}", "give 0 (no limit) or a positive number of GiB")
         if not 0 <= self.sh_degree <= 3:

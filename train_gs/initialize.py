@@ -31,7 +31,7 @@ def initial_splats(cloud: CanonicalCloud, camera_centers: Array, config: GSConfi
     Raises:
         DegenerateCloudError: fewer points than neighbours are needed.
     """
-    points, colors = merge_copies(cloud, camera_centers, config.target_num_points)
+    points, colors = merge_copies(cloud, camera_centers, max(1, round(config.initial_fill * config.target_num_points)))
     if len(points) <= config.knn_neighbors:
         raise DegenerateCloudError(
             f"the canonical cloud has only {len(points)} points to start from",

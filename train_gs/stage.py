@@ -14,6 +14,7 @@ from configs.stage3_gs import GSConfig
 from train_gs.initialize import initial_splats
 from train_gs.measure import averages, measure
 from train_gs.memory import cap_memory, with_fewer_splats
+from train_gs.population import with_spare_slots
 from train_gs.train import Trainer, TrainingData, train
 from utils.backends.rasterizer import choose_rasterizer, load_rasterizer
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse
@@ -92,6 +93,8 @@ def make_trainer(
     cloud = alignment.cloud
     cloud = cloud.select(~np.isin(cloud.frame, data.cameras.frame_ids[data.heldout]))
     splats = initial_splats(cloud, data.cameras.centers[~data.heldout], config, data.median_depth)
+    if config.relocate_every:
+        splats = with_spare_slots(splats, config.target_num_points)
     return Trainer(splats.to(device), data, warp, load_rasterizer(backend, device), config)
 
 

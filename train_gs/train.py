@@ -14,6 +14,7 @@ from train_gs.appearance import Appearance
 from train_gs.cameras import CameraRefinement
 from train_gs.graphs import StepGraphs
 from train_gs.losses import distortion, normal_consistency
+from train_gs.population import SplatRows, living, relocate, shake
 from train_gs.warp import WarpCache
 from utils.backends.rasterizer import Rasterizer
 from utils.deformation.inverse import InverseWarp
@@ -61,6 +62,10 @@ class SplatParameters(nn.Module):
     def base(self) -> Splats:
         """Splats with gradients, without the higher bands."""
         return Splats(self.means, self.quats, self.log_scales, self.logit_opacities, self.sh0)
+
+    def rows(self) -> SplatRows:
+        """The tensors with one row for each splat."""
+        return SplatRows(self.means, self.quats, self.log_scales, self.logit_opacities, self.sh0, self.shN)
 
     def complete(self) -> Splats:
         """All of it, detached."""
@@ -143,9 +148,13 @@ class Trainer:
             self.parameters.means.requires_grad_(False)
             self.warps.freeze()
 
-    def _set_learning_rates(self) -> None:
+    def _decay(self) -> float:
+        """What is left of every learning rate at this step."""
         cosine = 0.5 * (1.0 + math.cos(math.pi * self.iteration / self.config.num_iters))
-        factor = self.config.lr_decay + (1.0 - self.config.lr_decay) * cosine
+        return self.config.lr_decay + (1.0 - self.config.lr_decay) * cosine
+
+    def _set_learning_rates(self) -> None:
+        factor = self._decay()
         for group in self.optimizer.param_groups:
             if self._graphs is None:
                 group["lr"] = group["base_lr"] * factor
@@ -190,7 +199,28 @@ class Trainer:
             if self._graphs is not None:
                 self._graphs.check_budget()
         self.iteration += 1
+        self._move_splats()
         return self._values
+
+    def _move_splats(self) -> None:
+        """Relocation of dead splats and noise, when they are due; in place, so recorded steps stay valid."""
+        config, rows = self.config, self.parameters.rows()
+        if config.noise > 0 and rows.means.requires_grad:
+            seeded = torch.Generator(self.device).manual_seed(config.seed * 1_000_003 + self.iteration)
+            shake(rows, config.noise * self._decay(), seeded)
+        if not config.relocate_every or self.iteration % config.relocate_every:
+            return
+        if self.iteration <= config.relocate_until * config.num_iters:
+            moved = relocate(
+                rows,
+                self.optimizer,
+                most=math.ceil(config.relocate_rate * len(rows.means)),
+                least_opacity=config.dead_opacity,
+                by_gradient=config.relocate_by == "gradient",
+                generator=self.generator,
+            )
+            if moved:
+                self.warps.clear()
 
     def _update(self, view: int) -> Tensor:
         """Renders, compares and updates; (3,) loss without the penalty on the higher bands, L1 and mean squared error, detached."""
@@ -253,6 +283,8 @@ class Trainer:
         if config.opacity_reg_weight > 0:
             opacity = splats.logit_opacities.sigmoid()
             total = total + config.opacity_reg_weight * (opacity * (1 - opacity)).mean()
+        if config.sparsity_weight > 0:
+            total = total + config.sparsity_weight * splats.logit_opacities.sigmoid().mean()
         if config.scale_reg_weight > 0:
             total = total + config.scale_reg_weight * splats.log_scales.exp().mean() / depth
         if config.alpha_reg_weight > 0:
@@ -267,9 +299,11 @@ class Trainer:
 
     def result(self) -> TrainedScene:
         """The trained scene; held-out frames get the pose and colour corrections of their neighbours."""
-        trained = ~self.data.heldout
+        trained, splats = ~self.data.heldout, self.parameters.complete()
+        if self.config.relocate_every:
+            splats = splats.select(living(splats, self.config.dead_opacity))
         return TrainedScene(
-            splats=self.parameters.complete(),
+            splats=splats,
             cameras=self.poses.refined(self.data.cameras, trained),
             heldout=self.data.heldout,
             renderer=self.config.renderer,
