@@ -54,10 +54,12 @@ def plan(config: PipelineConfig) -> list[StageCall]:
     run = layout.run(name)
     if config.alignment_run is None:
         stage1 = replace(config.stage1, root_path=root, overwrite=config.overwrite or config.stage1.overwrite)
+        stage1 = replace(stage1, tensorboard=config.tensorboard or stage1.tensorboard)
         calls.append(StageCall("alignment", "frame_to_model_icp", "frame_to_model_icp.stage:run", stage1, run.after_non_rigid_icp))
     subdir = run.after_non_rigid_icp.name
     if not config.skip_global_optimization:
         stage2 = replace(config.stage2, root_path=root, run=name, overwrite=config.overwrite or config.stage2.overwrite)
+        stage2 = replace(stage2, tensorboard=config.tensorboard or stage2.tensorboard)
         subdir = stage2.out_subdir
         calls.append(StageCall("joint alignment", "global_optimization", "global_optimization.stage:run", stage2, run.root / subdir))
     inverse = config.inverse_deform_dir or config.stage31.out_path or run.inverse_deformation
@@ -198,6 +200,8 @@ def closing_words(config: PipelineConfig, calls: list[StageCall], summary: dict[
     """What was made, where, how long it took, how good it is, and what to do next."""
     lines = ["", f"Finished in {summary['seconds']:.0f} s. Peak memory {max(s['peak_memory_mb'] for s in summary['stages'])} MB."]
     lines += [f"  {s['title']:<22} {'kept' if s['kept'] else format(s['seconds'], '.1f') + ' s':>9}" for s in summary["stages"]]
+    for folder in [c.folder for c in calls if c.module == "global_optimization"]:
+        lines += [f"  {line}" for line in alignment_words(folder)]
     for renderer, folder in [(c.config.renderer, c.folder) for c in calls if c.module == "train_gs"]:
         lines.append(f"{renderer}: {folder}")
         lines += [f"  {line}" for line in _quality(RunLayout.evaluation(folder))]
@@ -211,6 +215,22 @@ def closing_words(config: PipelineConfig, calls: list[StageCall], summary: dict[
     if config.mode == "fast":
         lines.append("  the same command with --config.mode extensive for more detail")
     return "\n".join(lines)
+
+
+def alignment_words(folder: Path) -> list[str]:
+    """What the report of an alignment says in a few lines: held-out agreement, frames left out, contradictions."""
+    from utils.registration.heldout import heldout_words
+    from utils.registration.result import contradiction_words
+
+    path = folder / "report.json"
+    if not path.is_file():
+        return []
+    report = json.loads(path.read_text())
+    words = ["alignment: " + heldout_words(report["heldout"])] if report.get("heldout") else []
+    left_out = [str(i) for i, aligned in zip(report["frames"], report["aligned"], strict=True) if not aligned]
+    words += [f"warning: frames left out, they do not fit the others: {', '.join(left_out)}"] if left_out else []
+    told = contradiction_words([tuple(c["frames"]) for c in report["contradictions"]])
+    return words + ([f"warning: {told}"] if told else [])
 
 
 def _quality(folder: Path) -> list[str]:

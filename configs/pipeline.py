@@ -73,6 +73,8 @@ class PipelineConfig:
     """Reuse the run's inverse_deformation folder as it is."""
     inverse_deform_dir: Path | None = None
     """Reuse this inverse deformation; stage 3.1 is skipped."""
+    tensorboard: bool = False
+    """Write TensorBoard scalars of both alignment stages to <run>/tensorboard/ (needs the tensorboard package)."""
     skip_eval: bool = False
     """Stop after training: no videos, metrics or report."""
     progress_file: Path | None = None

@@ -124,6 +124,8 @@ class FrameToModelICPConfig:
     """Appended to the name of the run folder."""
     overwrite: bool = False
     """Run even if a current result exists."""
+    tensorboard: bool = False
+    """Write TensorBoard scalars to <run>/tensorboard/ (needs the tensorboard package)."""
     alignment: AlignmentDataConfig = field(default_factory=AlignmentDataConfig)
     matching: MatchingConfig = field(default_factory=lambda: MatchingConfig(matches_per_frame=8000))
     solver: SolverConfig = field(default_factory=lambda: SolverConfig(cg_iterations=20))

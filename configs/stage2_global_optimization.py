@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs.stage1_align import MatchingConfig, SolverConfig
+from utils.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,8 @@ class GlobalOptimizationConfig:
     """Folder of the result."""
     overwrite: bool = False
     """Run even if a current result exists."""
+    tensorboard: bool = False
+    """Write TensorBoard scalars to <run>/tensorboard/ (needs the tensorboard package)."""
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     coarse: SolverConfig = field(default_factory=SolverConfig)
     """Solver of the first round."""
@@ -27,5 +30,15 @@ class GlobalOptimizationConfig:
     """Solver of the second round."""
     rounds: int = 2
     """1 stops after the first round."""
+    heldout_pairs: int = 12
+    """Pairs of frames that are matched after the solve, only to measure it: their reprojection error is reported; 0: none."""
+    heldout_pixels: float = 0.0
+    """Share of 16 x 16 pixel blocks whose pixels take no part in the solve, to measure it on them too, 0..0.5; costs a little accuracy."""
     min_fitness: float = 0.2
     """A frame is left out if a smaller share of its matches agrees after the last round, 0..1."""
+
+    def __post_init__(self) -> None:
+        if self.heldout_pairs < 0:
+            raise ConfigError(f"heldout_pairs is {self.heldout_pairs}", "give 0 or more")
+        if not 0 <= self.heldout_pixels <= 0.5:
+            raise ConfigError(f"heldout_pixels is {self.heldout_pixels}", "give a share in 0..0.5")

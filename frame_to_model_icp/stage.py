@@ -6,9 +6,11 @@ from pathlib import Path
 
 from configs.stage1_align import FrameToModelICPConfig
 from frame_to_model_icp.selection import select_frames
+from utils.alignment_report import write_alignment_report
 from utils.points.confidence import confident_pixels
 from utils.registration import align_sequential, build_cloud, usable_pixels
-from utils.registration.result import summary, to_alignment
+from utils.registration.result import to_alignment
+from utils.reporting import tensorboard
 from utils.scene import artifacts
 from utils.scene.checkpoints import CheckpointFolder
 from utils.scene.layout import SceneLayout
@@ -20,7 +22,8 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
     """Aligns the selected frames one after another; returns the folder of the result."""
     layout = SceneLayout(config.root_path)
     data = config.alignment
-    out = layout.run(layout.run_name(data.num_frames, data.stride, data.offset, config.out_suffix)).after_non_rigid_icp
+    run_layout = layout.run(layout.run_name(data.num_frames, data.stride, data.offset, config.out_suffix))
+    out = run_layout.after_non_rigid_icp
     inputs = {"results": artifacts.scene_id(config.root_path)}
     if not config.overwrite and is_current(out, artifacts.ALIGNMENT_SCHEMA, config, inputs):
         report.note(f"frame to model: {out} is current, skipped")
@@ -34,20 +37,22 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
     scene = everything.select(index)
     usable = usable_pixels(scene, confident_pixels(everything, data)[index], config.filter)
     matching = replace(config.matching, roma_cache=config.matching.roma_cache or layout.roma_cache)
-    result = align_sequential(scene, usable, replace(config, matching=matching), report, checkpoints=checkpoints)
-    cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, config.filter)
-    with publish(out) as folder:
-        artifacts.save_alignment(folder, to_alignment(scene, result, cloud), config)
-        seconds = time.perf_counter() - started
-        artifacts.write_json(folder / "report.json", summary(result, cloud, seconds))
-        write_manifest(
-            folder,
-            schema=artifacts.ALIGNMENT_SCHEMA,
-            config=config,
-            inputs=inputs,
-            backends={"matcher": config.matching.matcher},
-            seconds=seconds,
-        )
+    with tensorboard(config.tensorboard, run_layout.tensorboard(out.name), report) as board:
+        result = align_sequential(scene, usable, replace(config, matching=matching), board, checkpoints=checkpoints)
+        cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, config.filter)
+        alignment = to_alignment(scene, result, cloud)
+        with publish(out) as folder:
+            artifacts.save_alignment(folder, alignment, config)
+            seconds = time.perf_counter() - started
+            write_alignment_report(folder, scene, result, alignment, seconds, {}, board)
+            write_manifest(
+                folder,
+                schema=artifacts.ALIGNMENT_SCHEMA,
+                config=config,
+                inputs=inputs,
+                backends={"matcher": config.matching.matcher},
+                seconds=seconds,
+            )
     checkpoints.remove()
     report.note(f"frame to model: {int(result.aligned.sum())} of {len(scene)} frames aligned, {len(cloud)} points")
     return out

@@ -3,21 +3,28 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from configs.base import from_plain
 from configs.stage1_align import FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
+from utils.alignment_report import write_alignment_report
 from utils.errors import ConfigError
 from utils.points.confidence import confident_pixels
-from utils.registration import align_jointly, build_cloud, usable_pixels
-from utils.registration.result import Diagnostics, Registration, summary, to_alignment
+from utils.registration import AlignedGeometry, align_jointly, build_cloud, usable_pixels
+from utils.registration.heldout import held_blocks, heldout_pairs, heldout_words, measure_heldout
+from utils.registration.lattice import zero_fields
+from utils.registration.matching import MATCHERS, match_grid, match_pairs, prepare_pairs
+from utils.registration.pairs import overlaps
+from utils.registration.result import Diagnostics, Registration, to_alignment
+from utils.reporting import tensorboard
 from utils.scene import artifacts
 from utils.scene.checkpoints import CheckpointFolder
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import is_current, publish, read_manifest, write_manifest
-from utils.types import NULL_REPORTER, Alignment, Reporter
+from utils.types import NULL_REPORTER, Alignment, Array, Reporter, Scene, StepReport
 
 
 def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> Path:
@@ -25,7 +32,8 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
     layout = SceneLayout(config.root_path)
     if not config.run:
         raise ConfigError("no alignment run is named", f"pass --config.run; there are: {', '.join(layout.runs()) or 'none yet'}")
-    root = layout.run(config.run).root
+    run_layout = layout.run(config.run)
+    root = run_layout.root
     source, out = root / config.checkpoint_subdir, root / config.out_subdir
     inputs = {"results": artifacts.scene_id(config.root_path)}
     inputs[config.checkpoint_subdir] = artifacts.artifact_id(source, artifacts.ALIGNMENT_SCHEMA, made_from=dict(inputs))
@@ -44,20 +52,25 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
     scene = everything.select(index)
     usable = usable_pixels(scene, confident_pixels(everything, stage1.alignment)[index], stage1.filter)
     matching = replace(config.matching, roma_cache=config.matching.roma_cache or layout.roma_cache)
-    result = align_jointly(scene, _registration(alignment), usable, replace(config, matching=matching), report, checkpoints=checkpoints)
-    cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, stage1.filter)
-    with publish(out) as folder:
-        artifacts.save_alignment(folder, to_alignment(scene, result, cloud), config)
-        seconds = time.perf_counter() - started
-        artifacts.write_json(folder / "report.json", summary(result, cloud, seconds))
-        write_manifest(
-            folder,
-            schema=artifacts.ALIGNMENT_SCHEMA,
-            config=config,
-            inputs=inputs,
-            backends={"matcher": config.matching.matcher},
-            seconds=seconds,
-        )
+    blocks = held_blocks(scene.cameras.size, config.heldout_pixels)
+    chosen = replace(config, matching=matching)
+    with tensorboard(config.tensorboard, run_layout.tensorboard(out.name), report) as board:
+        result = align_jointly(scene, _registration(alignment), usable & ~blocks, chosen, board, checkpoints=checkpoints)
+        cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, stage1.filter)
+        finished = to_alignment(scene, result, cloud)
+        heldout = _held_out(scene, usable, blocks, result, chosen, report)
+        with publish(out) as folder:
+            artifacts.save_alignment(folder, finished, config)
+            seconds = time.perf_counter() - started
+            write_alignment_report(folder, scene, result, finished, seconds, {"heldout": heldout}, board)
+            write_manifest(
+                folder,
+                schema=artifacts.ALIGNMENT_SCHEMA,
+                config=config,
+                inputs=inputs,
+                backends={"matcher": config.matching.matcher},
+                seconds=seconds,
+            )
     checkpoints.remove()
     before, after = (100 * np.nanmedian(r) for r in (result.diagnostics.before, result.diagnostics.after))
     report.note(
@@ -65,6 +78,26 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
         f"{int(result.aligned.sum())} of {len(scene)} frames, {len(cloud)} points"
     )
     return out
+
+
+def _held_out(
+    scene: Scene, usable: Array, blocks: Array, result: Registration, config: GlobalOptimizationConfig, report: Reporter
+) -> dict[str, Any]:
+    """Reprojection error of pairs that took no part in the solve, before and after it; empty if there are none."""
+    if config.matching.matcher == "none" or not config.heldout_pairs:
+        return {}
+    before = AlignedGeometry(scene, scene.cameras, zero_fields(scene.depth, scene.valid, (2, 2, 2)))
+    frames = np.flatnonzero(result.aligned)
+    solved = {(p.source, p.target) for p in result.diagnostics.pairs}
+    pairs = heldout_pairs(overlaps(before, frames), frames, solved, config.matching, config.heldout_pairs)
+    grid = match_grid(scene, max(len(result.diagnostics.pairs), 1), config.matching)
+    matcher = MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
+    prepare_pairs(matcher, pairs, report)
+    matches = match_pairs(matcher, pairs, before, lambda n: report.step(StepReport("held-out pairs", n - 1, len(pairs))))
+    found = measure_heldout(matches, before, AlignedGeometry(scene, result.cameras, result.fields), blocks)
+    if found:
+        report.note("joint alignment: " + heldout_words(found))
+    return found
 
 
 def _registration(alignment: Alignment) -> Registration:

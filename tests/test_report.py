@@ -84,12 +84,12 @@ def test_report_without_evaluation_or_with_broken_files(tmp_path: Path) -> None:
 
 
 def test_before_and_after_clouds_agree_when_alignment_changed_nothing(tmp_path: Path) -> None:
-    from utils.report_html import _unaligned_cloud
+    from utils.alignment_pictures import unaligned_cloud
     from utils.scene.artifacts import load_alignment, load_scene
 
     run = write_trained_world(tmp_path)
     alignment = load_alignment(run.after_global_optimization)
-    points, colors = _unaligned_cloud(load_scene(tmp_path), alignment)
+    points, colors = unaligned_cloud(load_scene(tmp_path), alignment)
     np.testing.assert_allclose(points, alignment.cloud.points, atol=1e-4)
     np.testing.assert_array_equal(colors, alignment.cloud.colors)
 

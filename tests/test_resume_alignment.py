@@ -62,7 +62,8 @@ def stage1_config(root, **changes):
 def stage2_config(root):
     run = stage1_config(root)
     name = f"frame_to_model_icp_{run.alignment.num_frames}_1_offset0"
-    return GlobalOptimizationConfig(root_path=root, run=name, matching=FAST["matching"], coarse=FAST["solver"], fine=FAST["solver"])
+    solvers = {"coarse": FAST["solver"], "fine": FAST["solver"]}
+    return GlobalOptimizationConfig(root_path=root, run=name, matching=FAST["matching"], heldout_pairs=0, **solvers)
 
 
 def arrays_of(folder):

@@ -17,13 +17,14 @@ import cv2
 import numpy as np
 
 from utils import pictures
+from utils.alignment_pictures import extent, unaligned_cloud
 from utils.charts import bar_chart, line_chart, nice_number
 from utils.errors import ArtifactError
-from utils.geometry.projection import invert_rigid
+from utils.registration.result import contradiction_words
 from utils.report_style import PAGE
 from utils.scene.artifacts import load_alignment, load_scene
 from utils.scene.layout import RunLayout, SceneLayout
-from utils.scene.manifest import MANIFEST
+from utils.scene.manifest import MANIFEST, PICTURES
 from utils.types import Alignment, Array, Scene
 
 _PICTURE_WIDTH = 400
@@ -31,7 +32,7 @@ _STRIP_FRAMES = 8
 _MAX_CLOUD_POINTS = 400_000
 _MAX_CHARTS_PER_STAGE = 6
 # Parts of a stage's report that are shown elsewhere or say nothing as a curve.
-_NO_CURVES = frozenset({"frames", "pairs", "contradictions", "aligned", "residual_before", "residual_after", "seconds"})
+_NO_CURVES = frozenset({"frames", "pairs", "contradictions", "aligned", "residual_before", "residual_after", "seconds", "heldout"})
 # Names of trainings that others are compared with.
 _BASELINE = "naive"
 # Entries of a manifest's backends that speak of weights, not of a choice.
@@ -90,6 +91,7 @@ def write_report(scene_root: Path) -> Path:
         ("Input", _input_strip(scene)),
         ("Renders beside inputs", _renders(stages)),
         ("Cloud before and after alignment", _clouds(scene, alignment)),
+        ("Agreement with held-out pairs", _held_out(stages)),
         ("Quality", _quality(stages, _baselines(layout, run))),
         ("Curves and residuals", _curves(stages)),
         ("Time and memory", _timings(stages, _json(layout.summary_json))),
@@ -237,11 +239,10 @@ def _warnings(stages: list[_Stage], scene: Scene | None, alignment: Alignment | 
 
 def _contradictions(stage: _Stage) -> Iterator[str]:
     """Frames that see the same place but cannot be made to agree."""
-    pairs = stage.report.get("contradictions", [])
-    named = [f"{a} and {b}" for a, b in (p.get("frames", (0, 0)) for p in pairs[:5] if isinstance(p, dict))]
-    if named:
-        more = f" and {len(pairs) - len(named)} more pairs" if len(pairs) > len(named) else ""
-        yield f"{stage.title}: these frames show the same place differently and could not be made to agree: {', '.join(named)}{more}."
+    pairs = [p["frames"] for p in stage.report.get("contradictions", []) if isinstance(p, dict) and len(p.get("frames", ())) == 2]
+    words = contradiction_words([(a, b) for a, b in pairs])
+    if words:
+        yield f"{stage.title}: {words}."
 
 
 def _quality_warnings(stage: _Stage) -> Iterator[str]:
@@ -296,7 +297,7 @@ def _clouds(scene: Scene | None, alignment: Alignment | None) -> str:
     if scene is None or alignment is None:
         return _missing("There is no finished alignment, so clouds cannot be compared.")
     after, after_colors = alignment.cloud.points, alignment.cloud.colors
-    before, before_colors = _unaligned_cloud(scene, alignment)
+    before, before_colors = unaligned_cloud(scene, alignment)
     rng = np.random.default_rng(0)
     keep_a, keep_b = (rng.permutation(len(p))[:_MAX_CLOUD_POINTS] for p in (after, before))
     clouds = {"before": (before[keep_b], before_colors[keep_b]), "after": (after[keep_a], after_colors[keep_a])}
@@ -307,7 +308,7 @@ def _clouds(scene: Scene | None, alignment: Alignment | None) -> str:
     views = {"top": (right, -back, level_up), "front": (right, level_up, back), "side": (-back, level_up, right)}
     figures = []
     for view, (horizontal, vertical, towards) in views.items():
-        bounds = (*_span(after @ horizontal), *_span(after @ vertical))
+        bounds = (*extent(after @ horizontal), *extent(after @ vertical))
         for name, (points, colors) in clouds.items():
             image = pictures.scatter(points @ horizontal, points @ vertical, colors, points @ towards, bounds, _PICTURE_WIDTH)
             figures.append(_picture(image, f"{view} view, {name}"))
@@ -315,30 +316,41 @@ def _clouds(scene: Scene | None, alignment: Alignment | None) -> str:
     return f'<div class="row" style="--columns:2">{"".join(figures)}</div><p class="note">{note}</p>'
 
 
-def _span(values: Array) -> tuple[float, float]:
-    """Where most of the values lie, with a margin."""
-    low, high = np.percentile(values, [1, 99])
-    margin = 0.08 * (high - low)
-    return float(low - margin), float(high + margin)
+def _held_out(stages: list[_Stage]) -> str:
+    """Agreement of flow and geometry on pairs of frames that no solve has seen."""
+    parts = []
+    for stage in stages:
+        found = stage.report.get("heldout")
+        if not isinstance(found, dict) or "pairs" not in found:
+            continue
+        tables = [(name, found[name]) for name in ("pairs", "pairs_and_pixels") if name in found]
+        head = ["", *(f"{name.replace('_', ' ')}, {when}" for name, _ in tables for when in ("before", "after"))]
+        rows = [
+            [words, *(nice_number(factor * v[f"{when}_{key}"]) for _, v in tables for when in ("before", "after"))]
+            for key, words, factor in (
+                ("px", "reprojection, median (px)", 1),
+                ("px_p90", "reprojection, 90 % (px)", 1),
+                ("depth", "depth, median (%)", 100),
+            )
+        ]
+        note = "Optical flow of pairs that took no part in the alignment, against where depth, poses and deformation put the same points."
+        pairs = [(f"{p['source']}-{p['target']}", nice_number(p["before_px"]), nice_number(p["after_px"])) for p in found["by_pair"]]
+        every = _table(["frames", "before (px)", "after (px)"], [list(p) for p in pairs])
+        detail = f"<details><summary>by pair</summary>{every}</details>"
+        parts.append(f'<h3>{escape(stage.title)}</h3><p class="note">{escape(note)}</p>' + _table(head, rows) + detail)
+    return "".join(parts)
 
 
-def _unaligned_cloud(scene: Scene, alignment: Alignment) -> tuple[Array, Array]:
-    """World points and colours of the aligned frames' depth with the poses before alignment; the same pixels as the canonical cloud."""
-    cloud = alignment.cloud
-    positions = {int(f): i for i, f in enumerate(alignment.cameras.frame_ids)}
-    c2w = invert_rigid(alignment.original_w2c)
-    width = scene.cameras.size[1]
-    points, colors = [], []
-    for frame in np.unique(cloud.frame):
-        pixel = cloud.pixel[cloud.frame == frame]
-        y, x = pixel // width, pixel % width
-        depth = scene.depth[frame, y, x]
-        k = scene.cameras.K[frame]
-        rays = np.stack([(x + 0.5 - k[0, 2]) / k[0, 0], (y + 0.5 - k[1, 2]) / k[1, 1], np.ones(len(x))], axis=1)
-        pose = c2w[positions[int(frame)]]
-        points.append((rays * depth[:, None]) @ pose[:3, :3].T + pose[:3, 3])
-        colors.append(scene.images[frame, y, x])
-    return np.concatenate(points), np.concatenate(colors)
+def _alignment_pictures(stage: _Stage) -> str:
+    """Residuals by pair and displacement by frame, as the stage drew them."""
+    figures = []
+    for name, words in (("residuals", "median distance of matched points by pair of frames"), ("displacement", "how far pixels are moved")):
+        path = stage.folder / PICTURES / f"{name}.png"
+        if path.is_file():
+            data = base64.b64encode(path.read_bytes()).decode()
+            image = f'<img alt="{escape(words)}" src="data:image/png;base64,{data}">'
+            figures.append(f"<figure>{image}<figcaption>{escape(words)}</figcaption></figure>")
+    return f'<div class="row" style="--columns:2">{"".join(figures)}</div>' if figures else ""
 
 
 def _quality(stages: list[_Stage], baselines: list[_Stage]) -> str:
@@ -401,7 +413,9 @@ def _curves(stages: list[_Stage]) -> str:
     for stage in stages:
         charts = [c for path, values in _series(stage.report, ()) if (c := _chart(stage, path, values))]
         shown = "".join(f"<div>{c}</div>" for c in (_residuals(stage.report), *charts[:_MAX_CHARTS_PER_STAGE]) if c)
-        parts.append(f'<h3>{escape(stage.title)}</h3><div class="charts">{shown}</div>' if shown else "")
+        shown = f'<div class="charts">{shown}</div>' if shown else ""
+        shown += _alignment_pictures(stage)
+        parts.append(f"<h3>{escape(stage.title)}</h3>{shown}" if shown else "")
     return "".join(parts) or _missing("The stages left no curves.")
 
 

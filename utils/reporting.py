@@ -1,8 +1,12 @@
 """Reporters: a progress line on the console, scalars for TensorBoard, a file for other programs. Algorithms only see the protocol."""
 
+import importlib.util
 import json
+import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -86,9 +90,33 @@ class TensorBoardReporter:
         """Handed on."""
         self._inner.note(message)
 
+    def by_frame(self, frames: list[int], series: dict[str, list[Any]]) -> None:
+        """Scalars `frames/name` at the step of the frame's id; None is left out."""
+        for name, values in series.items():
+            for frame, value in zip(frames, values, strict=True):
+                if value is not None:
+                    self._writer.add_scalar(f"frames/{name}", value, frame)
+
     def close(self) -> None:
         """Flushes the events to disk."""
         self._writer.close()
+
+
+@contextmanager
+def tensorboard(wanted: bool, folder: Path, inner: Reporter) -> Iterator[Reporter]:
+    """A reporter that also writes scalars to `folder`, if `wanted` and TensorBoard is installed (else a note says so)."""
+    if wanted and importlib.util.find_spec("tensorboard") is None:
+        inner.note("TensorBoard is not installed, so no scalars are written: pip install 'video_to_world[tensorboard]'")
+        wanted = False
+    if not wanted:
+        yield inner
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # curves of an earlier run would be drawn over these
+    board = TensorBoardReporter(folder, inner)
+    try:
+        yield board
+    finally:
+        board.close()
 
 
 class ProgressFileReporter:

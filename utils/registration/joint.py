@@ -11,7 +11,7 @@ from utils.errors import NoOverlapError
 from utils.registration.geometry import AlignedGeometry
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
-from utils.registration.result import Registration, connected_frames, diagnose, errors_by_pair, from_arrays, to_arrays
+from utils.registration.result import Registration, connected_frames, contradiction_words, diagnose, errors_by_pair, from_arrays, to_arrays
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, KeptMatches
 from utils.registration.solver import LatticeShape, StepsKept, build_problem, initial_state, solve, to_fields
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
@@ -57,9 +57,10 @@ def align_jointly(
         if len(dropped):
             names = ", ".join(str(int(scene.cameras.frame_ids[f])) for f in dropped)
             report.note(f"left out, their matches do not agree with the other frames: {names}")
-    for pair in current.diagnostics.contradictions():
-        ids = scene.cameras.frame_ids[[pair.source, pair.target]]
-        report.note(f"frames {ids[0]} and {ids[1]} show one place in two ways (off by {100 * pair.after:.1f} % of depth)")
+    ids = scene.cameras.frame_ids
+    told = contradiction_words([(int(ids[p.source]), int(ids[p.target])) for p in current.diagnostics.contradictions()])
+    if told:
+        report.note(f"warning: {told}")
     return replace(current, aligned=np.isin(np.arange(len(scene)), frames))
 
 

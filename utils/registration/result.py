@@ -14,6 +14,7 @@ from utils.types import Alignment, Array, CameraSet, CanonicalCloud, LatticeFiel
 AGREEING_SIGMAS = 3.0  # matches closer than this many sigmas count as agreeing
 _CONTRADICTION_FACTOR = 4.0  # a long-range pair this many times worse than the median pair contradicts
 _LONG_RANGE = 8  # frames
+_AGREEMENT = 0.5  # share of a pair's matches that agree; with more the pair does not contradict, however well all others do
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Diagnostics:
         if not known:
             return []
         limit = _CONTRADICTION_FACTOR * float(np.median(known))
-        return [p for p in self.pairs if p.matches and p.target - p.source > _LONG_RANGE and p.after > limit]
+        far = [p for p in self.pairs if p.matches and abs(p.target - p.source) > _LONG_RANGE]
+        return [p for p in far if p.after > limit and p.fitness < _AGREEMENT]
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,19 @@ def summary(result: Registration, cloud: CanonicalCloud, seconds: float) -> dict
         "pairs": [{**asdict(p), "source": int(ids[p.source]), "target": int(ids[p.target])} for p in d.pairs],
         "contradictions": contradictions,
     }
+
+
+def contradiction_words(pairs: list[tuple[int, int]]) -> str:
+    """One line that names frames which contradict each other, empty if there are none.
+
+    Args:
+        pairs: frame ids.
+    """
+    if not pairs:
+        return ""
+    named = ", ".join(f"{a} and {b}" for a, b in pairs[:5])
+    more = f" and {len(pairs) - 5} more pairs" if len(pairs) > 5 else ""
+    return f"these frames show the same place differently and could not be made to agree: {named}{more}"
 
 
 def _plain(values: Array) -> list[float | None]:

@@ -18,6 +18,10 @@ class RunLayout:
     def after_global_optimization(self) -> Path:
         return self.root / "after_global_optimization"
 
+    def tensorboard(self, stage: str) -> Path:
+        """Folder of a stage's TensorBoard events."""
+        return self.root / "tensorboard" / stage
+
     @property
     def inverse_deformation(self) -> Path:
         return self.root / "inverse_deformation"

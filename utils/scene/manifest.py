@@ -20,6 +20,7 @@ from typing import Any
 from utils.errors import ArtifactError, ConventionError, CorruptArtifactError, MissingArtifactError, SchemaVersionError, StaleArtifactError
 
 MANIFEST = "manifest.json"
+PICTURES = "pictures"  # folder of an artifact that holds what is only looked at
 
 # Settings that do not change a result: two runs that differ only in these count as the same.
 COSMETIC = frozenset(
@@ -223,8 +224,11 @@ def write_manifest(
     names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     files = {str(p.relative_to(folder)): [p.stat().st_size, sha256(p)] for p in names}
     plain = to_plain(config)
-    # reports hold times and event files hold dates: they do not belong to the identity of a result
-    stable = {k: v for k, v in files.items() if not k.endswith(("report.json", ".html")) and "tensorboard" not in k}
+    # reports hold times and event files hold dates: they do not belong to the identity of a result; nor do pictures of it
+    cosmetic = (PICTURES + "/", PICTURES + "\\")
+    stable = {
+        k: v for k, v in files.items() if not k.endswith(("report.json", ".html")) and "tensorboard" not in k and not k.startswith(cosmetic)
+    }
     manifest = Manifest(
         schema=schema,
         content_id=content_hash(schema, significant(plain), stable, inputs),

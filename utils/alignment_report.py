@@ -1,0 +1,52 @@
+"""What an alignment stage leaves for people beside its result: `report.json`, pictures, TensorBoard scalars."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from utils.alignment_pictures import displacement_plot, residual_matrix, top_down
+from utils.registration.displacement import displacements
+from utils.registration.result import Registration, summary
+from utils.reporting import TensorBoardReporter
+from utils.scene.artifacts import write_json
+from utils.scene.manifest import PICTURES, writing
+from utils.types import Alignment, Array, Reporter, Scene
+
+
+def write_alignment_report(
+    folder: Path, scene: Scene, result: Registration, alignment: Alignment, seconds: float, extra: dict[str, Any], report: Reporter
+) -> None:
+    """Writes report and pictures into the artifact folder that is being made.
+
+    Args:
+        folder: of the stage, unpublished.
+        scene: the frames of the alignment, before it.
+        result: what the solve found.
+        alignment: what is published.
+        seconds: wall time of the stage so far.
+        extra: further entries of the report.
+        report: receives the figures of each frame if it writes TensorBoard scalars.
+    """
+    moved = displacements(scene, result.cameras, result.fields)
+    content = summary(result, alignment.cloud, seconds)
+    content |= {"displacement_median": _plain(moved[:, 0]), "displacement_p95": _plain(moved[:, 1]), **extra}
+    write_json(folder / "report.json", content)
+    images = {
+        "residuals": residual_matrix(result.diagnostics.pairs, result.cameras.frame_ids),
+        "displacement": displacement_plot(moved, result.cameras.frame_ids, result.aligned),
+    }
+    if len(alignment.cloud):
+        images["top_down"] = top_down(scene, alignment)
+    with writing(folder / PICTURES):
+        (folder / PICTURES).mkdir(exist_ok=True)
+        for name, image in images.items():
+            (folder / PICTURES / f"{name}.png").write_bytes(cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes())
+    if isinstance(report, TensorBoardReporter):
+        names = ("residual_before", "residual_after", "fitness", "matches", "displacement_median", "displacement_p95")
+        report.by_frame(result.cameras.frame_ids.tolist(), {name: content[name] for name in names})
+
+
+def _plain(values: Array) -> list[float | None]:
+    return [float(v) if np.isfinite(v) else None for v in values]
