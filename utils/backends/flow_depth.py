@@ -10,14 +10,16 @@ The kernels release the GIL and run on one core each: callers put frames on thre
 K may differ in x and y; pixel centres at +0.5; depth is camera z.
 """
 
-import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numba import njit
 
+from utils.runtime import cpu_count
 from utils.types import Array
 
 # Flow forward and back must return to within this many pixels.
@@ -26,6 +28,10 @@ _RETURN_PX = 1.0
 _EPIPOLAR_PX = 1.5
 # Views whose inverse depth lies within this share of the median are averaged.
 _INLIER = 0.04
+# Up to this size flow runs at full resolution, beyond at half.
+_FINE_FLOW_PIXELS = 100_000
+# Weight of smoothness in the flow's variational refinement (OpenCV's presets: 20).
+_FLOW_SMOOTHNESS = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,31 @@ class RayDepth:
     far: Array
 
 
-def dense_flow() -> "cv2.DISOpticalFlow":
-    """Dense inverse search (Kroeger et al. 2016), OpenCV's medium preset: 0.1 px median error on small motion."""
-    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+@contextmanager
+def frame_threads() -> Iterator[ThreadPoolExecutor]:
+    """A pool with one frame per core; OpenCV, which would start as many threads in every one of them, is kept to one."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            yield pool
+    finally:
+        cv2.setNumThreads(before)
+
+
+def dense_flow(pixels: int) -> "cv2.DISOpticalFlow":
+    """Dense inverse search (Kroeger et al. 2016) that keeps edges: OpenCV's medium preset, finer and less smooth.
+
+    The preset stops at half the resolution and smears motion over depth edges. On exact synthetic clips of 252 px full resolution
+    took the median depth error from 1.0 to 0.6 % and the weaker smoothness from there to 0.5 %; it costs twice the time.
+
+    Args:
+        pixels: of the images.
+    """
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flow.setFinestScale(0 if pixels <= _FINE_FLOW_PIXELS else 1)
+    flow.setVariationalRefinementAlpha(_FLOW_SMOOTHNESS)
+    return flow
 
 
 def match_through_depth(reference: Array, neighbour: Array, inverse: Array, pose: tuple[Array, Array], K: Array) -> tuple[Array, Array]:
@@ -68,7 +96,7 @@ def match_through_depth(reference: Array, neighbour: Array, inverse: Array, pose
     # remap counts from the first pixel's centre, our coordinates from its corner
     warped = cv2.remap(neighbour, start[..., 0] - 0.5, start[..., 1] - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     warped = np.where(visible, warped, reference)
-    flow = dense_flow()
+    flow = dense_flow(height * width)
     forward, backward = flow.calc(reference, warped, None), flow.calc(warped, reference, None)
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     to_x, to_y = x + forward[..., 0], y + forward[..., 1]
@@ -206,7 +234,7 @@ def agreement(depth: Array, w2c: Array, K: Array) -> Array:
         rotations, translations = (np.ascontiguousarray(part) for part in (relative[:, :3, :3], relative[:, :3, 3]))
         return _votes(depth[i], depth[np.array(others)], rotations, translations, K.astype(np.float64))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with frame_threads() as pool:
         return np.stack(list(pool.map(votes_of, range(frames))))
 
 

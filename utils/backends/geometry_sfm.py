@@ -4,8 +4,6 @@ Result: cameras that share one focal length, depth with every pixel filled, conf
 that its median depth is 3 units.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,7 +12,7 @@ import numpy as np
 
 from utils.backends.depth_refine import edge_couplings, fill_and_smooth, flatness
 from utils.backends.flow_bundle import Matches, adjust, join
-from utils.backends.flow_depth import RayDepth, agreement, match_through_depth, triangulate
+from utils.backends.flow_depth import RayDepth, agreement, frame_threads, match_through_depth, triangulate
 from utils.backends.geometry import ClipFrames
 from utils.backends.sfm_poses import SparseModel, focal_prior, map_frames, place_between, settle_focal
 from utils.geometry.projection import invert_rigid
@@ -155,7 +153,7 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
     neighbours = [choose_neighbours(clip, row) for row in rows]
     inverse = [fill_and_smooth(*_anchor_images(clip, row), couplings[row], _FIRST_STRENGTH)[0] for row in rows]
     found: list[_Found] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with frame_threads() as pool:
         for number, strength in enumerate(_STRENGTHS):
             improve = partial(_improve, clip, strength=strength)
             found = []

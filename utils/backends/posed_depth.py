@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from utils.backends.depth_refine import edge_couplings, fill_and_smooth
-from utils.backends.flow_depth import RayDepth, agreement, match_through_depth, triangulate
+from utils.backends.flow_depth import RayDepth, agreement, frame_threads, match_through_depth, triangulate
 from utils.backends.geometry_sfm import PosedClip, choose_neighbours
 from utils.errors import GeometryError
 from utils.geometry.projection import invert_rigid
@@ -46,11 +46,11 @@ def depth_along_poses(images: Array, w2c: Array, K: Array, refs: Array, report: 
     grays = np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images])
     rays: list[RayDepth] = []
     inverse: list[Array] = []
-    for row, ref in enumerate(refs):
-        filled, ray = _one_frame(images, grays, w2c, K, int(ref))
-        inverse.append(filled)
-        rays.append(ray)
-        report.step(StepReport("depth along the given poses", row, len(refs)))
+    with frame_threads() as pool:
+        for row, (filled, ray) in enumerate(pool.map(lambda ref: _one_frame(images, grays, w2c, K, int(ref)), refs)):
+            inverse.append(filled)
+            rays.append(ray)
+            report.step(StepReport("depth along the given poses", row, len(refs)))
     return _finished(np.stack(inverse), rays, w2c[refs], K)
 
 
