@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from configs.icp import FieldName, IcpConfig, Method, TwistFieldConfig
 from utils.errors import ConfigError
 
 ConfidenceMode = Literal["global", "per_frame", "per_frame_guided", "voxel", "voxel_guided", "voxel_or"]
@@ -132,3 +133,21 @@ class FrameToModelICPConfig:
     filter: PointFilterConfig = field(default_factory=PointFilterConfig)
     min_fitness: float = 0.2
     """A frame is left out if a smaller share of its matches agrees after its registration, 0..1."""
+
+    method: Method = "lattice"
+    """lattice: robust least squares on image matches. parity: the published method (surface, colour and match terms by gradient descent),
+    to compare with; minutes instead of seconds."""
+
+    icp: IcpConfig = field(default_factory=IcpConfig)
+    """Used by method parity."""
+
+    twists: TwistFieldConfig = field(default_factory=TwistFieldConfig)
+    """Used by method parity."""
+
+    # Last of all settings: from here on the name hides dataclasses.field.
+    field: FieldName = "auto"
+    """Deformation of a frame: auto is the method's own (lattice, or hashgrid for parity). Method lattice has hash grids in stage 2 only."""
+
+    def __post_init__(self) -> None:
+        if self.method == "lattice" and self.field == "hashgrid":
+            raise ConfigError("stage 1 has hash grids with method parity only", "pass --config.method parity, or choose it in stage 2")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from configs.icp import FieldName, LeaveOneOutConfig, MatchedFieldConfig, Method, TwistFieldConfig
 from configs.stage1_align import MatchingConfig, SolverConfig
 from utils.errors import ConfigError
 
@@ -36,6 +37,24 @@ class GlobalOptimizationConfig:
     """Share of 16 x 16 pixel blocks whose pixels take no part in the solve, to measure it on them too, 0..0.5; costs a little accuracy."""
     min_fitness: float = 0.2
     """A frame is left out if a smaller share of its matches agrees after the last round, 0..1."""
+
+    method: Method = "lattice"
+    """lattice: robust least squares on image matches. parity: the published method (leave-one-out surface terms by gradient descent), to
+    compare with."""
+
+    loo: LeaveOneOutConfig = field(default_factory=LeaveOneOutConfig)
+    """Used by method parity."""
+
+    refine: MatchedFieldConfig = field(default_factory=MatchedFieldConfig)
+    """Used by method lattice with field hashgrid."""
+
+    twists: TwistFieldConfig = field(default_factory=TwistFieldConfig)
+    """Used by method parity and by field hashgrid."""
+
+    # Last of all settings: from here on the name hides dataclasses.field.
+    field: FieldName = "auto"
+    """Deformation of a frame: auto is the method's own (lattice, or hashgrid for parity). Method lattice with hashgrid adds hash grids,
+    fitted to the same matches, to the lattices."""
 
     def __post_init__(self) -> None:
         if self.heldout_pairs < 0:

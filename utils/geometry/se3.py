@@ -87,3 +87,15 @@ def apply(transform: Tensor, points: Tensor) -> Tensor:
     if transform.dim() == 2:
         return points @ transform[:3, :3].T + transform[:3, 3]
     return (transform[..., :3, :3] @ points[..., None])[..., 0] + transform[..., :3, 3]
+
+
+def warp(xi: Tensor, points: Tensor) -> Tensor:
+    """(..., 6) twists applied to (..., 3) points, one twist per point: `apply(exp(xi), points)` without building matrices."""
+    omega, v = torch.broadcast_tensors(xi[..., :3], xi[..., 3:])
+    a, b, c = (k[..., None] for k in _coefficients((omega * omega).sum(-1)))
+
+    def cross(other: Tensor) -> Tensor:
+        return torch.linalg.cross(*torch.broadcast_tensors(omega, other))
+
+    turned, pushed = cross(points), cross(v)
+    return points + a * turned + b * cross(turned) + v + b * pushed + c * cross(pushed)
