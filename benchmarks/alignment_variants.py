@@ -13,9 +13,11 @@ import numpy as np
 
 from benchmarks.alignment_metrics import true_partners
 from benchmarks.alignment_open3d import align_open3d
+from configs.icp import FieldName
 from configs.stage1_align import FrameToModelICPConfig, MatchingConfig, SolverConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.registration import AlignedGeometry, Matcher, MatchSet, Registration, align_jointly, align_sequential, forward_points
+from utils.registration.icp import align_frame_to_model, align_leave_one_out, refine_matched
 from utils.registration.matching import FlowMatcher, match_grid, select_matches
 from utils.registration.pairs import choose_pairs, overlaps
 from utils.registration.sequential import unaligned
@@ -196,6 +198,27 @@ def projective(task: Task) -> Outcome:
     return aligned_outcome(task.scene, result, {"stage 2": time.perf_counter() - start})
 
 
+def parity(task: Task, field: FieldName = "auto", match_weight: float = 1.0, stages: int = 2) -> Outcome:
+    """The published method's terms, order and schedule, with the stages' matcher for its image matches."""
+    stage1 = replace(task.stage1, method="parity", field=field, icp=replace(task.stage1.icp, match_weight=match_weight))
+    stage2 = replace(task.stage2, method="parity", field=field)
+    clock = [time.perf_counter()]
+    result, kept = align_frame_to_model(task.scene, task.usable, stage1)
+    clock.append(time.perf_counter())
+    if stages > 1:
+        result = align_leave_one_out(task.scene, result, task.usable, kept, stage2)
+    clock.append(time.perf_counter())
+    return aligned_outcome(task.scene, result, {"stage 1": clock[1] - clock[0], "stage 2": clock[2] - clock[1]})
+
+
+def hashgrid(task: Task) -> Outcome:
+    """`ours` with a hash grid per frame on top of the lattices, fitted to the same kind of matches."""
+    start = both_stages(task)
+    assert start.registration is not None
+    result = refine_matched(task.scene, start.registration, task.usable, replace(task.stage2, field="hashgrid"))
+    return aligned_outcome(task.scene, result, (start.seconds or {}) | result.diagnostics.seconds)
+
+
 def open3d(task: Task) -> Outcome:
     """Coloured ICP between neighbours and over gaps, then a pose graph; see `benchmarks.alignment_open3d`."""
     start = time.perf_counter()
@@ -273,8 +296,13 @@ VARIANTS: dict[str, Variant] = {
     "open3d": open3d,
     "none": projective,
     "ours": both_stages,
+    "hashgrid": hashgrid,
+    "parity": parity,
+    "parity-stage1": partial(parity, stages=1),
+    "parity-lattice": partial(parity, field="lattice"),
+    "parity-no-matches": partial(parity, match_weight=0.0),
     "exact": partial(both_stages, matcher=ExactMatcher),
     "oracle": oracle,
     **ABLATIONS,
 }
-COMPARED = ("input", "rigid", "open3d", "none", "ours", "exact", "oracle")
+COMPARED = ("input", "rigid", "open3d", "none", "parity", "ours", "exact", "oracle")

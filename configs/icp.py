@@ -203,12 +203,12 @@ class MatchedFieldConfig:
     """Iterations of Adam; its step falls to zero along a cosine."""
     lr: float = 1e-3
     """First step."""
-    max_pairs: int = 100_000
+    max_pairs: int = 30_000
     """Matches drawn per iteration."""
     robust_scale: float = 3.0
     """Geman-McClure scale in sigmas of the joint solver."""
-    smoothness_weight: float = 50.0
-    """Weight of the squared difference of the twists one step apart, beside a data term in squared sigmas times 1e-5."""
+    smoothness_weight: float = 0.3
+    """Weight of the squared difference of the twists one step apart, beside the mean squared distance of matches in units."""
     smoothness_step: float = 0.05
     """That step, in units."""
     magnitude_weight: float = 0.01

@@ -9,6 +9,7 @@ from frame_to_model_icp.selection import select_frames
 from utils.alignment_report import write_alignment_report
 from utils.points.confidence import confident_pixels
 from utils.registration import align_sequential, build_cloud, usable_pixels
+from utils.registration.icp import align_frame_to_model
 from utils.registration.result import to_alignment
 from utils.reporting import tensorboard
 from utils.scene import artifacts
@@ -38,8 +39,13 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
     usable = usable_pixels(scene, confident_pixels(everything, data)[index], config.filter)
     matching = replace(config.matching, roma_cache=config.matching.roma_cache or layout.roma_cache)
     with tensorboard(config.tensorboard, run_layout.tensorboard(out.name), report) as board:
-        result = align_sequential(scene, usable, replace(config, matching=matching), board, checkpoints=checkpoints)
-        cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, config.filter)
+        settings, vote = replace(config, matching=matching), config.filter
+        if config.method == "parity":
+            result, usable = align_frame_to_model(scene, usable, settings, board)
+            vote = replace(vote, enabled=False)  # the method has filtered already
+        else:
+            result = align_sequential(scene, usable, settings, board, checkpoints=checkpoints)
+        cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, vote)
         alignment = to_alignment(scene, result, cloud)
         with publish(out) as folder:
             artifacts.save_alignment(folder, alignment, config)

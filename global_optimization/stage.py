@@ -15,6 +15,7 @@ from utils.errors import ConfigError
 from utils.points.confidence import confident_pixels
 from utils.registration import AlignedGeometry, align_jointly, build_cloud, usable_pixels
 from utils.registration.heldout import held_blocks, heldout_pairs, heldout_words, measure_heldout
+from utils.registration.icp import align_leave_one_out, refine_matched
 from utils.registration.lattice import zero_fields
 from utils.registration.matching import MATCHERS, match_grid, match_pairs, prepare_pairs
 from utils.registration.pairs import overlaps
@@ -55,8 +56,16 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
     blocks = held_blocks(scene.cameras.size, config.heldout_pixels)
     chosen = replace(config, matching=matching)
     with tensorboard(config.tensorboard, run_layout.tensorboard(out.name), report) as board:
-        result = align_jointly(scene, _registration(alignment), usable & ~blocks, chosen, board, checkpoints=checkpoints)
-        cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, stage1.filter)
+        start, members, vote = _registration(alignment), usable, stage1.filter
+        if config.method == "parity":
+            members = alignment.cloud.pixel_mask(index, scene.cameras.size)
+            result = align_leave_one_out(scene, start, usable, members & ~blocks, chosen, board)
+            vote = replace(vote, enabled=False)  # the cloud keeps its points
+        else:
+            result = align_jointly(scene, start, usable & ~blocks, chosen, board, checkpoints=checkpoints)
+            if config.field == "hashgrid":
+                result = refine_matched(scene, result, usable & ~blocks, chosen, board)
+        cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, members, vote)
         finished = to_alignment(scene, result, cloud)
         heldout = _held_out(scene, usable, blocks, result, chosen, report)
         with publish(out) as folder:
@@ -72,11 +81,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
                 seconds=seconds,
             )
     checkpoints.remove()
-    before, after = (100 * np.nanmedian(r) for r in (result.diagnostics.before, result.diagnostics.after))
-    report.note(
-        f"joint alignment: matched points were {before:.2f} % of depth apart, now {after:.2f} %; "
-        f"{int(result.aligned.sum())} of {len(scene)} frames, {len(cloud)} points"
-    )
+    report.note(f"joint alignment: {_progress(result.diagnostics)}{int(result.aligned.sum())} of {len(scene)} frames, {len(cloud)} points")
     return out
 
 
@@ -98,6 +103,14 @@ def _held_out(
     if found:
         report.note("joint alignment: " + heldout_words(found))
     return found
+
+
+def _progress(diagnostics: Diagnostics) -> str:
+    """How far apart matches were and are; nothing where none were measured."""
+    if not np.isfinite(diagnostics.after).any():
+        return ""
+    before, after = (100 * np.nanmedian(errors) for errors in (diagnostics.before, diagnostics.after))
+    return f"matched points were {before:.2f} % of depth apart, now {after:.2f} %; "
 
 
 def _registration(alignment: Alignment) -> Registration:

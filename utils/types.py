@@ -164,6 +164,13 @@ class CanonicalCloud:
     def __len__(self) -> int:
         return len(self.points)
 
+    def pixel_mask(self, frame_ids: Array, size: tuple[int, int]) -> Array:
+        """(F, H, W) bool: which pixels of the frames of these ids the cloud is made of."""
+        mask = np.zeros((len(frame_ids), size[0] * size[1]), bool)
+        for row, frame in zip(mask, frame_ids, strict=True):
+            row[self.pixel[self.frame == frame]] = True
+        return mask.reshape(len(frame_ids), *size)
+
     def select(self, index: Array | slice) -> "CanonicalCloud":
         """The points at these rows."""
         return CanonicalCloud(points=self.points[index], colors=self.colors[index], frame=self.frame[index], pixel=self.pixel[index])

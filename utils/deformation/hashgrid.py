@@ -1,8 +1,9 @@
 """Multi-resolution hash encoding of points in the unit cube (Mueller et al., "Instant Neural Graphics Primitives", 2022).
 
 Level l has 2 features and `scale_l = base * growth^l - 1` cells along an axis; a point u lies at `u * scale_l + 0.5`. Levels with at most
-2^log2_table_size vertices store every vertex, finer ones share entries by the hash `x ^ y * 2654435761 ^ z * 805459861` modulo the table size. These are
-tiny-cuda-nn's definitions, so that a field behaves alike on every backend.
+2^log2_table_size vertices store every vertex, finer ones share entries by the hash
+`x ^ y * 2654435761 ^ z * 805459861` modulo the table size. These are tiny-cuda-nn's definitions, so that a field behaves alike on every
+backend.
 
 `encode` is the definition, in plain torch, of any float type and on any device; `HashGridEncoding` runs the compiled kernel of
 `utils.deformation.hashgrid_numba` for float32 on the CPU.

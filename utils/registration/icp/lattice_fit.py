@@ -6,7 +6,7 @@ from scipy.sparse.linalg import cg
 
 from utils.types import Array
 
-_SMOOTHNESS = 1e-3  # weight of differences of neighbouring nodes per point and node: only nodes without points feel it
+_SMOOTHNESS = 1e-4  # weight of differences of neighbouring nodes per point and node: only nodes without points feel it
 _TOLERANCE = 1e-5
 _STEPS = 300
 

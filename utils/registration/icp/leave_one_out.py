@@ -12,7 +12,6 @@ from configs.icp import LeaveOneOutConfig, resolve_field
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.deformation.twist_fields import FrameBox, make_field, resolve_backend
 from utils.errors import NonFiniteError, NoOverlapError
-from utils.geometry import se3
 from utils.points.surface import color_gradients, fit_normals, make_tree
 from utils.registration.icp import terms
 from utils.registration.icp.frame_to_model import torch_device
@@ -137,7 +136,7 @@ def align_leave_one_out(
 
     stored = stored_fields(scene, everyone, displacement, config.twists, report)
     c2w = start.cameras.c2w.copy()
-    c2w[active] = poses(joint.poses().detach().double().cpu().numpy(), scale)
+    c2w[active[1:]] = poses(joint.twists[1:].detach().double().cpu().numpy(), scale)
     seconds = start.diagnostics.seconds | {"leave one out": time.perf_counter() - clock}
     return Registration(replace(start.cameras, c2w=c2w), stored, start.aligned, replace(start.diagnostics, seconds=seconds))
 

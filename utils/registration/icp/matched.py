@@ -46,6 +46,8 @@ def refine_matched(
     Raises:
         NoOverlapError: no pair of frames has matches.
     """
+    if config.matching.matcher == "none" and matcher is None:
+        return start
     device, scale = torch_device(), unit_scale(scene)
     resolve_backend(config.twists, device, report.note)
     clock = time.perf_counter()
