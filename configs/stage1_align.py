@@ -55,8 +55,8 @@ class MatchingConfig:
     """Correspondences between frames."""
 
     matcher: str = "flow"
-    """`flow` (dense optical flow started from the current geometry), `romav2` (learned, needs its package and weights) or `none`
-    (poses and fields stay as they are)."""
+    """`flow` (dense optical flow started from the current geometry: `flow_torch` on a GPU, `flow_dis` on the CPU), `romav2` (learned, needs
+    its package and weights) or `none` (poses and fields stay as they are)."""
     gaps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """Frame distances that are matched; long ones stop drift."""
     revisits_per_frame: int = 1

@@ -20,7 +20,7 @@ from utils.deformation import lattice_triton  # noqa: E402
 from utils.deformation.inverse import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWTON_STEPS, TOLERANCE, FixedPointInverseWarp, LocalWarp  # noqa: E402
 from utils.deformation.lattice import LatticeField  # noqa: E402
 from utils.geometry import se3  # noqa: E402
-from utils.registration import solver, solver_triton  # noqa: E402
+from utils.registration import flow_torch, flow_triton, solver, solver_triton  # noqa: E402
 from utils.registration.matching import MatchSet  # noqa: E402
 from utils.splats import gaussians, gaussians_triton, ssim, ssim_triton  # noqa: E402
 from utils.types import CameraGaussians, CameraSet, Splats  # noqa: E402
@@ -192,3 +192,16 @@ def test_a_large_cloud_agrees_with_the_oracle_on_the_device():
         expected = render(TorchRasterizer(DEVICE), attributes, size, mode, torch.float64)
         got = render(TritonRasterizer(DEVICE), attributes, size, mode, torch.float32)
         assert max(relative(g, e.cpu()) for g, e in zip(got, expected, strict=True)) < 1e-3
+
+
+def test_flow_relaxation_agrees_with_torch():
+    draw = lambda *shape: torch.rand(*shape, generator=generator(sum(shape)))
+    batch, h, w = 2, 11, 17
+    xx, yy, xy = 1 + draw(batch, 1, h, w), 1 + draw(batch, 1, h, w + 0), draw(batch, 1, h, w) - 0.5
+    across, down = torch.zeros(batch, 1, h, w + 1), torch.zeros(batch, 1, h + 1, w)
+    across[..., 1:-1], down[..., 1:-1, :] = draw(batch, 1, h, w - 1), draw(batch, 1, h - 1, w)
+    right, flow = draw(batch, 2, h, w), draw(batch, 2, h, w + 0)
+    arguments = (xx, xy, yy, right, across, down, flow)
+    expected = flow_torch.relax(*arguments)
+    got = flow_triton.relax(*(a.to(DEVICE) for a in arguments), flow_torch.RELAXATIONS)
+    assert relative(got, expected.double()) < 1e-5

@@ -2,28 +2,30 @@
 
 The source of wrong flow is large motion. So the target image is first warped into the source view through depth, poses and
 displacements as they are now; flow (DIS, Kroeger et al., ECCV 2016) only has to find what is left, and the sum of both is the match.
-A match counts if flow in the other direction leads back to where it came from and neither end lies on a depth edge.
+A match counts if flow in the other direction leads back to where it came from and neither end lies on a depth edge. On a GPU
+`utils.registration.matching_torch` does the same with a flow of its own, all pairs at once.
 """
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 from numba import njit
 
 from configs.stage1_align import MatchingConfig
+from utils.backends.accelerator import accelerator
 from utils.backends.registry import Registry
 from utils.registration.geometry import AlignedGeometry
 from utils.runtime import cpu_count
 from utils.types import Array, Reporter, Scene
 
 _FINE_FLOW_PIXELS = 100_000  # below it flow runs to full resolution: every pixel counts, and it takes 15 ms
-_WINDOW = (9, 9)  # pixels of the patches that are compared
-_FLAT = 3.0  # grey levels by which patches without texture may differ, after their means are taken off
+WINDOW = (9, 9)  # pixels of the patches that are compared
+FLAT = 3.0  # grey levels by which patches without texture may differ, after their means are taken off
 _MIN_PAIR_SHARE = 0.02  # share of a pair's samples that must match for the pair to count
 _MIN_FRAME_SHARE = 0.1  # the same for the best pair of a frame: two unrelated textures match on about 5 %
 
@@ -60,6 +62,15 @@ class Matcher(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchMatcher(Protocol):
+    """A matcher that finds the matches of many pairs faster together than one by one."""
+
+    def match_all(self, pairs: list[tuple[int, int]], geometry: AlignedGeometry, on_pair: Callable[[int], None]) -> list[MatchSet]:
+        """Matches of all pairs, in their order; `on_pair` hears the number of pairs that are done."""
+        ...
+
+
 class MatcherFactory(Protocol):
     """What the registry holds: the constructor of a matcher."""
 
@@ -70,7 +81,9 @@ class MatcherFactory(Protocol):
 
 MATCHERS = Registry(
     "matcher",
-    flow="utils.registration.matching:FlowMatcher",
+    flow="utils.registration.matching:flow_matcher",
+    flow_dis="utils.registration.matching:FlowMatcher",
+    flow_torch="utils.registration.matching_torch:TorchFlowMatcher",
     none="utils.registration.matching:NoMatcher",
     romav2="utils.backends.matching_romav2:RomaMatcher",
 )
@@ -80,6 +93,12 @@ def empty_matches(source: int, target: int) -> MatchSet:
     """A pair without matches."""
     pixels, depths = np.zeros((0, 2), np.float32), np.zeros(0, np.float32)
     return MatchSet(source, target, pixels, pixels, depths, depths)
+
+
+def flow_matcher(scene: Scene, usable: Array, grid: int, config: MatchingConfig) -> Matcher:
+    """Flow for all pairs at once on the GPU, or pair by pair on the CPU where there is none."""
+    chosen = "flow_dis" if accelerator() is None else "flow_torch"
+    return MATCHERS.load(chosen)(scene, usable, grid, config)
 
 
 class NoMatcher:
@@ -112,7 +131,7 @@ class FlowMatcher:
         there_flow = self._predicted_flow(source, target, geometry, there, warped)
         alike = patches_agree(self._gray[source], warped, there_flow, self._min_correlation)
         back_flow = self._predicted_flow(target, source, geometry, back, warped)
-        phase = (source * 7 + target * 3) % self._grid, (source * 5 + target * 2) % self._grid
+        phase = grid_phase(source, target, self._grid)
         rows = select_matches(
             there,
             there_flow,
@@ -161,11 +180,11 @@ def patches_agree(image: Array, other: Array, flow: Array, min_correlation: floa
     grid = flow + np.stack(np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)), -1)
     a = image.astype(np.float32)
     b = cv2.remap(other, grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
-    mean_a, mean_b = cv2.blur(a, _WINDOW), cv2.blur(b, _WINDOW)
-    var_a, var_b = cv2.blur(a * a, _WINDOW) - mean_a**2, cv2.blur(b * b, _WINDOW) - mean_b**2
-    covariance = cv2.blur(a * b, _WINDOW) - mean_a * mean_b
+    mean_a, mean_b = cv2.blur(a, WINDOW), cv2.blur(b, WINDOW)
+    var_a, var_b = cv2.blur(a * a, WINDOW) - mean_a**2, cv2.blur(b * b, WINDOW) - mean_b**2
+    covariance = cv2.blur(a * b, WINDOW) - mean_a * mean_b
     correlated = covariance > min_correlation * np.sqrt(np.maximum(var_a * var_b, 0))
-    return (correlated & (var_a > 0) & (var_b > 0)) | (var_a + var_b - 2 * covariance < _FLAT**2)
+    return (correlated & (var_a > 0) & (var_b > 0)) | (var_a + var_b - 2 * covariance < FLAT**2)
 
 
 @njit(nogil=True, cache=True)
@@ -261,6 +280,11 @@ def select_matches(there, there_flow, back, back_flow, usable, usable_target, de
     return out[:count]
 
 
+def grid_phase(source: int, target: int, grid: int) -> tuple[int, int]:
+    """First row and column of the pixels of a pair that are tried."""
+    return (source * 7 + target * 3) % grid, (source * 5 + target * 2) % grid
+
+
 def match_grid(scene: Scene, num_pairs: int, config: MatchingConfig) -> int:
     """Pixel step at which about `matches_per_frame` matches per frame remain, if half of all pixels match."""
     h, w = scene.cameras.size
@@ -288,6 +312,8 @@ def match_pairs(
     matcher: Matcher, pairs: list[tuple[int, int]], geometry: AlignedGeometry, on_pair: Callable[[int], None]
 ) -> list[MatchSet]:
     """Matches of all pairs, in their order, on all cores; `on_pair` hears the number of pairs that are done."""
+    if isinstance(matcher, BatchMatcher):
+        return matcher.match_all(pairs, geometry, on_pair)
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # pairs are the unit of parallel work
     try:
