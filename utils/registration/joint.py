@@ -12,7 +12,7 @@ from utils.registration.geometry import AlignedGeometry
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
 from utils.registration.result import Registration, connected_frames, contradiction_words, diagnose, errors_by_pair, from_arrays, to_arrays
-from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, KeptMatches
+from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
 from utils.registration.solver import LatticeShape, StepsKept, build_problem, initial_state, solve, to_fields
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
 
@@ -82,7 +82,7 @@ def _round(
     pairs = choose_pairs(overlaps(geometry, frames), frames, matching)
     grid = match_grid(scene, len(pairs), matching)
     matcher = matcher or MATCHERS.load(matching.matcher)(scene, usable, grid, matching)
-    matcher = KeptMatches(matcher, checkpoints, f"matches_{index}")
+    matcher = keeping_matches(matcher, checkpoints, f"matches_{index}")
     prepare_pairs(matcher, pairs, report)
     stage = f"joint round {index + 1}"
     matches = match_pairs(matcher, pairs, geometry, lambda n: report.step(StepReport(stage, n - 1, len(pairs))))

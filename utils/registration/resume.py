@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from utils.registration.geometry import AlignedGeometry
-from utils.registration.matching import Matcher, MatchSet, prepare_pairs
+from utils.registration.matching import BatchMatcher, Matcher, MatchSet, prepare_pairs
 from utils.types import Array, Reporter
 
 
@@ -37,6 +37,11 @@ class NoCheckpoints:
 
 
 NO_CHECKPOINTS = NoCheckpoints()
+
+
+def keeping_matches(matcher: Matcher, checkpoints: Checkpoints, prefix: str) -> Matcher:
+    """The matcher, its matches kept; not those of one that finds all pairs at once, which takes less time than writing them."""
+    return matcher if isinstance(matcher, BatchMatcher) else KeptMatches(matcher, checkpoints, prefix)
 
 
 class KeptMatches:

@@ -11,7 +11,7 @@ from utils.registration.lattice import zero_fields
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
 from utils.registration.result import AGREEING_SIGMAS, Diagnostics, Registration, diagnose
-from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, KeptMatches
+from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
 from utils.registration.solver import LatticeShape, build_problem, initial_state, relative_errors, solve, to_fields
 from utils.types import NULL_REPORTER, Array, CameraSet, LatticeFields, Reporter, Scene, StepReport
 
@@ -42,7 +42,7 @@ def align_sequential(
     pairs = choose_pairs(overlaps(AlignedGeometry(scene, cameras, fields), np.arange(frames)), np.arange(frames), config.matching)
     grid = match_grid(scene, len(pairs), config.matching)
     matcher = matcher or MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
-    matcher = KeptMatches(matcher, checkpoints, "matches")
+    matcher = keeping_matches(matcher, checkpoints, "matches")
     prepare_pairs(matcher, pairs, report)
     samples = scene.cameras.size[0] * scene.cameras.size[1] / grid**2
     aligned = np.zeros(frames, bool)
