@@ -47,7 +47,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
         report.note(f"joint alignment: goes on with {len(checkpoints)} finished parts of an interrupted run")
     manifest = read_manifest(source, artifacts.ALIGNMENT_SCHEMA, f"python -m frame_to_model_icp --config.root-path {config.root_path}")
     stage1 = from_plain(FrameToModelICPConfig, manifest.config)
-    alignment = artifacts.load_alignment(source)
+    alignment = artifacts.load_alignment(source, with_cloud=False)
     everything = artifacts.load_scene(config.root_path)
     index = alignment.cameras.frame_ids
     scene = everything.select(index)

@@ -28,7 +28,7 @@ def run(config: InverseDeformationConfig, report: Reporter = NULL_REPORTER) -> P
         report.note(f"inverse deformation: {out} is current, skipped")
         return out
     started = time.perf_counter()
-    alignment = artifacts.load_alignment(source)
+    alignment = artifacts.load_alignment(source, with_cloud=False)
     scene = artifacts.load_scene(config.root_path).select(alignment.cameras.frame_ids)
     warp = inverse_of_alignment(alignment)
     trips = validate(warp, alignment, scene, config, report)

@@ -16,6 +16,7 @@ What a stage reads and writes is numpy on the host. What gradient descent touche
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -124,7 +125,7 @@ class Scene:
         """(F, H, W) bool, depth is finite and positive."""
         return np.isfinite(self.depth) & (self.depth > 0)
 
-    @property
+    @cached_property
     def median_depth(self) -> float:
         """Median of the valid depths: the length all thresholds are multiples of."""
         return float(np.median(self.depth[self.valid]))

@@ -4,11 +4,13 @@ All percentiles interpolate linearly, comparisons are >=. `P_p` over a voxel run
 falls into it. Source: the published method's data filter (arXiv 2603.16736), modes as named there.
 """
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from configs.stage1_align import AlignmentDataConfig
+from utils.backends.accelerator import accelerator, or_on_cpu
 from utils.geometry.projection import transform, unproject_depth
 from utils.points.voxels import GroupedValues, voxel_keys
 from utils.runtime import cpu_count
@@ -29,13 +31,28 @@ def confident_pixels(scene: Scene, config: AlignmentDataConfig) -> Array:
         case "per_frame_guided":
             threshold = np.maximum(_frame_percentile(confidence, local), np.percentile(confidence, overall))
             return valid & (confidence >= threshold)
-    values = confidence[valid]
-    voxels = GroupedValues(_world_voxels(scene, config.conf_voxel_size * scene.median_depth), values)
-    keep = np.zeros(len(values), bool)
+    rules: list[tuple[float, float | None, float | None]] = []
     if config.conf_mode in ("voxel", "voxel_or"):
-        keep |= _voxel_rule(voxels, values, strong, None, config.conf_voxel_min_count_percentile)
+        rules.append((strong, None, config.conf_voxel_min_count_percentile))
     if config.conf_mode in ("voxel_guided", "voxel_or"):
-        keep |= _voxel_rule(voxels, values, local, overall, None)
+        rules.append((local, overall, None))
+    size, device = config.conf_voxel_size * scene.median_depth, accelerator()
+    if device is None:
+        return _voxel_confident(scene, size, rules)
+    from utils.points.confidence_torch import voxel_confident
+
+    work = functools.partial(voxel_confident, scene, size, rules, device)
+    return or_on_cpu(work, lambda: _voxel_confident(scene, size, rules), "confidence filter")
+
+
+def _voxel_confident(scene: Scene, size: float, rules: list[tuple[float, float | None, float | None]]) -> Array:
+    """(F, H, W) bool: valid pixels that pass one of the rules (see `_voxel_rule`) for voxels of this edge."""
+    valid = scene.valid
+    values = scene.confidence[valid]
+    voxels = GroupedValues(_world_voxels(scene, size), values)
+    keep = np.zeros(len(values), bool)
+    for rule in rules:
+        keep |= _voxel_rule(voxels, values, *rule)
     out = np.zeros(valid.shape, bool)
     out[valid] = keep
     return out

@@ -1,23 +1,27 @@
 """The canonical cloud: which aligned pixels other frames confirm, merged into one set of points."""
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 from numba import njit
 
 from configs.stage1_align import PointFilterConfig
+from utils.backends.accelerator import accelerator, or_on_cpu
 from utils.points.edges import depth_edges
 from utils.registration.geometry import AlignedGeometry
 from utils.runtime import cpu_count
 from utils.types import Array, CameraSet, CanonicalCloud, LatticeFields, Scene
 
-_VOTE_STEPS = 2
+VOTE_STEPS = 2
 """Steps of the inversion: a vote looks at one pixel and allows 2 % of its depth; against 4 steps 0.14 % of the points change."""
 
 
 def usable_pixels(scene: Scene, confident: Array, config: PointFilterConfig) -> Array:
     """(F, H, W) bool: confident and not on a depth edge; what may be matched and merged."""
-    edges = np.stack([depth_edges(depth, config.edge_ratio) for depth in scene.depth])
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        edges = np.stack(list(pool.map(lambda depth: depth_edges(depth, config.edge_ratio), scene.depth)))
     return confident & ~edges
 
 
@@ -41,27 +45,46 @@ def build_cloud(
     """
     geometry = AlignedGeometry(scene, cameras, fields)
     frames = np.flatnonzero(aligned)
-    voters = _voters(frames, config.neighbors)
+    voters = _voters(frames, config.neighbors if config.enabled else 0)
+    device = accelerator()
+    parts = _on_cpu(geometry, voters, usable, config) if device is None else _on_device(geometry, voters, usable, config, device)
+
+    def colors(frame: int, pixel: Array) -> Array:
+        return scene.images[frame].reshape(-1, 3)[pixel]
+
+    pixels = [pixel for _, pixel in parts]
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        painted = list(pool.map(colors, frames.tolist(), pixels))
+    return CanonicalCloud(
+        points=np.concatenate([points for points, _ in parts]),
+        colors=np.concatenate(painted),
+        frame=np.repeat(cameras.frame_ids[frames].astype(np.int32), [len(pixel) for pixel in pixels]),
+        pixel=np.concatenate(pixels).astype(np.int32),
+    )
+
+
+def _on_cpu(geometry: AlignedGeometry, voters: dict[int, list[int]], usable: Array, config: PointFilterConfig) -> list[tuple[Array, Array]]:
+    """Canonical points (N, 3) and pixels (N,) that stay, per frame of `voters`."""
 
     def keep(frame: int) -> tuple[Array, Array]:
         points = geometry.canonical(frame).reshape(-1, 3)
         pixel = np.flatnonzero(usable[frame].ravel())
         points = points[pixel]
-        if config.enabled:
-            good = confirmed(geometry, points, voters[frame], usable, config.tolerance)
-            points, pixel = points[good], pixel[good]
-        return points, pixel
+        good = confirmed(geometry, points, voters[frame], usable, config.tolerance)
+        return points[good], pixel[good]
 
     with ThreadPoolExecutor(cpu_count()) as pool:
-        parts = list(pool.map(keep, frames.tolist()))
-    colors = [scene.images[frame].reshape(-1, 3)[pixel] for frame, (_, pixel) in zip(frames, parts, strict=True)]
-    ids = [np.full(len(pixel), cameras.frame_ids[f], np.int32) for f, (_, pixel) in zip(frames, parts, strict=True)]
-    return CanonicalCloud(
-        points=np.concatenate([points for points, _ in parts]),
-        colors=np.concatenate(colors),
-        frame=np.concatenate(ids),
-        pixel=np.concatenate([pixel for _, pixel in parts]).astype(np.int32),
-    )
+        return list(pool.map(keep, voters))
+
+
+def _on_device(
+    geometry: AlignedGeometry, voters: dict[int, list[int]], usable: Array, config: PointFilterConfig, device: torch.device
+) -> list[tuple[Array, Array]]:
+    """`_on_cpu` on a device, as long as its memory suffices."""
+    from utils.registration.cloud_torch import kept_points
+
+    work = functools.partial(kept_points, geometry, voters, usable, config.tolerance, device)
+    return or_on_cpu(work, lambda: _on_cpu(geometry, voters, usable, config), "cloud")
 
 
 def _voters(frames: Array, count: int) -> dict[int, list[int]]:
@@ -82,7 +105,7 @@ def confirmed(geometry: AlignedGeometry, points: Array, voters: list[int], usabl
     """
     support, against = np.zeros(len(points), np.int16), np.zeros(len(points), np.int16)
     for voter in voters:
-        _vote(geometry.project(voter, points, _VOTE_STEPS), geometry.scene.depth[voter], usable[voter], tolerance, support, against)
+        _vote(geometry.project(voter, points, VOTE_STEPS), geometry.scene.depth[voter], usable[voter], tolerance, support, against)
     return against <= support
 
 

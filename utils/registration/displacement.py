@@ -1,9 +1,12 @@
 """How far an alignment moves what the frames show."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
-from utils.geometry.projection import transform, unproject_depth
+from utils.geometry.projection import pixel_centers, transform, unproject
 from utils.registration.geometry import AlignedGeometry
+from utils.runtime import cpu_count
 from utils.types import Array, CameraSet, LatticeFields, Scene
 
 _STEP = 3  # every third pixel in both axes is enough for two percentiles
@@ -12,15 +15,16 @@ _STEP = 3  # every third pixel in both axes is enough for two percentiles
 def displacements(scene: Scene, cameras: CameraSet, fields: LatticeFields) -> Array:
     """(F, 2) median and 95th percentile, per frame, of the distance between a pixel's place before and after, in its depths."""
     geometry = AlignedGeometry(scene, cameras, fields)
-    found = np.full((len(scene), 2), np.nan)
-    for frame in range(len(scene)):
-        keep = np.zeros(scene.cameras.size, bool)
-        keep[::_STEP, ::_STEP] = True
-        keep &= scene.valid[frame]
+    x, y = (c[::_STEP, ::_STEP].ravel() for c in pixel_centers(scene.cameras.size))
+
+    def percentiles(frame: int) -> Array:
+        depth = scene.depth[frame, ::_STEP, ::_STEP].ravel()
+        keep = np.isfinite(depth) & (depth > 0)
         if not keep.any():
-            continue
-        depth = scene.depth[frame]
-        before = transform(scene.cameras.c2w[frame], unproject_depth(np.where(scene.valid[frame], depth, 0), scene.cameras.K[frame])[keep])
-        moved = np.linalg.norm(geometry.canonical(frame)[keep] - before, axis=1) / depth[keep]
-        found[frame] = np.percentile(moved[np.isfinite(moved)], [50, 95])
-    return found
+            return np.full(2, np.nan)
+        points = unproject(x[keep], y[keep], depth[keep], scene.cameras.K[frame])
+        moved = np.linalg.norm(geometry.forward(frame, points) - transform(scene.cameras.c2w[frame], points), axis=1) / depth[keep]
+        return np.percentile(moved[np.isfinite(moved)], [50, 95])
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        return np.stack(list(pool.map(percentiles, range(len(scene)))))

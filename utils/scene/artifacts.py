@@ -1,7 +1,9 @@
 """Reading and writing what stages hand to each other: results.npz, alignments, clouds. One writer and one checked reader each."""
 
+import functools
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,13 @@ def scene_id(root: Path) -> str:
     path = SceneLayout(root).results_npz
     if not path.is_file():
         raise MissingArtifactError(f"{path} is missing", "make it with: " + _MADE_BY["results"].format(root=root))
+    stat = path.stat()
+    return _results_id(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _results_id(path: Path, size: int, changed: int) -> str:
+    """The id of the file as it is; every stage of a run asks for it."""
     return content_hash("results", sha256(path))
 
 
@@ -133,8 +142,13 @@ def save_alignment(folder: Path, alignment: Alignment, config: Any) -> None:
     save_cloud(folder, alignment.cloud)
 
 
-def load_alignment(folder: Path, made_by: str = "") -> Alignment:
+def load_alignment(folder: Path, made_by: str = "", with_cloud: bool = True) -> Alignment:
     """An alignment as `save_alignment` wrote it; the manifest is checked first.
+
+    Args:
+        folder: the artifact.
+        made_by: the command that makes it, for hints.
+        with_cloud: read the cloud too, by far the largest part; otherwise it is empty.
 
     Raises:
         ArtifactError: missing, corrupt, or of another format.
@@ -150,7 +164,7 @@ def load_alignment(folder: Path, made_by: str = "") -> Alignment:
     return Alignment(
         cameras=cameras,
         fields=LatticeFields(nodes=np.stack(nodes), inv_depth_range=stored["inv_depth_range"]),
-        cloud=load_cloud(folder),
+        cloud=load_cloud(folder) if with_cloud else _empty_cloud(),
         original_w2c=stored["original_w2c"],
         aligned=stored["aligned"],
     )
@@ -158,14 +172,26 @@ def load_alignment(folder: Path, made_by: str = "") -> Alignment:
 
 def save_cloud(folder: Path, cloud: CanonicalCloud) -> None:
     """`canonical_points.npz` for programs and `aligned_points.ply` for eyes."""
-    np.savez(
-        folder / "canonical_points.npz",
-        points=cloud.points.astype(np.float32),
-        colors=cloud.colors.astype(np.uint8),
-        frame=cloud.frame.astype(np.int32),
-        pixel=cloud.pixel.astype(np.int32),
+
+    def for_programs() -> None:
+        np.savez(
+            folder / "canonical_points.npz",
+            points=cloud.points.astype(np.float32, copy=False),
+            colors=cloud.colors.astype(np.uint8, copy=False),
+            frame=cloud.frame.astype(np.int32, copy=False),
+            pixel=cloud.pixel.astype(np.int32, copy=False),
+        )
+
+    with ThreadPoolExecutor(2) as pool:  # checksums and writing release the interpreter
+        written = [pool.submit(for_programs), pool.submit(write_points_ply, folder / "aligned_points.ply", cloud.points, cloud.colors)]
+        for one in written:
+            one.result()
+
+
+def _empty_cloud() -> CanonicalCloud:
+    return CanonicalCloud(
+        points=np.zeros((0, 3), np.float32), colors=np.zeros((0, 3), np.uint8), frame=np.zeros(0, np.int32), pixel=np.zeros(0, np.int32)
     )
-    write_points_ply(folder / "aligned_points.ply", cloud.points, cloud.colors)
 
 
 def load_cloud(folder: Path) -> CanonicalCloud:

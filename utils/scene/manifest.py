@@ -12,12 +12,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from utils.errors import ArtifactError, ConventionError, CorruptArtifactError, MissingArtifactError, SchemaVersionError, StaleArtifactError
+from utils.runtime import cpu_count
 
 MANIFEST = "manifest.json"
 PICTURES = "pictures"  # folder of an artifact that holds what is only looked at
@@ -222,7 +224,8 @@ def write_manifest(
     from utils.types import CONVENTIONS
 
     names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    files = {str(p.relative_to(folder)): [p.stat().st_size, sha256(p)] for p in names}
+    with ThreadPoolExecutor(cpu_count()) as pool:  # hashing releases the interpreter
+        files = {str(p.relative_to(folder)): [p.stat().st_size, digest] for p, digest in zip(names, pool.map(sha256, names), strict=True)}
     plain = to_plain(config)
     # reports hold times and event files hold dates: they do not belong to the identity of a result; nor do pictures of it
     cosmetic = (PICTURES + "/", PICTURES + "\\")
