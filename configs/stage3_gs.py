@@ -71,6 +71,16 @@ class GSConfig:
     """Refine the poses of all frames but the reference."""
     cam_reg_weight: float = 10.0
     """Weight that holds the refined poses at the aligned ones (squared radians and median depths)."""
+    refine_deformation: bool = False
+    """Refine the deformation of all frames but the reference by the photometric error (with the fixed_point inverse)."""
+    refine_lattice: tuple[int, int, int] = (12, 7, 2)
+    """Nodes of the corrections along u, v and inverse depth; at most those of the alignment's lattice."""
+    refine_size_weight: float = 30.0
+    """Weight that holds the corrections at zero (mean square, in fractions of the depth)."""
+    refine_smooth_weight: float = 30.0
+    """Weight that holds the corrections of neighbouring nodes together (mean square, in fractions of the depth)."""
+    lr_deformation: float = 2e-4
+    """Learning rate of the corrections, in fractions of the depth."""
     optimize_positions: bool = True
     """Let the splats move."""
     reference_frame: int = 0

@@ -11,7 +11,7 @@ from eval_gs.measure import FrameScore, lpips_or_reason, score_frame, summarize
 from eval_gs.paths import make_path
 from eval_gs.render import FilmOptions, film
 from utils import pictures
-from utils.deformation.artifact import load_inverse
+from utils.deformation.artifact import trained_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.report_html import write_report
 from utils.scene import artifacts
@@ -86,7 +86,7 @@ def _load_subject(config: EvalConfig, run_layout: RunLayout, checkpoint: Path) -
     if not settings.get("deform", True):
         warp: InverseWarp = IdentityInverseWarp()
     else:
-        warp = load_inverse(Path(settings.get("inverse_deform_dir") or run_layout.inverse_deformation))
+        warp = trained_inverse(checkpoint, Path(settings.get("inverse_deform_dir") or run_layout.inverse_deformation))
     rasterizer, device, reason = resolve_rasterizer(config.rasterizer, config.device)
     view = SplatView(trained, rasterizer, device, bool(settings.get("deform_inverse_rotations", True)))
     scene = artifacts.load_scene(config.root_path)

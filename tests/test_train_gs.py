@@ -245,7 +245,7 @@ def test_warp_cache_renews_after_its_visits_and_never_once_frozen() -> None:
             return super().linearize(y, frame_index)
 
     warp = Counting()
-    cache = WarpCache(warp, refresh_visits=3)
+    cache = WarpCache(warp.linearize, refresh_visits=3)
     y = torch.zeros(2, 3)
     for _ in range(7):
         cache.at(y, 0)

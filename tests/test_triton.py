@@ -16,7 +16,7 @@ if not CUDA:
 from configs.stage1_align import SolverConfig  # noqa: E402
 from utils.backends.rasterizer_torch import TorchRasterizer  # noqa: E402
 from utils.backends.rasterizer_triton import BlendShape, TritonRasterizer  # noqa: E402
-from utils.deformation import lattice_triton  # noqa: E402
+from utils.deformation import lattice_triton, node_shift  # noqa: E402
 from utils.deformation.inverse import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWTON_STEPS, TOLERANCE, FixedPointInverseWarp, LocalWarp  # noqa: E402
 from utils.deformation.lattice import LatticeField  # noqa: E402
 from utils.geometry import se3  # noqa: E402
@@ -99,6 +99,18 @@ def test_inverse_agrees_with_batched_torch_also_where_newton_is_needed():
     assert bool((residual[solved] < 2 * TOLERANCE).all())
     assert float((q - expected.q0)[solved].abs().max()) < 2e-4
     assert float((jacobian - expected.jacobian)[solved].abs().median()) < 1e-6
+
+
+def test_gradient_of_the_nodes():
+    counts, num = (3, 4, 5), 300
+    camera = torch.tensor([3.0, 2.0, 2.5, 1.5, 4.0, -0.5, 1e-3], dtype=torch.float64)
+    points, gradient = normal(1, num, 3), normal(2, num, 3)
+    points[:, 2] = points[:, 2].abs() + 1
+    gradient[5:20] = 0
+    jacobian = torch.eye(3, dtype=torch.float64) + 0.2 * normal(3, num, 3, 3)
+    expected = node_shift._shift_vjp_torch(counts, points, jacobian, camera, gradient)
+    got = lattice_triton.shift_vjp(counts, *(t.float().to(DEVICE) for t in (camera, points, jacobian, gradient)))
+    assert relative(got, expected) < 1e-5
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -2,8 +2,8 @@
 
 Kheradmand et al., "3D Gaussian Splatting as Markov Chain Monte Carlo", 2024: a splat that has become transparent is placed on another
 one, drawn by opacity, and both are made fainter and smaller such that together they look as the one did before (their eq. 9, for an
-image in place of a line). Slots that the initial cloud does not fill are dead from the start, so the world grows by the same step, at a limited rate, without new
-tensors: recorded steps, optimiser moments and saved states keep their shapes.
+image in place of a line). Slots that the initial cloud does not fill are dead from the start, so the world grows by the same step, at a
+limited rate, without new tensors: recorded steps, optimiser moments and saved states keep their shapes.
 """
 
 import math

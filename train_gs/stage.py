@@ -17,7 +17,7 @@ from train_gs.memory import cap_memory, with_fewer_splats
 from train_gs.population import with_spare_slots
 from train_gs.train import Trainer, TrainingData, train
 from utils.backends.rasterizer import choose_rasterizer, load_rasterizer
-from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse
+from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse, save_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.errors import ConfigError, InputError
 from utils.exports.ply import write_splat_ply
@@ -68,9 +68,12 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     trainer, trained, timings = with_fewer_splats(attempt, config.target_num_points, report)
     timings["load"] = time.perf_counter() - started - sum(timings.values())
     trainer.release()
+    warp = trainer.trained_warp()
     rows = measure(trained, data, trainer.rasterizer, warp, turn=config.deform_inverse_rotations)
     summary = {**averages(rows), "splats": len(trained.splats), "iterations": config.num_iters, "backend": backend}
     with publish(out) as folder:
+        if trainer.refinement is not None:
+            save_inverse(folder, warp)
         _write(folder, config, trained, {**summary, "seconds": timings, "frames": rows, "curve": trainer.history})
         write_manifest(
             folder,

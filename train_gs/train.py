@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from train_gs.cameras import CameraRefinement
 from train_gs.graphs import StepGraphs
 from train_gs.losses import distortion, normal_consistency
 from train_gs.population import SplatRows, living, relocate, shake
+from train_gs.refine import FieldRefinement
 from train_gs.warp import WarpCache
 from utils.backends.rasterizer import Rasterizer
-from utils.deformation.inverse import InverseWarp
+from utils.deformation.inverse import FixedPointInverseWarp, InverseWarp
 from utils.errors import NonFiniteError
 from utils.splats.checkpoint import TrainedScene
 from utils.splats.gaussians import rigid, view_gaussians
@@ -85,7 +86,10 @@ class Trainer:
         self.parameters = SplatParameters(splats)
         self.poses = CameraRefinement(data.cameras, data.median_depth, device)
         self.appearance = Appearance(len(data.cameras), device)
-        self.warps = WarpCache(warp.to(device), config.warp_refresh_visits)
+        self.warp = warp.to(device)
+        self.refinement = self._make_refinement()
+        solve = self.warp.linearize if self.refinement is None else self.refinement.solve
+        self.warps = WarpCache(solve, config.warp_refresh_visits)
         self.K = torch.from_numpy(data.cameras.K).float().to(device)
         self.training_views = [int(v) for v in np.flatnonzero(~data.heldout)]
         self.order: list[int] = []
@@ -108,6 +112,12 @@ class Trainer:
         """All steps are taken."""
         return self.iteration >= self.config.num_iters
 
+    def _make_refinement(self) -> FieldRefinement | None:
+        """Corrections of the deformation, where they are wanted and the inverse is one of a lattice."""
+        if not self.config.refine_deformation or not isinstance(self.warp, FixedPointInverseWarp):
+            return None
+        return FieldRefinement(self.warp, self.config.refine_lattice, self.device)
+
     # ------------------------------------------------------------------------------------------------ optimiser
 
     def _make_optimizer(self) -> torch.optim.Adam:
@@ -125,6 +135,10 @@ class Trainer:
             twist.requires_grad_(config.optimize_cams and view != config.reference_frame)
         if config.optimize_cams:
             groups.append({"name": "cams", "params": [t for t in self.poses.twists if t.requires_grad], "base_lr": config.lr_cams})
+        if self.refinement is not None:
+            trained = [c for view, c in enumerate(self.refinement.corrections) if view != config.reference_frame]
+            self.refinement.corrections[config.reference_frame].requires_grad_(False)
+            groups.append({"name": "deformation", "params": trained, "base_lr": config.lr_deformation})
         self.appearance.requires_grad_(config.appearance == "affine")
         if config.appearance == "affine":
             groups.append({"name": "appearance", "params": list(self.appearance.deviations), "base_lr": config.lr_appearance})
@@ -259,8 +273,10 @@ class Trainer:
         higher = self.parameters.shN if self.bands_active and self.parameters.shN.shape[1] else None
         degree = 0 if higher is None else self.config.sh_degree
         c2w = self.poses.c2w(view)
-        local = self.warps.at(self._rigid_means(splats, c2w), view)
+        local, fresh = self.warps.at(self._rigid_means(splats, c2w), view)
         gaussians = view_gaussians(splats, c2w, local, active_degree=degree, turn=self.config.deform_inverse_rotations, higher=higher)
+        if self.refinement is not None and self.refinement.corrections[view].requires_grad:
+            gaussians = replace(gaussians, means=gaussians.means + self.refinement.shift(local, view, fresh=fresh))
         return self._rasterize(gaussians, view), splats
 
     def _rasterize(self, gaussians: Any, view: int) -> RenderOutput:
@@ -278,6 +294,9 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         if config.optimize_cams and self.poses.twists[view].requires_grad:
             total = total + config.cam_reg_weight * self.poses.penalty(view)
+        if self.refinement is not None and self.refinement.corrections[view].requires_grad:
+            size, steps = self.refinement.penalties(view)
+            total = total + config.refine_size_weight * size + config.refine_smooth_weight * steps
         if config.appearance == "affine":
             total = total + config.appearance_reg_weight * self.appearance.penalty(view)
         if config.opacity_reg_weight > 0:
@@ -310,6 +329,12 @@ class Trainer:
             appearance=self.appearance.matrices(self.data.cameras.frame_ids, trained),
         )
 
+    def trained_warp(self) -> InverseWarp:
+        """The inverse deformation as it was refined, that of held-out frames from their neighbours; as it was given if it was not."""
+        if self.refinement is None:
+            return self.warp
+        return self.refinement.refined(self.data.cameras.frame_ids, ~self.data.heldout)
+
     def release(self) -> None:
         """Lets go of recorded steps and their memory; the next step makes them anew."""
         if self._graphs is not None:
@@ -324,6 +349,7 @@ class Trainer:
             "splats": self.parameters.state_dict(),
             "poses": self.poses.state_dict(),
             "appearance": self.appearance.state_dict(),
+            "refinement": {} if self.refinement is None else dict(self.refinement.corrections.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "order": self.order,
@@ -338,6 +364,8 @@ class Trainer:
         self.parameters.load_state_dict(state["splats"])
         self.poses.load_state_dict(state["poses"])
         self.appearance.load_state_dict(state["appearance"])
+        if self.refinement is not None:
+            self.refinement.corrections.load_state_dict(state["refinement"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._prepare_graphs()
         self.generator.set_state(state["generator"])

@@ -28,3 +28,14 @@ def load_inverse(folder: Path) -> InverseWarp:
     root, run = folder.parent.parent, folder.parent.name
     read_manifest(folder, INVERSE_SCHEMA, f"python -m train_inverse_deformation --config.root-path {root} --config.run {run}")
     return inverse_from_state(load_tensors(folder / "config.pt"), load_tensors(folder / "inverse_local.pt"))
+
+
+def trained_inverse(checkpoint: Path, stage_folder: Path) -> InverseWarp:
+    """The inverse that splats were trained through: refined, in the checkpoint's folder, if it was refined there.
+
+    Raises:
+        ArtifactError: missing, unfinished, of another format, or damaged.
+    """
+    if not (checkpoint / "inverse_local.pt").is_file():
+        return load_inverse(stage_folder)
+    return inverse_from_state(load_tensors(checkpoint / "config.pt"), load_tensors(checkpoint / "inverse_local.pt"))

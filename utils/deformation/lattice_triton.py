@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 128
+_COPIES = 32
 
 
 @triton.jit
@@ -154,3 +155,44 @@ def invert_lattice(nodes: Tensor, camera: Tensor, points: Tensor, settings: tupl
             FIXED_POINT_STEPS=fixed_point_steps, NEWTON_STEPS=newton_steps, BLOCK=BLOCK,
         )  # fmt: skip
     return solved, jacobian, residual
+
+
+@triton.jit
+def _shift_vjp(
+    camera, points, jacobian, gradient, sums, num, nu, nv, nz, COPIES: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = row < num
+    g0, g1, g2 = (
+        tl.load(gradient + row * 3, mask, 0.0),
+        tl.load(gradient + row * 3 + 1, mask, 0.0),
+        tl.load(gradient + row * 3 + 2, mask, 0.0),
+    )
+    mask = mask & ((g0 != 0.0) | (g1 != 0.0) | (g2 != 0.0))
+    x, y, z = tl.load(points + row * 3, mask, 0.0), tl.load(points + row * 3 + 1, mask, 0.0), tl.load(points + row * 3 + 2, mask, 1.0)
+    inverse = 1.0 / tl.maximum(z, tl.load(camera + 6))
+    a0, a1, wa, _ = _cell(tl.load(camera) * x * inverse + tl.load(camera + 1), nu)
+    b0, b1, wb, _ = _cell(tl.load(camera + 2) * y * inverse + tl.load(camera + 3), nv)
+    c0, c1, wc, _ = _cell(tl.load(camera + 4) * inverse + tl.load(camera + 5), nz)
+    copy = sums + (tl.program_id(0) % COPIES) * (nz * nv * nu * 3)
+    place = jacobian + row.to(tl.int64) * 9
+    for k in tl.static_range(3):
+        back = -(tl.load(place + k, mask, 0.0) * g0 + tl.load(place + 3 + k, mask, 0.0) * g1 + tl.load(place + 6 + k, mask, 0.0) * g2)
+        for corner in tl.static_range(8):
+            a, ka = (a1, wa) if corner & 1 else (a0, 1.0 - wa)
+            b, kb = (b1, wb) if corner & 2 else (b0, 1.0 - wb)
+            c, kc = (c1, wc) if corner & 4 else (c0, 1.0 - wc)
+            tl.atomic_add(copy + ((c * nv + b) * nu + a) * 3 + k, back * ka * kb * kc, mask, sem="relaxed")
+
+
+def shift_vjp(counts: tuple[int, int, int], camera: Tensor, points: Tensor, jacobian: Tensor, gradient: Tensor) -> Tensor:
+    """(nz, nv, nu, 3) gradient with respect to the nodes of the inverse's points; counts = (nz, nv, nu), the rest as in `invert_lattice`.
+
+    Many points share a node, so several copies of the lattice take their sums, which are added up at the end.
+    """
+    nz, nv, nu = counts
+    sums = points.new_zeros(_COPIES, nz, nv, nu, 3)
+    if len(points):
+        grid = (triton.cdiv(len(points), BLOCK),)
+        _shift_vjp[grid](camera, points, jacobian, gradient.contiguous(), sums, len(points), nu, nv, nz, COPIES=_COPIES, BLOCK=BLOCK)
+    return sums.sum(0)

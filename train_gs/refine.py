@@ -1,0 +1,85 @@
+"""Refinement of the deformation while the splats are trained: a coarse lattice of small corrections per frame, none for the reference.
+
+The photometric error sees what the alignment's correspondences did not: a pixel of misplacement blurs the world. The correction adds to
+the forward displacement, so the result is again a lattice field with an exact inverse. It is held small and smooth, since a free field
+would also take up what belongs into the world.
+"""
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from train_gs.cameras import interpolate_untrained
+from utils.deformation.inverse import FixedPointInverseWarp, LocalWarp
+from utils.deformation.node_shift import node_shift
+
+
+class FieldRefinement(nn.Module):
+    """Corrections e_i on a lattice over (u, v, inverse depth), in fractions of the depth; zero at the start.
+
+    Args:
+        warp: the inverse to refine; its own copy is changed, see `warp`.
+        lattice: nodes of the corrections along u, v and inverse depth; linear in between.
+        device: of the training.
+    """
+
+    def __init__(self, warp: FixedPointInverseWarp, lattice: tuple[int, int, int], device: torch.device):
+        super().__init__()
+        self.warp = copy.deepcopy(warp).to(device)
+        field = self.warp.field
+        frames, nz, nv, nu = field.nodes.shape[:4]
+        self._aligned = field.nodes.clone()
+        counts = tuple(min(a, b) for a, b in zip(lattice[::-1], (nz, nv, nu), strict=True))
+        self._spread = [interpolation(coarse, fine, device) for coarse, fine in zip(counts, (nz, nv, nu), strict=True)]
+        between = torch.linspace(0, 1, nz, dtype=torch.float64)[None]
+        far, near = field.inv_depth_range.double().cpu().split(1, 1)
+        self._depth = (1 / (far + between * (near - far))).float().to(device)[:, :, None, None, None]
+        cameras = np.stack([field.affine_coordinates(i) for i in range(frames)])
+        self._cameras = torch.from_numpy(cameras).to(device, torch.float32 if device.type == "cuda" else torch.float64)
+        self.corrections = nn.ParameterList([nn.Parameter(torch.zeros(*counts, 3, device=device)) for _ in range(frames)])
+
+    def nodes(self, view: int) -> Tensor:
+        """(nz, nv, nu, 3) the frame's refined nodes, differentiable."""
+        return self._aligned[view] + self._finer(self.corrections[view]) * self._depth[view]
+
+    def _finer(self, correction: Tensor) -> Tensor:
+        along_z, along_v, along_u = self._spread
+        return torch.einsum(
+            "Cc,cBAk->CBAk", along_z, torch.einsum("Bb,cbAk->cBAk", along_v, torch.einsum("Aa,cbak->cbAk", along_u, correction))
+        )
+
+    @torch.no_grad()
+    def solve(self, y: Tensor, view: int) -> LocalWarp:
+        """The local warp of the frame as it is refined now."""
+        self.warp.field.nodes[view] = self.nodes(view)
+        return self.warp.linearize(y, view)
+
+    def shift(self, local: LocalWarp, view: int, *, fresh: bool) -> Tensor:
+        """(N, 3) what the corrections have moved since `solve` gave `local`, with their gradient; `fresh`: it was solved for this step."""
+        change = self.nodes(view) - self.warp.field.nodes[view]
+        return node_shift(change, local, self._cameras[view], is_zero=fresh)
+
+    def penalties(self, view: int) -> tuple[Tensor, Tensor]:
+        """Mean square of a frame's corrections and of their differences between neighbouring nodes."""
+        correction = self.corrections[view]
+        steps = [correction.diff(dim=axis).square().sum(-1).mean() for axis in range(3) if correction.shape[axis] > 1]
+        return correction.square().sum(-1).mean(), torch.stack(steps).sum()
+
+    @torch.no_grad()
+    def refined(self, frame_ids: np.ndarray, trained: np.ndarray) -> FixedPointInverseWarp:
+        """The inverse of all frames; untrained ones take the correction interpolated between their trained neighbours."""
+        flat = torch.stack([c.detach().flatten() for c in self.corrections]).cpu()
+        filled = interpolate_untrained(flat, frame_ids, trained).to(self._aligned.device)
+        result = copy.deepcopy(self.warp)
+        for view, correction in enumerate(filled):
+            finer = self._finer(correction.reshape(self.corrections[view].shape))
+            result.field.nodes[view] = self._aligned[view] + finer * self._depth[view]
+        return result
+
+
+def interpolation(coarse: int, fine: int, device: torch.device) -> Tensor:
+    """(fine, coarse) weights that spread values at `coarse` even places linearly over `fine` places with the same ends."""
+    place = torch.linspace(0, coarse - 1, fine, dtype=torch.float64)
+    return (1 - (place[:, None] - torch.arange(coarse)).abs()).clamp(min=0).float().to(device)
