@@ -1,32 +1,45 @@
-"""Novel views of synthetic worlds against the clean truth: ours, aligned points rendered rigidly, and the naive baseline.
+"""Splatting on synthetic worlds, novel views against the clean truth, and on real clips: ours, its ingredients, and the naive baseline.
 
-python -m benchmarks.splatting [--layouts room corridor object outdoor] [--seeds 0 1 2] [--severity medium] [--frames 24]
-                               [--size 256x144] [--iterations 1000] [--splats 30000] [--renderer 3dgs]
+    python -m benchmarks.splatting                                     # 4 layouts x 3 seeds, the compared variants
+    python -m benchmarks.splatting --layouts room --seeds 0 --severity medium high --variants ablation --json room.jsonl
+    python -m benchmarks.splatting --layouts room --seeds 0 --variants ours --counts 0.1 0.3 1 3
+    python -m benchmarks.splatting --clip clip.mp4 --frames 32 --process-res 252 --variants naive ours --json clip.jsonl
+    python -m benchmarks.splatting --table *.jsonl                     # markdown tables of earlier runs
 
 Every variant trains the same code with the same budget on the same predicted geometry; only what is named differs:
-naive = predicted poses and cloud as they are, no deformation; rigid = stages 1 and 2, no deformation; ours = stages 1, 2 and 3.1.
+naive = predicted poses and cloud as they are, no deformation; rigid = stages 1 and 2, no deformation; ours = stages 1, 2 and 3.1;
+with_X and without_X = ours with an ingredient switched. One world per process runs well beside others.
 Novel cameras are carried into the reconstruction by one similarity, fitted between its points and the true ones. No method can see
 a smooth deformation that all frames share, so a third figure shifts every render by a smooth image flow (Gaussian of a tenth of the width)
 onto the truth first, all variants alike: it keeps blur and doubled walls and forgives that common deformation.
 """
 
 import argparse
-import statistics
+import json
+import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
+import preprocess_video
 from benchmarks.alignment_metrics import Similarity, fit_to_truth
+from benchmarks.splatting_tables import COLUMNS, Line, read_lines, tables
+from benchmarks.splatting_variants import COMPARED, VARIANTS, ablation
+from configs.evaluation import EvalConfig
+from configs.preprocess import PreprocessConfig
 from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig, PointFilterConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from configs.stage3_gs import GSConfig
 from configs.stage3_inverse_deformation import InverseDeformationConfig
 from eval_gs.metrics import psnr, ssim
+from eval_gs.stage import run as evaluate
 from frame_to_model_icp import stage as stage1
 from global_optimization import stage as stage2
 from train_gs import stage as stage32
@@ -37,6 +50,7 @@ from utils.registration import build_cloud, forward_points, usable_pixels
 from utils.registration.result import to_alignment
 from utils.registration.sequential import unaligned
 from utils.reporting import ConsoleReporter
+from utils.runtime import run_stage
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import publish, write_manifest
@@ -44,8 +58,6 @@ from utils.splats.checkpoint import MODEL, load_checkpoint
 from utils.splats.view import SplatView, resolve_rasterizer, rgb_image
 from utils.synthetic.world import SyntheticWorld, WorldConfig, make_world
 from utils.types import Alignment, Array
-
-VARIANTS = ("naive", "rigid", "ours")
 
 
 def write_naive(root: Path, frames: int) -> Path:
@@ -64,12 +76,10 @@ def write_naive(root: Path, frames: int) -> Path:
 
 
 def align(root: Path, frames: int, report: ConsoleReporter) -> Path:
-    """Stages 1, 2 and 3.1; the folder of stage 2."""
+    """Stages 1 and 2; the folder of stage 2."""
     data = AlignmentDataConfig(num_frames=frames, stride=1)
     run = stage1.run(FrameToModelICPConfig(root_path=root, alignment=data), report).parent.name
-    folder = stage2.run(GlobalOptimizationConfig(root_path=root, run=run), report)
-    stage31.run(InverseDeformationConfig(root_path=root, run=run), report)
-    return folder
+    return stage2.run(GlobalOptimizationConfig(root_path=root, run=run), report)
 
 
 @dataclass(frozen=True)
@@ -136,74 +146,137 @@ def novel_scores(registered: Registered, checkpoint: Path) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
-def one_world(world: SyntheticWorld, variants: tuple[str, ...], budget: GSConfig, report: ConsoleReporter) -> dict[str, dict[str, float]]:
-    """Scores per variant: novel-view PSNR and SSIM, held-out-frame PSNR, seconds of training."""
-    rows: dict[str, dict[str, float]] = {}
+def inverse_of(root: Path, folder: Path, method: str, report: ConsoleReporter) -> Path:
+    """The inverse deformation of an alignment by a method; made unless it is there."""
+    run = folder.parent
+    config = InverseDeformationConfig(root_path=root, run=run.name, method=method, out_path=run / f"inverse_{method}")  # type: ignore[arg-type]
+    return stage31.run(config, report)
+
+
+def trained(root: Path, folder: Path, name: str, budget: GSConfig, report: ConsoleReporter) -> tuple[Path, dict[str, float]]:
+    """Splats of a variant: their folder, and seconds, splats and held-out PSNR."""
+    variant = VARIANTS[name]
+    config = replace(budget, root_path=root, run=folder.parent.name, out_dir=root / f"gs_{name}", overwrite=True, **variant.changes)
+    if config.deform:
+        config = replace(config, inverse_deform_dir=inverse_of(root, folder, variant.inverse, report))
+    started = time.perf_counter()
+    out = stage32.run(config, report)
+    seconds = time.perf_counter() - started
+    summary = artifacts.read_json(out / "report.json")
+    return out, {"heldout": summary.get("heldout_psnr"), "splats": summary["splats"], "seconds": seconds}
+
+
+def one_world(world: SyntheticWorld, variants: tuple[str, ...], budgets: dict[float, GSConfig], report: ConsoleReporter) -> Iterator[Line]:
+    """One line per variant and splat count, as they are done."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         with publish(SceneLayout(root).npz_dir) as folder:
             artifacts.save_results(folder, world.predicted_scene())
             write_manifest(folder, schema="scene/1", config={}, inputs={})
-        naive = write_naive(root, len(world))
-        aligned = align(root, len(world), report)
-        for variant in variants:
-            folder = naive if variant == "naive" else aligned
-            alignment = artifacts.load_alignment(folder)
-            config = replace(budget, root_path=root, run=folder.parent.name, deform=variant == "ours", out_dir=root / f"gs_{variant}")
-            started = time.perf_counter()
-            out = stage32.run(config, report)
-            seconds = time.perf_counter() - started
-            held = artifacts.read_json(out / "report.json")["heldout_psnr"]
-            rows[variant] = {**novel_scores(register(world, root, alignment), out / MODEL), "heldout": held, "seconds": seconds}
-    return rows
+        folders = {False: write_naive(root, len(world)), True: align(root, len(world), report)}
+        registered = {aligned: register(world, root, artifacts.load_alignment(folder)) for aligned, folder in folders.items()}
+        for (count, budget), name in product(budgets.items(), variants):
+            aligned = VARIANTS[name].aligned
+            out, figures = trained(root, folders[aligned], name, budget, report)
+            yield labels(asdict(world.config), name, count, budget) | figures | novel_scores(registered[aligned], out / MODEL)
 
 
-def main() -> None:
+def one_clip(clip: Path, args: argparse.Namespace, budgets: dict[float, GSConfig], report: ConsoleReporter) -> Iterator[Line]:
+    """One line per variant and splat count of a real clip: held-out frames, and consistency between neighbouring renders."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = (args.keep or Path(temporary)) / clip.stem
+        preprocess_video.run(
+            PreprocessConfig(input_video=(clip,), scene_root=root, max_frames=args.frames, process_res=args.process_res), report
+        )
+        frames = len(artifacts.load_scene(root))
+        folders = {False: write_naive(root, frames), True: align(root, frames, report)}
+        for (count, budget), name in product(budgets.items(), tuple(expanded(args.variants))):
+            folder = folders[VARIANTS[name].aligned]
+            out, figures = trained(root, folder, name, budget, report)
+            evaluation = EvalConfig(
+                root_path=root, run=folder.parent.name, checkpoint_dir=out, out_dir=root / f"eval_{name}", save_images=bool(args.keep),
+                render_gs_video_path=False, render_input_poses=False, report=False, overwrite=True,
+            )  # fmt: skip
+            metrics = artifacts.read_json(evaluate(evaluation, report) / "metrics.json")
+            held = metrics["heldout"]
+            world = {"clip": clip.name, "frames": frames, "process_res": args.process_res}
+            yield (
+                labels(world, name, count, budget)
+                | figures
+                | {
+                    "heldout": held["psnr"],
+                    "heldout_ssim": held["ssim"],
+                    "sharpness": held["sharpness"] / held["input_sharpness"],
+                    **metrics["consistency"]["optimised_poses"],
+                }
+            )
+
+
+def labels(world: dict[str, Any], variant: str, count: float, budget: GSConfig) -> Line:
+    """What identifies a line."""
+    budget_labels = {"count": count, "renderer": budget.renderer, "iterations": budget.num_iters, "wanted": budget.target_num_points}
+    return {"world": world, "variant": variant, "budget": budget_labels}
+
+
+def expanded(names: list[str]) -> list[str]:
+    """Variants, groups replaced by their members, without doubles."""
+    groups = {"compared": COMPARED, "ablation": ablation()}
+    return list(dict.fromkeys(member for name in names for member in groups.get(name, (name,))))
+
+
+def measure(args: argparse.Namespace) -> Iterator[Line]:
+    """All lines that were asked for."""
+    w, h = (int(v) for v in args.size.split("x"))
+    base = GSConfig(num_iters=args.iterations, target_num_points=args.splats, renderer=args.renderer)
+    budgets = {count: replace(base, target_num_points=round(count * args.splats)) for count in args.counts}
+    with ConsoleReporter(enabled=False) as report:
+        if args.clip:
+            yield from one_clip(args.clip, args, budgets, report)
+            return
+        for severity, layout, seed in product(args.severity, args.layouts, args.seeds):
+            world = make_world(WorldConfig(layout=layout, frames=args.frames, size=(h, w), severity=severity, seed=seed))
+            yield from one_world(world, tuple(expanded(args.variants)), budgets, report)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layouts", nargs="+", default=["room", "corridor", "object", "outdoor"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--severity", default="medium")
+    parser.add_argument("--severity", nargs="+", default=["medium"])
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--size", default="256x144")
     parser.add_argument("--iterations", type=int, default=1000)
     parser.add_argument("--splats", type=int, default=30_000)
+    parser.add_argument("--counts", nargs="+", type=float, default=[1.0], help="multiples of --splats to train with")
     parser.add_argument("--renderer", default="3dgs", choices=["2dgs", "3dgs"])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    args = parser.parse_args()
-    w, h = (int(v) for v in args.size.split("x"))
-    budget = GSConfig(num_iters=args.iterations, target_num_points=args.splats, renderer=args.renderer)
-    torch.set_num_threads(max(1, torch.get_num_threads()))
-    print(
-        "| layout | seed | variant | novel PSNR dB | one fit per view | after smooth shift | SSIM | held-out frame PSNR dB | training s |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
-    table: dict[str, list[dict[str, float]]] = {variant: [] for variant in args.variants}
-    with ConsoleReporter(enabled=False) as report:
-        for layout in args.layouts:
-            for seed in args.seeds:
-                world = make_world(WorldConfig(layout=layout, frames=args.frames, size=(h, w), severity=args.severity, seed=seed))
-                rows = one_world(world, tuple(args.variants), budget, report)
-                for variant, row in rows.items():
-                    table[variant].append(row)
-                    scores = " | ".join(f"{row[key]:.2f}" for key in ("psnr", "psnr_per_view", "psnr_registered"))
-                    print(
-                        f"| {layout} | {seed} | {variant} | {scores} | {row['ssim']:.3f} | {row['heldout']:.2f} | {row['seconds']:.0f} |",
-                        flush=True,
-                    )
-    titles = {
-        "psnr": "novel views",
-        "psnr_per_view": "novel views, one fit per view",
-        "psnr_registered": "novel views, after smooth shift",
-        "heldout": "held-out frames",
-    }
-    for key, words in titles.items():
-        for variant, rows_of in table.items():
-            gains = [row[key] - base[key] for row, base in zip(rows_of, table[args.variants[0]], strict=True)]
-            print(
-                f"{words}: {variant} {statistics.median(row[key] for row in rows_of):.2f} dB, over {args.variants[0]} "
-                f"median {statistics.median(gains):+.2f}, least {min(gains):+.2f}"
-            )
+    parser.add_argument(
+        "--variants", nargs="+", default=["compared"], choices=["compared", "ablation", *VARIANTS], metavar="NAME",
+        help=f"groups: compared, ablation; variants: {', '.join(VARIANTS)}",
+    )  # fmt: skip
+    parser.add_argument("--clip", type=Path, metavar="FILE", help="a real clip in place of synthetic worlds")
+    parser.add_argument("--process-res", type=int, default=252, help="longest side of the clip's working images in pixels")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the clip's results, with pictures, in this folder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append one JSON line per world and variant")
+    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print the tables of JSON lines instead of measuring")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.table:
+        print(tables(read_lines(args.table)))
+        return
+    lines = []
+    for line in measure(args):
+        lines.append(line)
+        if args.json:
+            with args.json.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        figures = " ".join(f"{name} {line[name]:.3f}" for name in COLUMNS if line.get(name) is not None)
+        print(f"{line['variant']} {json.dumps(line['world'])}: {figures}", file=sys.stderr, flush=True)
+    print(tables(lines))
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

@@ -71,8 +71,10 @@ class GSConfig:
     """Refine the poses of all frames but the reference."""
     cam_reg_weight: float = 10.0
     """Weight that holds the refined poses at the aligned ones (squared radians and median depths)."""
-    refine_deformation: bool = False
+    refine_deformation: bool = True
     """Refine the deformation of all frames but the reference by the photometric error (with the fixed_point inverse)."""
+    refine_gauge: Literal["reference", "mean"] = "mean"
+    """What stays: the reference frame's deformation, or the mean over all frames."""
     refine_lattice: tuple[int, int, int] = (12, 7, 2)
     """Nodes of the corrections along u, v and inverse depth; at most those of the alignment's lattice."""
     refine_size_weight: float = 30.0

@@ -74,7 +74,7 @@ def test_training_finds_a_displacement_that_the_alignment_missed() -> None:
     wrong[3, ..., 0] += 0.08  # 0.8 px
     spoiled = replace(alignment, fields=replace(alignment.fields, nodes=wrong))
     settings = {"num_iters": 150, "optimize_cams": False, "refine_lattice": (2, 2, 1), "lr_deformation": 2e-3, "target_num_points": 600}
-    settings |= {"refine_size_weight": 0.0, "sh_degree": 0}
+    settings |= {"refine_size_weight": 0.0, "refine_gauge": "reference", "sh_degree": 0}
     trainer = build(make_config(refine_deformation=True, **settings), warp=inverse_of_alignment(spoiled))
     train(trainer)
     found = trainer.trained_warp()
@@ -99,3 +99,15 @@ def test_refined_training_resumes_with_the_same_bits() -> None:
     assert torch.equal(train(second).splats.means, train(first).splats.means)
     a, b = first.trained_warp(), second.trained_warp()
     assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_mean_of_the_corrections_stays_at_zero() -> None:
+    trainer = build(make_config(refine_deformation=True, num_iters=8))
+    for _ in range(8):
+        trainer.step()
+    assert trainer.refinement is not None
+    assert not trainer.order  # a round of 4 training views is over; the next one begins with the mean taken out
+    trainer._next_view()
+    corrections = torch.stack([trainer.refinement.corrections[v].detach() for v in trainer.training_views])
+    assert corrections.abs().max() > 1e-4
+    assert corrections.mean(0).abs().max() < 1e-7

@@ -190,7 +190,7 @@ def test_every_rate_falls_to_its_own_share() -> None:
     for _ in range(4):
         trainer.step()
         rates.append({g["name"]: g["lr"] / g["base_lr"] for g in trainer.optimizer.param_groups})
-    assert set(rates[-1]) == {"sh0", "shN", "opacities", "scales", "quats", "positions", "cams", "appearance"}
+    assert set(rates[-1]) == {"sh0", "shN", "opacities", "scales", "quats", "positions", "cams", "deformation", "appearance"}
     for name in rates[0]:
         values = [r[name] for r in rates]
         assert values[0] == pytest.approx(1.0)

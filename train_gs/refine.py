@@ -68,6 +68,13 @@ class FieldRefinement(nn.Module):
         return correction.square().sum(-1).mean(), torch.stack(steps).sum()
 
     @torch.no_grad()
+    def center(self, views: list[int]) -> None:
+        """Takes the mean correction of these views out of each of them: what all frames share is a move of the world, not of frames."""
+        mean = torch.stack([self.corrections[v] for v in views]).mean(0)
+        for view in views:
+            self.corrections[view] -= mean
+
+    @torch.no_grad()
     def refined(self, frame_ids: np.ndarray, trained: np.ndarray) -> FixedPointInverseWarp:
         """The inverse of all frames; untrained ones take the correction interpolated between their trained neighbours."""
         flat = torch.stack([c.detach().flatten() for c in self.corrections]).cpu()

@@ -136,8 +136,8 @@ class Trainer:
         if config.optimize_cams:
             groups.append({"name": "cams", "params": [t for t in self.poses.twists if t.requires_grad], "base_lr": config.lr_cams})
         if self.refinement is not None:
-            trained = [c for view, c in enumerate(self.refinement.corrections) if view != config.reference_frame]
-            self.refinement.corrections[config.reference_frame].requires_grad_(False)
+            self.refinement.corrections[config.reference_frame].requires_grad_(config.refine_gauge == "mean")
+            trained = [c for c in self.refinement.corrections if c.requires_grad]
             groups.append({"name": "deformation", "params": trained, "base_lr": config.lr_deformation})
         self.appearance.requires_grad_(config.appearance == "affine")
         if config.appearance == "affine":
@@ -266,6 +266,8 @@ class Trainer:
             self.order = [self.training_views[i] for i in shuffled]
             if self.config.appearance == "affine":
                 self.appearance.center(self.training_views)
+            if self.refinement is not None and self.config.refine_gauge == "mean":
+                self.refinement.center(self.training_views)
         return self.order.pop()
 
     def _render(self, view: int) -> tuple[RenderOutput, Splats]:
