@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import utils.backends.accelerator as backend
-from configs.stage1_align import AlignmentDataConfig, PointFilterConfig
+from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig, MatchingConfig, PointFilterConfig, SolverConfig
 from tests.box_world import make_box_world
 from utils.points import confidence
-from utils.registration import build_cloud, usable_pixels
+from utils.registration import build_cloud, forward_points, sequential, usable_pixels
 from utils.registration import cloud as cloud_module
 from utils.registration.lattice import zero_fields
 
@@ -86,3 +86,19 @@ def test_everything_can_be_kept_off_the_device(monkeypatch):
     with backend.without_accelerator():
         assert backend.accelerator() is None
     assert backend.accelerator() is not None
+
+
+def test_frames_registered_together_end_where_single_ones_do(monkeypatch):
+    world = make_box_world(6, (48, 80))
+    matching = MatchingConfig(matches_per_frame=1500)
+    config = FrameToModelICPConfig(matching=matching, solver=SolverConfig(lattice=(10, 6, 3), cg_iterations=25))
+    usable = usable_pixels(world.scene, world.scene.valid, config.filter)
+    error = lambda r: world.consistency(forward_points(world.scene, r.cameras, r.fields))
+    alone = sequential.align_sequential(world.scene, usable, config)
+    monkeypatch.setattr(sequential, "_blocks", lambda frames: [[1, 2], [3, 4, 5]])
+    together = sequential.align_sequential(world.scene, usable, config)
+    assert together.aligned.all()
+    before = error(sequential.unaligned(world.scene))
+    assert error(together) < max(1.2 * error(alone), 0.1 * before)
+    assert len(together.diagnostics.pairs) == len(alone.diagnostics.pairs)
+    np.testing.assert_allclose(together.diagnostics.matches, alone.diagnostics.matches)

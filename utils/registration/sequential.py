@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from configs.stage1_align import FrameToModelICPConfig
+from utils.backends.accelerator import accelerator
 from utils.registration.geometry import AlignedGeometry
 from utils.registration.lattice import zero_fields
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
@@ -13,7 +14,10 @@ from utils.registration.pairs import choose_pairs, overlaps
 from utils.registration.result import AGREEING_SIGMAS, Diagnostics, Registration, diagnose
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
 from utils.registration.solver import LatticeShape, build_problem, initial_state, relative_errors, solve, to_fields
-from utils.types import NULL_REPORTER, Array, CameraSet, LatticeFields, Reporter, Scene, StepReport
+from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
+
+BLOCK = 8
+"""Frames that are registered together on a GPU."""
 
 
 def align_sequential(
@@ -57,29 +61,34 @@ def align_sequential(
     found = match_pairs(matcher, [(j, i) for i, j in pairs], geometry, on_pair)
     seconds = {"matching": time.perf_counter() - start, "solving": 0.0}
     unit = scene.median_depth
-    for frame in range(1, frames):
+    for block in _blocks(frames):
         geometry = AlignedGeometry(scene, cameras, fields)
         start = time.perf_counter()
-        matches = supported_matches([m for m in found if m.source == frame and aligned[m.target]], samples)
+        known = aligned.copy()
+        known[block] = True
+        matches = supported_matches([m for m in found if m.source in block and known[m.target]], samples)
         if matches:
-            done = checkpoints.load(f"frame_{frame}")
+            name = f"frame_{block[0]}" if len(block) == 1 else f"frames_{block[0]}_{block[-1]}"
+            done = checkpoints.load(name)
             if done is None:
-                done = _register(frame, matches, geometry, config, samples, unit)
-                checkpoints.save(f"frame_{frame}", done)
+                done = _register(block, matches, geometry, config, samples, unit)
+                checkpoints.save(name, done)
             ends = np.cumsum([len(m) for m in matches])[:-1]
-            agreeing = np.mean(done["after"] < AGREEING_SIGMAS * config.solver.match_sigma)
-            if agreeing >= config.min_fitness:
-                aligned[frame] = True
-                cameras.c2w[frame] = done["c2w"]
-                fields.nodes[frame] = done["nodes"]
             used += matches
             before += np.split(done["before"], ends)
             after += np.split(done["after"], ends)
+            for position, frame in enumerate(block):
+                own = [errors for m, errors in zip(matches, after[-len(matches) :], strict=True) if m.source == frame]
+                if own and np.mean(np.concatenate(own) < AGREEING_SIGMAS * config.solver.match_sigma) >= config.min_fitness:
+                    aligned[frame] = True
+                    cameras.c2w[frame] = done["c2w"][position]
+                    fields.nodes[frame] = done["nodes"][position]
         seconds["solving"] += time.perf_counter() - start
-        if not aligned[frame]:
-            report.note(f"frame {int(cameras.frame_ids[frame])} does not fit the frames before it and is left out for now")
-        values = {"matches": float(sum(len(m) for m in matches))}
-        report.step(StepReport("frame to model", frame - 1, frames - 1, values))
+        for frame in block:
+            if not aligned[frame]:
+                report.note(f"frame {int(cameras.frame_ids[frame])} does not fit the frames before it and is left out for now")
+            values = {"matches": float(sum(len(m) for m in matches if m.source == frame))}
+            report.step(StepReport("frame to model", frame - 1, frames - 1, values))
     diagnostics = diagnose(frames, used, before, after, config.solver.match_sigma, seconds)
     return Registration(cameras, fields, aligned, diagnostics)
 
@@ -91,18 +100,27 @@ def unaligned(scene: Scene) -> Registration:
     return Registration(scene.cameras, fields, np.ones(len(scene), bool), Diagnostics(np.zeros(len(scene), int), none, none, none))
 
 
+def _blocks(frames: int) -> list[list[int]]:
+    """The frames after the first, in the groups they are registered in: on a GPU several together, as a launch costs more than a frame."""
+    size = 1 if accelerator() is None else BLOCK
+    return [list(range(first, min(first + size, frames))) for first in range(1, frames, size)]
+
+
 def _register(
-    frame: int, matches: list[MatchSet], geometry: AlignedGeometry, config: FrameToModelICPConfig, samples: float, unit: float
+    block: list[int], matches: list[MatchSet], geometry: AlignedGeometry, config: FrameToModelICPConfig, samples: float, unit: float
 ) -> dict[str, Array]:
-    """c2w (4, 4), nodes (nz, nv, nu, 3), and errors (M,) of all matches before and after, of one frame against fixed ones."""
-    camera: CameraSet = geometry.cameras.select([frame])
-    bounds = geometry.fields.inv_depth_range[[frame]]
-    shape = LatticeShape(config.solver.lattice, bounds, unit)
-    targets = [geometry.lift(m.target, m.target_px, m.target_depth) for m in matches]
-    own = [replace(match, source=0) for match in matches]
-    problem = build_problem(own, camera, shape, config.solver.match_sigma, targets)
-    start = initial_state(camera, shape)
+    """Registers frames that move against all others, which do not.
+
+    Returns:
+        c2w (B, 4, 4), nodes (B, nz, nv, nu, 3), and errors (M,) of all matches before and after.
+    """
+    cameras: CameraSet = geometry.cameras.select(block)
+    shape = LatticeShape(config.solver.lattice, geometry.fields.inv_depth_range[block], unit)
+    place = {frame: position for position, frame in enumerate(block)}
+    targets = [None if m.target in place else geometry.lift(m.target, m.target_px, m.target_depth) for m in matches]
+    own = [replace(m, source=place[m.source], target=place.get(m.target, -1)) for m in matches]
+    problem = build_problem(own, cameras, shape, config.solver.match_sigma, targets)
+    start = initial_state(cameras, shape)
     state = solve(problem, start, shape, config.solver, samples)
-    fields: LatticeFields = to_fields(state, shape)
     before, after = (relative_errors(problem, s, shape) for s in (start, state))
-    return {"c2w": state.c2w[0], "nodes": fields.nodes[0], "before": before, "after": after}
+    return {"c2w": state.c2w, "nodes": to_fields(state, shape).nodes, "before": before, "after": after}

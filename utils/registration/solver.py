@@ -12,6 +12,8 @@ preconditioned conjugate gradients. The ridge is the gauge: what the matches lea
 all frames, so no frame is trusted more than another.
 """
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,7 @@ import torch
 from numba import njit, prange
 
 from configs.stage1_align import SolverConfig
+from utils.backends.accelerator import accelerator, or_on_cpu
 from utils.backends.triton_support import triton_ready
 from utils.geometry import se3
 from utils.geometry.projection import unproject
@@ -110,7 +113,7 @@ class LatticeShape:
 
 
 def build_problem(
-    matches: list[MatchSet], cameras: CameraSet, shape: LatticeShape, sigma: float, fixed: list[Array] | None = None
+    matches: list[MatchSet], cameras: CameraSet, shape: LatticeShape, sigma: float, fixed: Sequence[Array | None] | None = None
 ) -> Problem:
     """The matches as kernel input.
 
@@ -119,15 +122,16 @@ def build_problem(
         cameras: for K and the image size.
         shape: of the lattices to be solved.
         sigma: expected error in depths.
-        fixed: per match set, canonical points (M, 3) of its target ends, which then do not move.
+        fixed: per match set, canonical points (M, 3) of its target ends, which then do not move, or None.
     """
     parts: list[tuple[Array, ...]] = []
     for index, match in enumerate(matches):
         source = _end(match.source, match.source_px, match.source_depth, cameras, shape)
-        if fixed is None:
+        points = None if fixed is None else fixed[index]
+        if points is None:
             target = _end(match.target, match.target_px, match.target_depth, cameras, shape)
         else:
-            target = (np.full_like(source[0], -1), source[1], source[2], fixed[index].astype(np.float64))
+            target = (np.full_like(source[0], -1), source[1], source[2], points.astype(np.float64))
         depth = (match.source_depth + match.target_depth) / 2
         stacked = (np.stack(pair, 1) for pair in zip(source, target, strict=True))
         parts.append((*stacked, (1.0 / (sigma * depth) ** 2).astype(np.float32), depth))
@@ -211,10 +215,24 @@ def solve(
         first_errors: (M,) errors in depths that set the weights of the first step, if not those of `state`.
         kept: steps that an interrupted run finished (CPU only: the GPU is done before a step is on disk).
     """
-    if len(state.c2w) > 1 and triton_ready():  # one frame alone is solved on the CPU in less time than the launches take
+    if len(state.c2w) > 1 and accelerator() is not None and triton_ready():  # one frame alone is solved on the CPU in less time than the launches take
         from utils.registration import solver_triton
 
-        return solver_triton.solve(problem, state, shape, config, samples, first_errors, torch.device("cuda"))
+        work = functools.partial(solver_triton.solve, problem, state, shape, config, samples, first_errors, torch.device("cuda"))
+        return or_on_cpu(work, lambda: _solve_on_cpu(problem, state, shape, config, samples, first_errors, kept), "alignment")
+    return _solve_on_cpu(problem, state, shape, config, samples, first_errors, kept)
+
+
+def _solve_on_cpu(
+    problem: Problem,
+    state: State,
+    shape: LatticeShape,
+    config: SolverConfig,
+    samples: float,
+    first_errors: Array | None,
+    kept: StepsKept | None,
+) -> State:
+    """See `solve`."""
     state = State(state.c2w.copy(), state.nodes.copy(), state.update.copy())
     system = _System(problem, shape, config, len(state.c2w))
     data = DATA_WEIGHT * REFERENCE_SAMPLES / samples
