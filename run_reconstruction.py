@@ -1,5 +1,6 @@
 """From an MP4 to a 3D world in one command: `python run_reconstruction.py --config.input-video clip.mp4`."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -53,12 +54,15 @@ def plan(config: PipelineConfig) -> list[StageCall]:
     name = config.alignment_run or layout.run_name(data.num_frames, data.stride, data.offset, config.stage1.out_suffix)
     run = layout.run(name)
     if config.alignment_run is None:
-        stage1 = replace(config.stage1, root_path=root, overwrite=config.overwrite or config.stage1.overwrite)
+        again = config.overwrite or config.stage1.overwrite
+        stage1 = replace(config.stage1, root_path=root, overwrite=again, max_gpu_gb=_memory(config, config.stage1))
         stage1 = replace(stage1, tensorboard=config.tensorboard or stage1.tensorboard)
         calls.append(StageCall("alignment", "frame_to_model_icp", "frame_to_model_icp.stage:run", stage1, run.after_non_rigid_icp))
     subdir = run.after_non_rigid_icp.name
     if not config.skip_global_optimization:
-        stage2 = replace(config.stage2, root_path=root, run=name, overwrite=config.overwrite or config.stage2.overwrite)
+        again = config.overwrite or config.stage2.overwrite
+        memory = _memory(config, config.stage2)
+        stage2 = replace(config.stage2, root_path=root, run=name, overwrite=again, max_gpu_gb=memory)
         stage2 = replace(stage2, tensorboard=config.tensorboard or stage2.tensorboard)
         subdir = stage2.out_subdir
         calls.append(StageCall("joint alignment", "global_optimization", "global_optimization.stage:run", stage2, run.root / subdir))
@@ -69,6 +73,11 @@ def plan(config: PipelineConfig) -> list[StageCall]:
         calls.append(StageCall("inverse deformation", "train_inverse_deformation", "train_inverse_deformation.stage:run", stage31, inverse))
     calls += _splat_calls(config, root, run, subdir, inverse)
     return calls
+
+
+def _memory(config: PipelineConfig, stage: Any) -> float:
+    """The memory limit of a stage: its own, or else that of the whole run."""
+    return float(stage.max_gpu_gb or config.max_gpu_gb)
 
 
 def _preprocess(config: PipelineConfig, root: Path) -> PreprocessConfig:
@@ -102,10 +111,14 @@ def _splat_calls(config: PipelineConfig, root: Path, run: RunLayout, subdir: str
             renderer=renderer,
             device=config.device if config.gs.device == "auto" else config.gs.device,
             overwrite=config.overwrite or config.gs.overwrite,
+            max_gpu_gb=_memory(config, config.gs),
         )
         calls.append(StageCall(f"{renderer} splats", "train_gs", "train_gs.stage:run", splats, folder))
         if not config.skip_eval:
-            evaluation = replace(config.eval, root_path=root, run=run.root.name, checkpoint_dir=folder, device=splats.device)
+            memory = _memory(config, config.eval)
+            evaluation = replace(
+                config.eval, root_path=root, run=run.root.name, checkpoint_dir=folder, device=splats.device, max_gpu_gb=memory
+            )
             calls.append(StageCall(f"{renderer} evaluation", "eval_gs", "eval_gs.stage:run", evaluation, RunLayout.evaluation(folder)))
     return calls
 
@@ -280,6 +293,16 @@ def resolve_device(device: str) -> Literal["cpu", "cuda"]:
     return "cuda" if device == "cuda" else "cpu"
 
 
+def computing_on(config: PipelineConfig) -> contextlib.AbstractContextManager[None]:
+    """Keeps every stage off the GPU where the CPU is asked for, and within the memory limit where not."""
+    from utils.backends.accelerator import cap_accelerator, without_accelerator
+
+    if config.device == "cpu":
+        return without_accelerator()
+    cap_accelerator(config.max_gpu_gb)
+    return contextlib.nullcontext()
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parses, plans, runs and says what came out."""
     config = configure(list(sys.argv[1:] if argv is None else argv))
@@ -300,7 +323,8 @@ def main(argv: list[str] | None = None) -> None:
     with ConsoleReporter() as console:
         watched = config.progress_file
         progress = ProgressFileReporter(watched, [c.title for c in calls], console) if watched is not None else None
-        summary = execute(config, calls, progress or console, progress)
+        with computing_on(config):
+            summary = execute(config, calls, progress or console, progress)
     if not config.skip_eval:
         from utils.report_html import write_report
 

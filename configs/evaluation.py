@@ -82,6 +82,8 @@ class EvalConfig:
 
     device: str = "auto"
     """cpu, cuda, or auto."""
+    max_gpu_gb: float = 0.0
+    """Most GPU memory to take, in GiB; what does not fit is rendered on the CPU. 0: all there is."""
 
     report: bool = True
     """Write <root>/report.html at the end."""

@@ -40,6 +40,9 @@ class PipelineConfig:
     """Splat type(s) to train."""
     device: Device = "auto"
     """auto takes the GPU where PyTorch can use one. It sets the budget of the preset too."""
+    max_gpu_gb: float = 0.0
+    """Most GPU memory that any stage takes, in GiB; what does not fit is done in smaller parts, with fewer splats or on the CPU. 0: all of
+    it."""
     dry_run: bool = False
     """Print the command of every stage and do nothing."""
     overwrite: bool = False
@@ -89,6 +92,8 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         if self.input_video and self.frames_dir is not None:
             raise ConfigError("both --config.input-video and --config.frames-dir are given", "give one of them")
+        if self.max_gpu_gb < 0:
+            raise ConfigError(f"max_gpu_gb is {self.max_gpu_gb}", "give 0 (no limit) or a positive number of GiB")
 
     @property
     def renderers(self) -> tuple[Literal["2dgs", "3dgs"], ...]:

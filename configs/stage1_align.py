@@ -125,6 +125,8 @@ class FrameToModelICPConfig:
     """Appended to the name of the run folder."""
     overwrite: bool = False
     """Run even if a current result exists."""
+    max_gpu_gb: float = 0.0
+    """Most GPU memory to take, in GiB; work that does not fit is done in smaller parts or on the CPU. 0: all there is."""
     tensorboard: bool = False
     """Write TensorBoard scalars to <run>/tensorboard/ (needs the tensorboard package)."""
     alignment: AlignmentDataConfig = field(default_factory=AlignmentDataConfig)

@@ -22,6 +22,8 @@ class GlobalOptimizationConfig:
     """Folder of the result."""
     overwrite: bool = False
     """Run even if a current result exists."""
+    max_gpu_gb: float = 0.0
+    """Most GPU memory to take, in GiB; work that does not fit is done in smaller parts or on the CPU. 0: all there is."""
     tensorboard: bool = False
     """Write TensorBoard scalars to <run>/tensorboard/ (needs the tensorboard package)."""
     matching: MatchingConfig = field(default_factory=MatchingConfig)

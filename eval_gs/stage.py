@@ -1,5 +1,6 @@
 """Evaluation shell: films of the consistent world, `metrics.json`, pictures for the report; publishes `gs_video_eval/`."""
 
+import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from eval_gs.measure import FrameScore, lpips_or_reason, score_frame, summarize
 from eval_gs.paths import make_path
 from eval_gs.render import FilmOptions, film
 from utils import pictures
+from utils.backends.accelerator import cap_accelerator, or_on_cpu
 from utils.deformation.artifact import trained_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.report_html import write_report
@@ -51,15 +53,19 @@ def run(config: EvalConfig, report: Reporter = NULL_REPORTER) -> Path:
     if not config.overwrite and is_current(out, EVALUATION_SCHEMA, config, inputs):
         report.note(f"evaluation: {out} is current, skipped")
     else:
-        _evaluate(config, out, run_layout, checkpoint, inputs, report)
+        cap_accelerator(config.max_gpu_gb)
+        work = functools.partial(_evaluate, config, out, run_layout, checkpoint, inputs, report)
+        or_on_cpu(lambda: work(config.device), lambda: work("cpu"), "evaluation")
     if config.report:
         report.note(f"report: {write_report(config.root_path)}")
     return out
 
 
-def _evaluate(config: EvalConfig, out: Path, run_layout: RunLayout, checkpoint: Path, inputs: dict[str, str], report: Reporter) -> None:
+def _evaluate(
+    config: EvalConfig, out: Path, run_layout: RunLayout, checkpoint: Path, inputs: dict[str, str], report: Reporter, device: str
+) -> None:
     started = time.perf_counter()
-    subject, backends = _load_subject(config, run_layout, checkpoint)
+    subject, backends = _load_subject(config, run_layout, checkpoint, device)
     options = FilmOptions(
         fps=config.fps,
         save_images=config.save_images,
@@ -80,14 +86,14 @@ def _evaluate(config: EvalConfig, out: Path, run_layout: RunLayout, checkpoint: 
         )
 
 
-def _load_subject(config: EvalConfig, run_layout: RunLayout, checkpoint: Path) -> tuple[_Subject, dict[str, str]]:
+def _load_subject(config: EvalConfig, run_layout: RunLayout, checkpoint: Path, device_name: str) -> tuple[_Subject, dict[str, str]]:
     trained = load_checkpoint(checkpoint)
     settings = read_manifest(checkpoint, GS_SCHEMA, "python -m train_gs").config
     if not settings.get("deform", True):
         warp: InverseWarp = IdentityInverseWarp()
     else:
         warp = trained_inverse(checkpoint, Path(settings.get("inverse_deform_dir") or run_layout.inverse_deformation))
-    rasterizer, device, reason = resolve_rasterizer(config.rasterizer, config.device)
+    rasterizer, device, reason = resolve_rasterizer(config.rasterizer, device_name)
     view = SplatView(trained, rasterizer, device, bool(settings.get("deform_inverse_rotations", True)))
     scene = artifacts.load_scene(config.root_path)
     images = _reference_images(config.original_images_dir or settings.get("original_images_dir"), scene, trained.cameras)

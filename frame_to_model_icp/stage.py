@@ -7,6 +7,7 @@ from pathlib import Path
 from configs.stage1_align import FrameToModelICPConfig
 from frame_to_model_icp.selection import select_frames
 from utils.alignment_report import write_alignment_report
+from utils.backends.accelerator import cap_accelerator
 from utils.points.confidence import confident_pixels
 from utils.registration import align_sequential, build_cloud, usable_pixels
 from utils.registration.icp import align_frame_to_model
@@ -30,6 +31,7 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
         report.note(f"frame to model: {out} is current, skipped")
         return out
     started = time.perf_counter()
+    cap_accelerator(config.max_gpu_gb)
     checkpoints = CheckpointFolder(out, config, inputs)
     if len(checkpoints):
         report.note(f"frame to model: goes on with {len(checkpoints)} finished parts of an interrupted run")

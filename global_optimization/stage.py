@@ -11,6 +11,7 @@ from configs.base import from_plain
 from configs.stage1_align import FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.alignment_report import write_alignment_report
+from utils.backends.accelerator import cap_accelerator
 from utils.errors import ConfigError
 from utils.points.confidence import confident_pixels
 from utils.registration import AlignedGeometry, align_jointly, build_cloud, usable_pixels
@@ -42,6 +43,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
         report.note(f"joint alignment: {out} is current, skipped")
         return out
     started = time.perf_counter()
+    cap_accelerator(config.max_gpu_gb)
     checkpoints = CheckpointFolder(out, config, inputs)
     if len(checkpoints):
         report.note(f"joint alignment: goes on with {len(checkpoints)} finished parts of an interrupted run")

@@ -122,3 +122,32 @@ def test_progress_file_says_where_a_run_is(tmp_path, monkeypatch):
     assert after["title"] == "alignment" and after["seconds_left"] is None
     assert after["finished"] == [{"title": "geometry", "seconds": 3.2, "kept": False}]
     assert list(tmp_path.rglob("*.partial")) == []
+
+
+def test_one_memory_limit_reaches_every_stage_and_a_stages_own_wins():
+    config = configure(["--config.root-path", "a", "--config.max-gpu-gb", "8", "--config.eval.max-gpu-gb", "3"])
+    limits = {c.module: getattr(c.config, "max_gpu_gb", None) for c in plan(config)}
+    assert limits == {
+        "frame_to_model_icp": 8, "global_optimization": 8, "train_inverse_deformation": None, "train_gs": 8, "eval_gs": 3,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="max_gpu_gb"):
+        configure(["--config.root-path", "a", "--config.max-gpu-gb", "-1"])
+
+
+def test_the_limit_caps_the_allocator_and_device_cpu_keeps_off_the_gpu(monkeypatch):
+    import torch
+
+    from utils.backends import accelerator
+
+    fractions = []
+    monkeypatch.setattr(accelerator, "accelerator", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("Card", (), {"total_memory": 32 * 2**30}))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: fractions.append(share))
+    with run_reconstruction.computing_on(configure(["--config.root-path", "a", "--config.max-gpu-gb", "8"])):
+        assert fractions == [0.25]
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert accelerator.accelerator() is not None
+    with run_reconstruction.computing_on(configure(["--config.root-path", "a", "--config.device", "cpu"])):
+        assert accelerator.accelerator() is None

@@ -168,3 +168,21 @@ def test_what_is_missing_is_said(root: Path, tmp_path: Path) -> None:
     assert locate_checkpoint(root, RUN, Path("gs_3dgs"))[1].name == "gs_3dgs"
     with pytest.raises(ConfigError, match="go together"):
         EvalConfig(root_path=root, override_width=30)
+
+
+def test_evaluation_goes_on_on_the_cpu_when_gpu_memory_is_short(root: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    import eval_gs.stage as stage
+
+    load, devices = stage._load_subject, []
+
+    def first_full(config, layout, checkpoint, device):
+        devices.append(device)
+        if len(devices) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return load(config, layout, checkpoint, device)
+
+    monkeypatch.setattr(stage, "_load_subject", first_full)
+    flags = {"render_gs_video_path": False, "render_input_poses": False, "report": False, "save_images": False}
+    out = evaluate(EvalConfig(root_path=root, out_dir=tmp_path / "films", **flags))
+    assert devices == ["auto", "cpu"] and (out / "manifest.json").is_file()
+    assert caplog.text.count("out of GPU memory") == 1

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from train_gs.memory import SMALLEST, cap_memory, with_fewer_splats
+from train_gs.memory import SMALLEST, with_fewer_splats
+from utils.backends.accelerator import cap_memory
 from utils.errors import OptimizationError
 
 

@@ -13,9 +13,10 @@ import torch
 from configs.stage3_gs import GSConfig
 from train_gs.initialize import initial_splats
 from train_gs.measure import averages, measure
-from train_gs.memory import cap_memory, with_fewer_splats
+from train_gs.memory import with_fewer_splats
 from train_gs.population import with_spare_slots
 from train_gs.train import Trainer, TrainingData, train
+from utils.backends.accelerator import cap_memory
 from utils.backends.rasterizer import choose_rasterizer, load_rasterizer
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse, save_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp

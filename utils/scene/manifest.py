@@ -38,6 +38,7 @@ COSMETIC = frozenset(
         "num_threads",
         "roma_cache",
         "allow_stale",
+        "max_gpu_gb",
     ]
 )
 
