@@ -35,6 +35,7 @@ INGREDIENTS = {
     "cameras": Ingredient(on={"optimize_cams": True}, off={"optimize_cams": False}),
     "rotations": Ingredient(on={"deform_inverse_rotations": True}, off={"deform_inverse_rotations": False}),
     "refinement": Ingredient(on={"refine_deformation": True}, off={"refine_deformation": False}),
+    "robust": Ingredient(on={"robust": True}, off={"robust": False}),
     "growth": Ingredient(
         on={"relocate_every": 50, "initial_fill": 0.7, "relocate_by": "gradient"}, off={"relocate_every": 0, "initial_fill": 1.0}
     ),

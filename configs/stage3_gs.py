@@ -121,6 +121,10 @@ class GSConfig:
     """Neighbours for the initial scale, the point itself included."""
     normal_k: int = 20
     """Neighbours for the initial normals; 0: no preferred orientation."""
+    robust: bool = False
+    """Give less weight to parts of frames that keep contradicting the world, such as objects that appear or vanish."""
+    robust_from: float = 0.2
+    """Share of the steps after which it is judged what contradicts."""
     l1_weight: float = 0.8
     """Weight of the mean absolute colour difference."""
     ssim_weight: float = 0.2

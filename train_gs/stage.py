@@ -126,7 +126,16 @@ def training_data(scene: Scene, alignment: Alignment, config: GSConfig) -> Train
         images=torch.from_numpy(images),
         heldout=heldout,
         median_depth=scene.select(ids).median_depth,
+        used=_used_pixels(scene, ids, size),
     )
+
+
+def _used_pixels(scene: Scene, frame_ids: Array, size: tuple[int, int]) -> torch.Tensor | None:
+    """(F, H, W) bool pixels that no mask takes out; None without masks."""
+    if scene.ignored is None:
+        return None
+    ignored = [cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR) > 0 for mask in scene.ignored[frame_ids]]
+    return torch.from_numpy(~np.stack(ignored))
 
 
 def heldout_frames(count: int, every: int) -> Array:

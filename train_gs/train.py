@@ -16,6 +16,7 @@ from train_gs.graphs import StepGraphs
 from train_gs.losses import distortion, normal_consistency
 from train_gs.population import SplatRows, living, relocate, shake
 from train_gs.refine import FieldRefinement
+from train_gs.trust import PixelTrust, weighted_pair
 from train_gs.warp import WarpCache
 from utils.backends.rasterizer import Rasterizer
 from utils.deformation.inverse import FixedPointInverseWarp, InverseWarp
@@ -40,12 +41,14 @@ class TrainingData:
         images: (F, H, W, 3) uint8.
         heldout: (F,) bool, frames that are only measured.
         median_depth: scene units.
+        used: (F, H, W) bool, pixels that no mask takes out; None for all.
     """
 
     cameras: CameraSet
     images: Tensor
     heldout: Array
     median_depth: float
+    used: Tensor | None = None
 
 
 class SplatParameters(nn.Module):
@@ -95,6 +98,7 @@ class Trainer:
         self.order: list[int] = []
         self.generator = torch.Generator().manual_seed(config.seed)
         self._images = data.images.to(device)
+        self.trust = self._make_trust()
         self._values: dict[str, float] = {}
         self.iteration = 0
         self.history: list[dict[str, float]] = []
@@ -117,6 +121,12 @@ class Trainer:
         if not self.config.refine_deformation or not isinstance(self.warp, FixedPointInverseWarp):
             return None
         return FieldRefinement(self.warp, self.config.refine_lattice, self.device)
+
+    def _make_trust(self) -> PixelTrust | None:
+        """Weights of the pixels, where some may differ from 1."""
+        if not self.config.robust and self.data.used is None:
+            return None
+        return PixelTrust(self.data.used, self.training_views, len(self.data.cameras), self.data.cameras.size, self.device)
 
     # ------------------------------------------------------------------------------------------------ optimiser
 
@@ -242,13 +252,17 @@ class Trainer:
         target = self._images[view].float() / 255.0
         output, splats = self._render(view)
         rgb = self.appearance(output.rgb, output.alpha, view) if self.config.appearance == "affine" else output.rgb
+        squared = (rgb.detach().clamp(0, 1) - target).square().mean()
+        if self.trust is not None:
+            if self.config.robust:
+                self.trust.observe(rgb.detach(), target, view)
+            rgb, target = weighted_pair(rgb, target, self.trust.weights(view))
         l1 = (rgb - target).abs().mean()
         loss = self.config.l1_weight * l1 + self._regularisers(output, splats, view)
         if self.config.ssim_weight > 0:
             loss = loss + self.config.ssim_weight * (1.0 - ssim(rgb, target))
         loss.backward()
         self.optimizer.step()
-        squared = (rgb.detach().clamp(0, 1) - target).square().mean()
         return torch.stack([loss.detach(), l1.detach(), squared])
 
     def _require_finite(self, view: int) -> None:
@@ -266,6 +280,8 @@ class Trainer:
             self.order = [self.training_views[i] for i in shuffled]
             if self.config.appearance == "affine":
                 self.appearance.center(self.training_views)
+            if self.trust is not None and self.config.robust and self.iteration >= self.config.robust_from * self.config.num_iters:
+                self.trust.settle()
             if self.refinement is not None and self.config.refine_gauge == "mean":
                 self.refinement.center(self.training_views)
         return self.order.pop()
@@ -352,6 +368,7 @@ class Trainer:
             "poses": self.poses.state_dict(),
             "appearance": self.appearance.state_dict(),
             "refinement": {} if self.refinement is None else dict(self.refinement.corrections.state_dict()),
+            "trust": {} if self.trust is None else dict(self.trust.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "order": self.order,
@@ -368,6 +385,8 @@ class Trainer:
         self.appearance.load_state_dict(state["appearance"])
         if self.refinement is not None:
             self.refinement.corrections.load_state_dict(state["refinement"])
+        if self.trust is not None:
+            self.trust.load_state_dict(state["trust"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._prepare_graphs()
         self.generator.set_state(state["generator"])

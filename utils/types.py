@@ -103,12 +103,14 @@ class Scene:
         images: (F, H, W, 3) uint8 sRGB.
         depth: (F, H, W) float32 camera z in scene units; 0 or non-finite where unknown.
         confidence: (F, H, W) float32, larger is better, comparable within one scene only.
+        ignored: (F, H, W) bool, pixels that a mask takes out (their depth is 0 too); None without masks.
     """
 
     cameras: CameraSet
     images: Array
     depth: Array
     confidence: Array
+    ignored: Array | None = None
 
     def __post_init__(self) -> None:
         frames, (h, w) = len(self.cameras), self.cameras.size
@@ -137,6 +139,7 @@ class Scene:
             images=self.images[index],
             depth=self.depth[index],
             confidence=self.confidence[index],
+            ignored=None if self.ignored is None else self.ignored[index],
         )
 
 

@@ -30,8 +30,9 @@ _MADE_BY = {
 
 
 def save_results(folder: Path, scene: Scene) -> Path:
-    """Writes `results.npz` in the layout of Depth Anything 3: image, depth, conf, extrinsics (w2c), intrinsics."""
+    """Writes `results.npz` in the layout of Depth Anything 3: image, depth, conf, extrinsics (w2c), intrinsics; `ignored` with masks."""
     path = folder / "results.npz"
+    masks = {} if scene.ignored is None else {"ignored": scene.ignored}
     np.savez(
         path,
         image=scene.images,
@@ -39,6 +40,7 @@ def save_results(folder: Path, scene: Scene) -> Path:
         conf=scene.confidence.astype(np.float32),
         extrinsics=scene.cameras.w2c[:, :3].astype(np.float32),
         intrinsics=scene.cameras.K.astype(np.float32),
+        **masks,
     )
     return path
 
@@ -55,7 +57,7 @@ def load_scene(root: Path) -> Scene:
     path = SceneLayout(root).results_npz
     if not path.is_file():
         raise MissingArtifactError(f"{path} is missing", "make it with: " + _MADE_BY["results"].format(root=root))
-    arrays = _read_npz(path, ("image", "depth", "conf", "extrinsics", "intrinsics"))
+    arrays = _read_npz(path, ("image", "depth", "conf", "extrinsics", "intrinsics"), optional=("ignored",))
     image, depth, conf = arrays["image"], arrays["depth"].astype(np.float32), arrays["conf"].astype(np.float32)
     _check(image.ndim == 4 and image.shape[-1] == 3, path, f"image has shape {image.shape}, expected (N, H, W, 3)")
     _check(len(image) >= 2, path, f"it holds {len(image)} frame(s), at least 2 are needed")
@@ -80,7 +82,9 @@ def load_scene(root: Path) -> Scene:
     drift = np.abs(np.swapaxes(w2c[:, :3, :3], 1, 2) @ w2c[:, :3, :3] - np.eye(3)).max()
     _check(drift < 0.05, path, f"extrinsics are no rigid motions (rotation deviates from orthonormal by {drift:.3g})")
     cameras = CameraSet(c2w=invert_rigid(orthonormalized(w2c)), K=intrinsics.astype(np.float64), size=(h, w), frame_ids=np.arange(frames))
-    return Scene(cameras=cameras, images=image, depth=depth, confidence=conf)
+    ignored = arrays.get("ignored")
+    _check(ignored is None or ignored.shape == depth.shape, path, "ignored and depth differ in shape")
+    return Scene(cameras=cameras, images=image, depth=depth, confidence=conf, ignored=ignored)
 
 
 def scene_id(root: Path) -> str:
@@ -98,7 +102,7 @@ def _results_id(path: Path, size: int, changed: int) -> str:
     return content_hash("results", sha256(path))
 
 
-def _read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
+def _read_npz(path: Path, keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             missing = [k for k in keys if k not in stored.files]
@@ -107,7 +111,7 @@ def _read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
                     f"{path} lacks {', '.join(missing)}; it holds {', '.join(stored.files) or 'nothing'}",
                     "give a results.npz with image, depth, conf, extrinsics and intrinsics, as Depth Anything 3 exports it",
                 )
-            return {k: stored[k] for k in keys}
+            return {k: stored[k] for k in (*keys, *optional) if k in stored.files}
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
         raise CorruptArtifactError(f"{path} cannot be read: {error}", "the file is truncated or no npz; make it again") from error
 

@@ -1,6 +1,7 @@
 """Which pixels of the frames may be used. White (128..255) means use, black means ignore.
 
-Masks act on the scene before it is saved: an ignored pixel gets depth 0, which every later stage takes as unknown.
+Masks act on the scene before it is saved: an ignored pixel gets depth 0, which every later stage takes as unknown, and is marked as
+ignored, since splatting learns colours from pixels of unknown depth too.
 """
 
 from collections.abc import Sequence
@@ -81,7 +82,8 @@ def apply_masks(scene: Scene, keep: Array, names: Sequence[str] | None = None) -
         name = names[empty[0]] if names else f"frame {scene.cameras.frame_ids[empty[0]]}"
         raise InputError(f"the masks leave no pixel of {name} to use", "white means use, black means ignore: invert the masks if needed")
     confidence = np.where(keep, scene.confidence, scene.confidence.min()).astype(np.float32)
-    return replace(scene, depth=depth, confidence=confidence)
+    ignored = ~keep if scene.ignored is None else scene.ignored | ~keep
+    return replace(scene, depth=depth, confidence=confidence, ignored=ignored)
 
 
 def mark_sky(scene: Scene, sky: Array) -> Scene:
