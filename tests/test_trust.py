@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.test_train_gs import FRAMES, SIZE, build, make_config, make_world
+from tests.test_train_gs import FRAMES, SIZE, make_config, make_world
 from train_gs.measure import render_frame
 from train_gs.stage import make_trainer, training_data
 from train_gs.train import Trainer, train
