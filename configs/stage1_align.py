@@ -85,7 +85,7 @@ class SolverConfig:
     """Nodes across, down and along inverse depth."""
     smoothness: float = 0.003
     """Weight of differences between neighbouring nodes; higher is stiffer."""
-    ridge: float = 0.1
+    ridge: float = 0.01
     """Weight that holds the mean displacement of all frames at zero (the gauge)."""
     match_sigma: float = 0.003
     """Expected distance of matched points, in depths."""
@@ -131,7 +131,7 @@ class FrameToModelICPConfig:
     """Write TensorBoard scalars to <run>/tensorboard/ (needs the tensorboard package)."""
     alignment: AlignmentDataConfig = field(default_factory=AlignmentDataConfig)
     matching: MatchingConfig = field(default_factory=lambda: MatchingConfig(matches_per_frame=8000))
-    solver: SolverConfig = field(default_factory=lambda: SolverConfig(cg_iterations=20))
+    solver: SolverConfig = field(default_factory=lambda: SolverConfig(cg_iterations=20, ridge=0.1))
     filter: PointFilterConfig = field(default_factory=PointFilterConfig)
     min_fitness: float = 0.2
     """A frame is left out if a smaller share of its matches agrees after its registration, 0..1."""
