@@ -11,7 +11,7 @@ Line = dict[str, Any]
 COLUMNS = {
     "psnr": "novel PSNR dB",
     "psnr_per_view": "one fit per view",
-    "psnr_registered": "after smooth shift",
+    "psnr_unbent": "common deformation out",
     "ssim": "SSIM",
     "heldout": "held-out frame PSNR dB",
     "heldout_ssim": "held-out SSIM",
@@ -22,7 +22,7 @@ COLUMNS = {
     "seconds": "training s",
 }
 _DIGITS = {"ssim": 3, "heldout_ssim": 3, "reprojection_px": 3, "flow_photometric": 4, "splats": 0, "seconds": 0}
-_COMPARED = ("psnr", "psnr_per_view", "psnr_registered", "heldout")
+_COMPARED = ("psnr", "psnr_per_view", "psnr_unbent", "heldout")
 
 
 def read_lines(paths: Iterable[Path]) -> list[Line]:

@@ -3,11 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks.alignment_metrics import Similarity
+from benchmarks.splatting import Registered, common_deformation, without_common
 from benchmarks.splatting_tables import read_lines, tables
 from benchmarks.splatting_variants import INGREDIENTS, VARIANTS, ablation
 from configs.stage3_gs import GSConfig
+from utils.geometry.projection import pixel_centers, project, transform, unproject
+from utils.synthetic.world import WorldConfig, make_world
 
 
 def line(seed: int, variant: str, psnr: float, count: float = 1.0) -> dict:
@@ -51,3 +56,19 @@ def test_one_tiny_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert [entry["variant"] for entry in read] == ["naive", "without_appearance"]
     assert all(entry["splats"] <= 150 and entry["psnr"] > 3 for entry in read)
     assert "without_appearance" in tables(read)
+
+
+def test_a_deformation_that_all_frames_share_is_taken_out() -> None:
+    world = make_world(WorldConfig(frames=4, size=(36, 64), severity="none"))
+    bend = lambda points: 0.02 * world.scale * np.sin(points[..., ::-1] / world.scale)
+    truth = np.nan_to_num(world.canonical.astype(np.float64))
+    registered = Registered(world, truth + bend(truth), world.valid, Similarity(1.0, np.eye(3), np.zeros(3)))
+    camera, K = world.novel_cameras, world.novel_cameras.K[2]
+    x, y = pixel_centers(camera.size)
+    seen = transform(camera.c2w[2], unproject(x, y, world.novel_depth[2].astype(np.float64), K))
+    u, v, _ = project(transform(camera.w2c[2], seen + bend(seen)), K)
+    ramp = np.broadcast_to((3 * x)[..., None], (*x.shape, 3)).astype(np.uint8)  # its red is 3 x
+    moved = without_common(registered, *common_deformation(registered), 2, ramp)[..., 0] / 3
+    inside = (u > 2) & (u < 62) & (v > 2) & (v < 34) & (world.novel_depth[2] > 0)
+    assert np.abs(u - x)[inside].mean() > 0.5  # the bend is worth taking out
+    assert np.median(np.abs(moved - u)[inside]) < 0.25
