@@ -33,6 +33,8 @@ class GlobalOptimizationConfig:
     """Solver of the second round."""
     rounds: int = 2
     """1 stops after the first round."""
+    color_drift: bool = True
+    """Estimate how exposure and tint change between frames, take it out of the cloud and start splatting's colour maps there."""
     heldout_pairs: int = 12
     """Pairs of frames that are matched after the solve, only to measure it: their reprojection error is reported; 0: none."""
     heldout_pixels: float = 0.0

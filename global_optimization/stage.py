@@ -49,7 +49,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
         report.note(f"joint alignment: goes on with {len(checkpoints)} finished parts of an interrupted run")
     manifest = read_manifest(source, artifacts.ALIGNMENT_SCHEMA, f"python -m frame_to_model_icp --config.root-path {config.root_path}")
     stage1 = from_plain(FrameToModelICPConfig, manifest.config)
-    alignment = artifacts.load_alignment(source, with_cloud=False)
+    alignment = artifacts.load_alignment(source, with_cloud=config.method == "parity")
     everything = artifacts.load_scene(config.root_path)
     index = alignment.cameras.frame_ids
     scene = everything.select(index)
@@ -67,7 +67,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
             result = align_jointly(scene, start, usable & ~blocks, chosen, board, checkpoints=checkpoints)
             if config.field == "hashgrid":
                 result = refine_matched(scene, result, usable & ~blocks, chosen, board)
-        cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, members, vote)
+        cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, members, vote, result.color_maps)
         finished = to_alignment(scene, result, cloud)
         heldout = _held_out(scene, usable, blocks, result, chosen, report)
         with publish(out) as folder:

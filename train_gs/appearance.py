@@ -11,11 +11,13 @@ from train_gs.cameras import interpolate_untrained
 
 
 class Appearance(nn.Module):
-    """rgb' = (I + D_i[:, :3]) @ rgb + D_i[:, 3] for frame i, D_i (3, 4), zero at the start."""
+    """rgb' = (I + D_i[:, :3]) @ rgb + D_i[:, 3] for frame i, D_i (3, 4), that of the alignment (or zero) at the start."""
 
-    def __init__(self, frames: int, device: torch.device):
+    def __init__(self, frames: int, device: torch.device, color_maps: np.ndarray | None = None):
         super().__init__()
-        self.deviations = nn.ParameterList([nn.Parameter(torch.zeros(3, 4, device=device)) for _ in range(frames)])
+        maps = torch.eye(3, 4).expand(frames, 3, 4) if color_maps is None else torch.from_numpy(color_maps).float()
+        self._start = (maps - torch.eye(3, 4)).to(device)
+        self.deviations = nn.ParameterList([nn.Parameter(start.clone()) for start in self._start])
 
     def forward(self, rgb: Tensor, alpha: Tensor, view: int) -> Tensor:
         """(H, W, 3) the image as that frame shows it; rgb is premultiplied, so the offset is weighted by alpha (H, W)."""
@@ -27,8 +29,8 @@ class Appearance(nn.Module):
         return rgb + turned + alpha[..., None] * deviation[:, 3]
 
     def penalty(self, view: int) -> Tensor:
-        """Squared deviation from the identity."""
-        return self.deviations[view].square().sum()
+        """Squared deviation from where it started."""
+        return (self.deviations[view] - self._start[view]).square().sum()
 
     @torch.no_grad()
     def center(self, views: list[int]) -> None:
@@ -39,7 +41,8 @@ class Appearance(nn.Module):
 
     @torch.no_grad()
     def matrices(self, frame_ids: np.ndarray, trained: np.ndarray) -> Tensor:
-        """(F, 3, 4) maps of all frames; untrained ones are interpolated between their trained neighbours."""
-        deviations = torch.stack(list(self.deviations)).cpu().reshape(-1, 12)
+        """(F, 3, 4) maps of all frames; what untrained ones would have learnt is interpolated between their trained neighbours."""
+        start = self._start.cpu().reshape(-1, 12)
+        learnt = torch.stack(list(self.deviations)).cpu().reshape(-1, 12) - start
         identity = torch.eye(3, 4).reshape(12)
-        return (interpolate_untrained(deviations, frame_ids, trained) + identity).reshape(-1, 3, 4)
+        return (interpolate_untrained(learnt, frame_ids, trained) + start + identity).reshape(-1, 3, 4)

@@ -127,6 +127,7 @@ def training_data(scene: Scene, alignment: Alignment, config: GSConfig) -> Train
         heldout=heldout,
         median_depth=scene.select(ids).median_depth,
         used=_used_pixels(scene, ids, size),
+        color_maps=alignment.color_maps,
     )
 
 

@@ -42,6 +42,7 @@ class TrainingData:
         heldout: (F,) bool, frames that are only measured.
         median_depth: scene units.
         used: (F, H, W) bool, pixels that no mask takes out; None for all.
+        color_maps: (F, 3, 4) colour maps of the frames as far as the alignment knows them.
     """
 
     cameras: CameraSet
@@ -49,6 +50,7 @@ class TrainingData:
     heldout: Array
     median_depth: float
     used: Tensor | None = None
+    color_maps: Array | None = None
 
 
 class SplatParameters(nn.Module):
@@ -88,7 +90,7 @@ class Trainer:
         self.config, self.data, self.rasterizer, self.device = config, data, rasterizer, device
         self.parameters = SplatParameters(splats)
         self.poses = CameraRefinement(data.cameras, data.median_depth, device)
-        self.appearance = Appearance(len(data.cameras), device)
+        self.appearance = Appearance(len(data.cameras), device, data.color_maps if config.appearance == "affine" else None)
         self.warp = warp.to(device)
         self.refinement = self._make_refinement()
         solve = self.warp.linearize if self.refinement is None else self.refinement.solve

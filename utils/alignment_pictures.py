@@ -80,7 +80,7 @@ def residual_matrix(pairs: list[PairDiagnostics], frame_ids: Array) -> Array:
     colors = cv2.applyColorMap((share * 255).astype(np.uint8).reshape(2 * frames, frames), cv2.COLORMAP_TURBO)[..., ::-1]
     colors = np.where(np.isfinite(values).reshape(2 * frames, frames, 1), colors, 0).astype(np.uint8).reshape(2, frames, frames, 3)
     edge = max(_WIDTH * 3 // 4 // frames, 1) * frames
-    words = (f"before: {100 * low:.3g} % of depth (blue)", f"after: {100 * high:.3g} % of depth (red)")
+    words = (f"before; violet is {100 * low:.2g} % of depth", f"after; dark red is {100 * high:.2g} % of depth")
     enlarged = (cv2.resize(image, (edge, edge), interpolation=cv2.INTER_NEAREST) for image in colors)
     return pictures.grid([[pictures.labelled(image, text) for image, text in zip(enlarged, words, strict=True)]])
 

@@ -217,6 +217,7 @@ class Alignment:
         cloud: the filtered, merged canonical cloud.
         original_w2c: (F, 4, 4) the poses before alignment.
         aligned: (F,) bool, False for frames that could not be aligned and were left out of the cloud.
+        color_maps: (F, 3, 4) colour drift, if it was estimated: frame i shows the colour c of the cloud as `M_i [c, 1]`, sRGB 0..1.
     """
 
     cameras: CameraSet
@@ -224,6 +225,7 @@ class Alignment:
     cloud: CanonicalCloud
     original_w2c: Array
     aligned: Array
+    color_maps: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from numba import njit
 from configs.stage1_align import PointFilterConfig
 from utils.backends.accelerator import accelerator, or_on_cpu
 from utils.points.edges import depth_edges
+from utils.registration.colour import corrected
 from utils.registration.geometry import AlignedGeometry
 from utils.runtime import cpu_count
 from utils.types import Array, CameraSet, CanonicalCloud, LatticeFields, Scene
@@ -32,6 +33,7 @@ def build_cloud(
     aligned: Array,
     usable: Array,
     config: PointFilterConfig,
+    color_maps: Array | None = None,
 ) -> CanonicalCloud:
     """The usable pixels of the aligned frames in canonical space, without those that other frames see through.
 
@@ -42,6 +44,7 @@ def build_cloud(
         aligned: (F,) bool.
         usable: (F, H, W) bool.
         config: the vote.
+        color_maps: (F, 3, 4) colour drift that is taken out of the colours, see `colour`.
     """
     geometry = AlignedGeometry(scene, cameras, fields)
     frames = np.flatnonzero(aligned)
@@ -50,7 +53,8 @@ def build_cloud(
     parts = _on_cpu(geometry, voters, usable, config) if device is None else _on_device(geometry, voters, usable, config, device)
 
     def colors(frame: int, pixel: Array) -> Array:
-        return scene.images[frame].reshape(-1, 3)[pixel]
+        shown: Array = scene.images[frame].reshape(-1, 3)[pixel]
+        return shown if color_maps is None else corrected(shown, color_maps[frame])
 
     pixels = [pixel for _, pixel in parts]
     with ThreadPoolExecutor(cpu_count()) as pool:

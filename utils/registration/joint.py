@@ -8,10 +8,20 @@ import numpy as np
 from configs.stage1_align import MatchingConfig, SolverConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.errors import NoOverlapError
+from utils.registration.colour import estimate_color_maps
 from utils.registration.geometry import AlignedGeometry
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
-from utils.registration.result import Registration, connected_frames, contradiction_words, diagnose, errors_by_pair, from_arrays, to_arrays
+from utils.registration.result import (
+    AGREEING_SIGMAS,
+    Registration,
+    connected_frames,
+    contradiction_words,
+    diagnose,
+    errors_by_pair,
+    from_arrays,
+    to_arrays,
+)
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
 from utils.registration.solver import LatticeShape, StepsKept, build_problem, initial_state, solve, to_fields
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
@@ -48,7 +58,8 @@ def align_jointly(
     for index, solver in enumerate((config.coarse, config.fine)[: config.rounds]):
         done = checkpoints.load(f"round_{index}")
         if done is None:
-            current = _round(scene, current, frames, usable, config.matching, solver, report, matcher, index, checkpoints)
+            drift = config.color_drift and index == config.rounds - 1
+            current = _round(scene, current, frames, usable, config.matching, solver, report, matcher, index, checkpoints, drift)
             checkpoints.save(f"round_{index}", to_arrays(current))
         else:
             current = from_arrays(current, done)
@@ -75,6 +86,7 @@ def _round(
     matcher: Matcher | None,
     index: int,
     checkpoints: Checkpoints,
+    color_drift: bool,
 ) -> Registration:
     """One matching pass and one solve over the frames of these indices."""
     clock = [time.perf_counter()]
@@ -103,7 +115,8 @@ def _round(
     seconds = {f"{name} {index + 1}": value for name, value in seconds.items()}
     diagnostics = diagnose(len(scene), matches, before, after, config.match_sigma, current.diagnostics.seconds | seconds)
     cameras = replace(scene.cameras, c2w=state.c2w)
-    return Registration(cameras, to_fields(state, shape), current.aligned, diagnostics)
+    colors = estimate_color_maps(scene.images, matches, after, AGREEING_SIGMAS * config.match_sigma) if color_drift else None
+    return Registration(cameras, to_fields(state, shape), current.aligned, diagnostics, colors)
 
 
 def _current_errors(geometry: AlignedGeometry, matches: list[MatchSet]) -> list[Array]:

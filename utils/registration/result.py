@@ -77,12 +77,14 @@ class Registration:
         fields: displacement per frame.
         aligned: (F,) bool; frames that are not keep the pose they came with.
         diagnostics: how it went.
+        color_maps: (F, 3, 4) colour drift, see `colour.estimate_color_maps`; None if it was not estimated.
     """
 
     cameras: CameraSet
     fields: LatticeFields
     aligned: Array
     diagnostics: Diagnostics
+    color_maps: Array | None = None
 
 
 def to_arrays(result: Registration) -> dict[str, Array]:
@@ -96,6 +98,7 @@ def to_arrays(result: Registration) -> dict[str, Array]:
         "pairs": np.array([astuple(p) for p in d.pairs]).reshape(-1, 6),
         "parts": np.array(list(d.seconds), str),
         "seconds": np.array(list(d.seconds.values()), float),
+        **({} if result.color_maps is None else {"color_maps": result.color_maps}),
     }
 
 
@@ -106,7 +109,7 @@ def from_arrays(start: Registration, arrays: dict[str, Array]) -> Registration:
     seconds = {str(part): float(s) for part, s in zip(arrays["parts"], arrays["seconds"], strict=True)}
     diagnostics = Diagnostics(matches.astype(int), fitness, before, after, pairs, seconds)
     fields = LatticeFields(nodes=arrays["nodes"], inv_depth_range=arrays["inv_depth_range"])
-    return Registration(replace(start.cameras, c2w=arrays["c2w"]), fields, start.aligned, diagnostics)
+    return Registration(replace(start.cameras, c2w=arrays["c2w"]), fields, start.aligned, diagnostics, arrays.get("color_maps"))
 
 
 def diagnose(
@@ -152,7 +155,14 @@ def connected_frames(diagnostics: Diagnostics, min_fitness: float) -> Array:
 
 def to_alignment(scene: Scene, result: Registration, cloud: CanonicalCloud) -> Alignment:
     """The artifact of an alignment."""
-    return Alignment(cameras=result.cameras, fields=result.fields, cloud=cloud, original_w2c=scene.cameras.w2c, aligned=result.aligned)
+    return Alignment(
+        cameras=result.cameras,
+        fields=result.fields,
+        cloud=cloud,
+        original_w2c=scene.cameras.w2c,
+        aligned=result.aligned,
+        color_maps=result.color_maps,
+    )
 
 
 def summary(result: Registration, cloud: CanonicalCloud, seconds: float) -> dict[str, Any]:

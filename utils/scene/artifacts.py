@@ -142,6 +142,7 @@ def save_alignment(folder: Path, alignment: Alignment, config: Any) -> None:
         inv_depth_range=alignment.fields.inv_depth_range,
         original_w2c=alignment.original_w2c,
         aligned=alignment.aligned,
+        **({} if alignment.color_maps is None else {"color_maps": alignment.color_maps}),
     )
     save_cloud(folder, alignment.cloud)
 
@@ -159,7 +160,7 @@ def load_alignment(folder: Path, made_by: str = "", with_cloud: bool = True) -> 
     """
     made_by = made_by or _MADE_BY.get(folder.name, "run_reconstruction.py").format(root=folder.parent.parent, run=folder.parent.name)
     read_manifest(folder, ALIGNMENT_SCHEMA, made_by)
-    stored = _read_npz(folder / "alignment.npz", ("K", "size", "frame_ids", "inv_depth_range", "original_w2c", "aligned"))
+    stored = _read_npz(folder / "alignment.npz", ("K", "size", "frame_ids", "inv_depth_range", "original_w2c", "aligned"), ("color_maps",))
     frames = len(stored["frame_ids"])
     twists = torch.stack([load_tensors(folder / f"per_frame_global_deform_{i:05d}.pt") for i in range(frames)])
     nodes = [load_tensors(folder / f"per_frame_local_deform_{i:05d}.pt")["nodes"].numpy() for i in range(frames)]
@@ -171,6 +172,7 @@ def load_alignment(folder: Path, made_by: str = "", with_cloud: bool = True) -> 
         cloud=load_cloud(folder) if with_cloud else _empty_cloud(),
         original_w2c=stored["original_w2c"],
         aligned=stored["aligned"],
+        color_maps=stored.get("color_maps"),
     )
 
 
