@@ -12,13 +12,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import gpu_pipeline
+from benchmarks import gpu_pipeline, gpu_scaling
 from utils.backends.rasterizer import SplatMode
+from utils.backends.rasterizer_gsplat import GsplatRasterizer
 from utils.backends.rasterizer_torch import TorchRasterizer
 from utils.backends.rasterizer_triton import SHAPES, BlendShape, TritonRasterizer
 from utils.deformation import lattice_triton
@@ -259,38 +261,6 @@ def time_warp_and_view(num: int, size: tuple[int, int], bandwidth: float, genera
     return rows
 
 
-def time_alignment(frames: int) -> None:
-    """Seconds of stages 1 and 2 on a synthetic inconsistent room, second run (the first compiles), and how far matches are apart."""
-    from configs.stage1_align import FrameToModelICPConfig
-    from configs.stage2_global_optimization import GlobalOptimizationConfig
-    from utils.registration import solver
-    from utils.registration.cloud import usable_pixels
-    from utils.registration.joint import align_jointly
-    from utils.registration.sequential import align_sequential
-    from utils.synthetic.world import WorldConfig, make_world
-
-    begun = time.perf_counter()
-    scene = make_world(WorldConfig(frames=frames, size=SIZE)).predicted_scene()
-    print(f"world of {frames} frames made in {time.perf_counter() - begun:.1f} s", flush=True)
-    first, second = FrameToModelICPConfig(), GlobalOptimizationConfig()
-    usable = usable_pixels(scene, scene.valid, first.filter)
-    ready = solver.triton_ready
-    for name, on_gpu in (("GPU, first run", True), ("GPU", True), ("GPU", True)):
-        solver.triton_ready = ready if on_gpu else lambda: False
-        clock = [time.perf_counter()]
-        sequential = align_sequential(scene, usable, first)
-        clock.append(time.perf_counter())
-        joint = align_jointly(scene, sequential, usable, second)
-        clock.append(time.perf_counter())
-        apart = 100 * np.nanmedian(joint.diagnostics.after)
-        print(
-            f"alignment, solver on {name}: stage 1 {clock[1] - clock[0]:.2f} s, stage 2 {clock[2] - clock[1]:.2f} s, {apart:.4f} % of depth"
-        )
-        for diagnostics in (sequential.diagnostics, joint.diagnostics):
-            print("   ", {key: round(value, 2) for key, value in diagnostics.seconds.items()}, flush=True)
-    solver.triton_ready = ready
-
-
 def time_training(num: int, steps: int, generator: torch.Generator) -> None:
     """Milliseconds of one step of stage 3.2 before and after the higher bands start, and the peak memory."""
     from configs.stage3_gs import GSConfig
@@ -359,30 +329,80 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--sweep", action="store_true", help="also time other tile and chunk shapes")
     parser.add_argument("--profile", action="store_true", help="also print the kernels of one rendering")
-    parser.add_argument("--alignment", type=int, default=0, metavar="FRAMES", help="also time stages 1 and 2 on so many frames")
     parser.add_argument("--train", type=int, default=0, metavar="STEPS", help="also time so many training steps in each phase")
-    parser.add_argument("--pipeline", type=int, default=0, metavar="FRAMES", help="also run all stages on so many frames")
-    parser.add_argument("--iterations", type=int, default=10_000, help="training steps of --pipeline")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of --pipeline")
-    parser.add_argument("--max-gpu-gb", type=float, default=0.0, help="memory limit of --pipeline")
-    parser.add_argument("--cold", action="store_true", help="--pipeline without the small world that compiles everything first")
-    parser.add_argument("--no-cpu", action="store_true", help="--pipeline without the comparison with the CPU")
-    parser.add_argument("--no-kernels", action="store_true", help="leave out the checks and times of single kernels")
+    parser.add_argument(
+        "--end-to-end", action="store_true", help="results.npz to PLY and film, by stage, after a small world that compiles"
+    )
+    parser.add_argument("--compare-cpu", action="store_true", help="quality of a small world on the GPU, on the CPU, and on the GPU again")
+    parser.add_argument(
+        "--frames-sweep", type=int, nargs="+", metavar="FRAMES", help="cost per frame for clips of these lengths, and a plot"
+    )
+    parser.add_argument("--memory-proof", action="store_true", help="all stages within --max-gpu-gb")
+    parser.add_argument("--gpus", type=int, nargs="+", metavar="COUNT", help="joint alignment and training on 1, 2, ... GPUs")
+    parser.add_argument("--parity", action="store_true", help="stage 1 by this method and by the published one")
+    parser.add_argument("--gsplat", action="store_true", help="time gsplat beside the own kernels, where it runs")
+    parser.add_argument("--frames", type=int, default=50, help="of the scene")
+    parser.add_argument("--size", type=int, nargs=2, default=SIZE, metavar=("H", "W"), help="of the scene")
+    parser.add_argument("--iterations", type=int, default=10_000, help="training steps")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of --end-to-end")
+    parser.add_argument("--max-gpu-gb", type=float, default=0.0, help="memory limit of --end-to-end and --memory-proof")
+    parser.add_argument("--plot", type=Path, default=Path("frames_sweep.png"), help="where --frames-sweep draws")
+    parser.add_argument("--cpu-too", action="store_true", help="--frames-sweep on the CPU as well")
+    parser.add_argument("--kernels", action="store_true", help="checks and times of single kernels even beside other parts")
     arguments = parser.parse_args()
     generator = torch.Generator().manual_seed(arguments.seed)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, seed {arguments.seed}")
-    correct = True if arguments.no_kernels else time_kernels(arguments, generator)
+    scaling = ("end_to_end", "compare_cpu", "frames_sweep", "memory_proof", "gpus", "parity", "gsplat", "train")
+    alone = not any(getattr(arguments, name) for name in scaling)
+    correct = time_kernels(arguments, generator) if alone or arguments.kernels else True
     if arguments.train:
         time_training(arguments.splats, arguments.train, generator)
-    if arguments.alignment:
-        time_alignment(arguments.alignment)
-    if arguments.pipeline:
-        if not arguments.cold:
-            gpu_pipeline.compare_small(("GPU",) if arguments.no_cpu else ("GPU", "CPU", "GPU again"))
-        gpu_pipeline.time_pipeline(
-            arguments.pipeline, SIZE, arguments.splats, arguments.iterations, arguments.max_gpu_gb, arguments.repeats
-        )
+    run_scaling(arguments, generator)
     return 0 if correct else 1
+
+
+def run_scaling(arguments: argparse.Namespace, generator: torch.Generator) -> None:
+    """The parts that run stages, as chosen by flags."""
+    size, splats, steps = tuple(arguments.size), arguments.splats, arguments.iterations
+    if arguments.compare_cpu:
+        gpu_pipeline.compare_small(("GPU", "CPU", "GPU again"))
+    if arguments.end_to_end:
+        if not arguments.compare_cpu:
+            gpu_pipeline.compare_small(("GPU",))  # compiles everything
+        gpu_pipeline.end_to_end(arguments.frames, size, splats, steps, arguments.repeats, arguments.max_gpu_gb)
+    if arguments.frames_sweep:
+        gpu_scaling.frames_sweep(arguments.frames_sweep, size, splats, arguments.plot, arguments.cpu_too)
+    if arguments.memory_proof:
+        gpu_scaling.memory_proof(arguments.frames, size, arguments.max_gpu_gb or 8.0, splats, steps)
+    if arguments.gpus:
+        gpu_scaling.several_gpus(arguments.gpus, arguments.frames, size, splats, steps)
+    if arguments.parity:
+        gpu_scaling.parity_pace(arguments.frames, size)
+    if arguments.gsplat:
+        time_gsplat(splats, generator)
+
+
+def time_gsplat(splats: int, generator: torch.Generator) -> None:
+    """Own kernels and gsplat on the same splats; one line where gsplat does not run."""
+    bandwidth = copy_bandwidth()
+    rows: list[Row] = []
+    cloud = camera_cloud(splats, generator)
+    modes: tuple[SplatMode, ...] = ("3dgs", "2dgs")
+    try:
+        gsplat = GsplatRasterizer(DEVICE)
+        for mode in modes:
+            rows += time_rasterizer(gsplat, cloud, SIZE, mode, f"{mode} gsplat", bandwidth)
+    except Exception as error:  # its compiler may be missing, or fail in many ways
+        print(f"gsplat does not run here: {str(error).splitlines()[0]}")
+    for mode in modes:
+        rows += time_rasterizer(TritonRasterizer(DEVICE), cloud, SIZE, mode, f"{mode} own", bandwidth)
+    print_table(rows)
+
+
+def camera_cloud(splats: int, generator: torch.Generator) -> list[Tensor]:
+    """Attributes of splats in camera space, on the device."""
+    cloud = [t.to(DEVICE) for t in dense_cloud(splats, SIZE, generator)]
+    return [cloud[0], cloud[1], cloud[2].exp(), cloud[3].sigmoid(), torch.rand(splats, 3, device=DEVICE)]
 
 
 def time_kernels(arguments: argparse.Namespace, generator: torch.Generator) -> bool:
@@ -403,8 +423,7 @@ def time_kernels(arguments: argparse.Namespace, generator: torch.Generator) -> b
     bandwidth = copy_bandwidth()
     print(f"copy bandwidth {bandwidth / 1e9:.2f} TB/s")
     rows: list[Row] = []
-    cloud = [t.to(DEVICE) for t in dense_cloud(arguments.splats, SIZE, generator)]
-    cloud = [cloud[0], cloud[1], cloud[2].exp(), cloud[3].sigmoid(), torch.rand(arguments.splats, 3, device=DEVICE)]
+    cloud = camera_cloud(arguments.splats, generator)
     modes: tuple[SplatMode, ...] = ("3dgs", "2dgs")
     for mode in modes:
         for shape in shapes:

@@ -4,6 +4,7 @@ Part of `python -m benchmarks.gpu --pipeline`. A small world runs first, on the 
 speed is not bought with accuracy.
 """
 
+import contextlib
 import importlib.util
 import json
 import tempfile
@@ -25,13 +26,14 @@ from frame_to_model_icp import stage as stage1
 from global_optimization import stage as stage2
 from train_gs import stage as stage32
 from train_inverse_deformation import stage as stage31
+from utils.backends.accelerator import without_accelerator
 from utils.points.confidence import confident_pixels
-from utils.registration import forward_points, solver, usable_pixels
+from utils.registration import forward_points, usable_pixels
 from utils.registration.sequential import unaligned
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
 from utils.synthetic.world import SyntheticWorld, WorldConfig, make_world
-from utils.types import StepReport
+from utils.types import Scene, StepReport
 
 
 class Notes:
@@ -55,7 +57,7 @@ class Timed:
     reserved: float
 
 
-def run_stages(root: Path, frames: int, gs: GSConfig, film: bool) -> tuple[list[Timed], Path]:
+def run_stages(root: Path, frames: int, gs: GSConfig, film: bool, max_gpu_gb: float = 0.0) -> tuple[list[Timed], Path]:
     """Every stage after geometry; the folder of the trained splats."""
     report, rows = Notes(), []
 
@@ -72,18 +74,18 @@ def run_stages(root: Path, frames: int, gs: GSConfig, film: bool) -> tuple[list[
         return result
 
     data = AlignmentDataConfig(num_frames=frames, stride=1)
-    first = timed("stage 1", lambda: stage1.run(FrameToModelICPConfig(root_path=root, alignment=data), report))
+    first = timed("stage 1", lambda: stage1.run(FrameToModelICPConfig(root_path=root, alignment=data, max_gpu_gb=max_gpu_gb), report))
     print_parts(first)
     run = first.parent.name
-    second = timed("stage 2", lambda: stage2.run(GlobalOptimizationConfig(root_path=root, run=run), report))
+    second = timed("stage 2", lambda: stage2.run(GlobalOptimizationConfig(root_path=root, run=run, max_gpu_gb=max_gpu_gb), report))
     print_parts(second)
     timed("inverse deformation", lambda: stage31.run(InverseDeformationConfig(root_path=root, run=run), report))
-    out = timed(f"{gs.renderer} splats and PLY", lambda: stage32.run(replace(gs, root_path=root, run=run), report))
+    out = timed(f"{gs.renderer} splats and PLY", lambda: stage32.run(replace(gs, root_path=root, run=run, max_gpu_gb=max_gpu_gb), report))
     print_parts(out)
     if film:
         config = EvalConfig(
             root_path=root, run=run, checkpoint_dir=out, device=gs.device, extra_paths=("orbit",), save_images=False, metrics=False,
-            report=False, render_input_poses=False, render_optimised_poses=False,
+            report=False, render_input_poses=False, render_optimised_poses=False, max_gpu_gb=max_gpu_gb,
         )  # fmt: skip
         timed("film of 90 views", lambda: evaluation.run(config, report))
     return rows, out
@@ -100,11 +102,11 @@ def print_parts(folder: Path) -> None:
         print(f"    {said['splats']} splats, {pace:.2f} ms a step, held out {said['heldout_psnr']:.2f} dB", flush=True)
 
 
-def write_scene(root: Path, world: SyntheticWorld) -> None:
-    """The world's predicted geometry as results.npz."""
+def write_scene(root: Path, scene: Scene) -> None:
+    """Predicted geometry as results.npz."""
     folder = SceneLayout(root).npz_dir
     folder.mkdir(parents=True)
-    artifacts.save_results(folder, world.predicted_scene())
+    artifacts.save_results(folder, scene)
 
 
 def removed_percent(root: Path, run: Path, world: SyntheticWorld) -> float:
@@ -128,13 +130,12 @@ def compare_small(names: tuple[str, ...]) -> None:
     """CPU and GPU on one small world with the same settings."""
     world = make_world(WorldConfig(frames=12, size=(144, 256)))
     gs = GSConfig(renderer="3dgs", num_iters=400, target_num_points=30_000)
-    ready = solver.triton_ready
     for name in names:
         device = "cpu" if name == "CPU" else "cuda"
-        solver.triton_ready = ready if device == "cuda" else lambda: False
-        with tempfile.TemporaryDirectory() as folder:
+        kept_off = without_accelerator() if device == "cpu" else contextlib.nullcontext()
+        with kept_off, tempfile.TemporaryDirectory() as folder:
             root = Path(folder) / "scene"
-            write_scene(root, world)
+            write_scene(root, world.predicted_scene())
             rows, out = run_stages(root, len(world), replace(gs, device=device), film=False)
             quality = json.loads((out / "report.json").read_text())
             share = removed_percent(root, out.parent, world)
@@ -143,13 +144,13 @@ def compare_small(names: tuple[str, ...]) -> None:
             f"{quality['train_psnr']:.3f} dB; " + ", ".join(f"{r.name} {r.seconds:.1f} s" for r in rows),
             flush=True,
         )
-    solver.triton_ready = ready
 
 
-def time_pipeline(frames: int, size: tuple[int, int], splats: int, steps: int, max_gpu_gb: float, repeats: int) -> None:
-    """The table of stages on a room of this size; medians over `repeats` runs. With a limit, a short training under it follows."""
+def end_to_end(frames: int, size: tuple[int, int], splats: int, steps: int, repeats: int, max_gpu_gb: float = 0.0) -> None:
+    """From results.npz to PLY and fly-through on a room of this size: markdown of stages (medians over runs), memory and quality."""
     begun = time.perf_counter()
     world = make_world(WorldConfig(frames=frames, size=size))
+    scene = world.predicted_scene()
     print(f"world of {frames} frames made in {time.perf_counter() - begun:.1f} s", flush=True)
     gs = GSConfig(renderer="3dgs", num_iters=steps, target_num_points=splats, device="cuda")
     film = importlib.util.find_spec("av") is not None
@@ -157,18 +158,21 @@ def time_pipeline(frames: int, size: tuple[int, int], splats: int, steps: int, m
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder) / "scene"
-            write_scene(root, world)
-            rows, out = run_stages(root, frames, gs, film)
-            if max_gpu_gb and len(runs) == repeats - 1:
-                limited = replace(gs, root_path=root, run=out.parent.name, num_iters=40, max_gpu_gb=max_gpu_gb, out_dir=out / "limited")
-                torch.cuda.reset_peak_memory_stats()
-                stage32.run(limited, Notes())
-                print(f"    limit {max_gpu_gb} GiB: {torch.cuda.max_memory_reserved() / 2**30:.2f} GiB taken", flush=True)
+            write_scene(root, scene)
+            rows, out = run_stages(root, frames, gs, film, max_gpu_gb)
+            quality = json.loads((out / "report.json").read_text())
+            share = removed_percent(root, out.parent, world)
         runs.append(rows)
-    print(f"{'':28s} {'median s':>9s} {'spread':>15s} {'used GiB':>9s} {'taken GiB':>10s}")
+    print(f"\n{frames} frames of {size[1]}x{size[0]}, {quality['splats']} splats, {steps} steps, warm, {repeats} run(s), files included\n")
+    print("| stage | median s | spread | GiB in use | GiB taken |\n|---|---|---|---|---|")
     for stage in zip(*runs, strict=True):
         seconds = [r.seconds for r in stage]
-        memory = f"{max(r.used for r in stage):9.2f} {max(r.reserved for r in stage):10.2f}"
-        print(f"{stage[0].name:28s} {np.median(seconds):9.2f} {min(seconds):7.2f}-{max(seconds):7.2f} {memory}")
-    totals = [sum(r.seconds for r in rows) for rows in runs]
-    print(f"{'all':28s} {np.median(totals):9.2f} {min(totals):7.2f}-{max(totals):7.2f}", flush=True)
+        memory = f"{max(r.used for r in stage):.2f} | {max(r.reserved for r in stage):.2f}"
+        print(f"| {stage[0].name} | {np.median(seconds):.2f} | {min(seconds):.2f}-{max(seconds):.2f} | {memory} |")
+    for label, wanted in (("stages 1 and 2", slice(0, 2)), ("**results.npz to PLY and film**", slice(None))):
+        sums = [sum(r.seconds for r in rows[wanted]) for rows in runs]
+        print(f"| {label} | {np.median(sums):.2f} | {min(sums):.2f}-{max(sums):.2f} | | |")
+    words = f"removed {share:.2f} %, training {quality['train_psnr']:.2f} dB, held out {quality['heldout_psnr']:.2f} dB"
+    print(
+        f"\n{words}; targets: stages 1 and 2 5 s, inverse 5 s, splats 60 s, all 75 s" + ("" if film else "; no film: av is not installed")
+    )

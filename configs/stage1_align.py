@@ -69,6 +69,8 @@ class MatchingConfig:
     """Largest forward-backward disagreement of the flow, in pixels."""
     min_correlation: float = 0.4
     """Least correlation of the matched image patches, -1..1; flat patches pass if their brightness pattern agrees."""
+    gpus: int = 1
+    """GPUs that `flow` is computed on, where there are several; it is done in a second on one."""
     roma_setting: Literal["auto", "turbo", "fast", "base", "precise"] = "auto"
     """Resolution of RoMa v2: 320, 512, 640 or 800 with refinement at 1280 pixels; auto is precise on a GPU, turbo on the CPU."""
     roma_min_overlap: float = 0.5

@@ -33,6 +33,10 @@ class GSConfig:
     """cpu, cuda, or auto: CUDA where gsplat can run."""
     max_gpu_gb: float = 0.0
     """Most GPU memory to take, in GiB; fewer splats are trained if the budget does not fit. 0: all there is."""
+    gpus: int = 1
+    """GPUs to train on, each with its own views in every step; there are fewer steps accordingly."""
+    views_per_step: int = 0
+    """Frames whose gradients are averaged in a step, a multiple of the GPUs; num_iters still counts frames. 0: one per GPU."""
     deform: bool = True
     """Render through the inverse deformation; off: rigid rendering."""
     deform_inverse_rotations: bool = True
@@ -161,6 +165,8 @@ class GSConfig:
             raise ConfigError("initial_fill leaves slots that nothing fills", "turn relocation on, for example --config.relocate-every 100")
         if self.max_gpu_gb < 0:
             raise ConfigError(f"max_gpu_gb is {self.max_gpu_gb}", "give 0 (no limit) or a positive number of GiB")
+        if self.gpus < 1 or self.views_per_step < 0:
+            raise ConfigError(f"gpus is {self.gpus}, views_per_step {self.views_per_step}", "give at least 1 GPU and no negative number")
         if not 0 <= self.sh_degree <= 3:
             raise ConfigError(f"sh_degree is {self.sh_degree}", "give 0, 1, 2 or 3")
         if self.holdout_every < 0 or self.holdout_every == 1:

@@ -1,6 +1,7 @@
 """Batched flow and matches in torch: against known shifts, against the compiled kernels, and against the truth."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,6 +124,16 @@ def test_batched_matches_are_those_of_the_cpu(matched):
     apart = np.linalg.norm(other.target_px[a] - matches[0].target_px[b], axis=1)
     assert np.median(apart) < 0.1
     np.testing.assert_allclose(other.target_depth[a], matches[0].target_depth[b], rtol=0.02)
+
+
+def test_two_devices_find_what_one_finds(matched):
+    world, geometry, usable, pairs, matches, _ = matched
+    both = TorchFlowMatcher(world.scene, usable, 2, replace(MATCHING, gpus=2))
+    heard: list[int] = []
+    for one, other in zip(matches, both.match_all(pairs, geometry, heard.append), strict=True):
+        assert (one.source, one.target) == (other.source, other.target)
+        np.testing.assert_allclose(one.target_px, other.target_px, atol=1e-3)
+    assert heard == [1, 2]
 
 
 def test_relaxation_solves_the_equations():

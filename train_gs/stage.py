@@ -15,6 +15,7 @@ from train_gs.initialize import initial_splats
 from train_gs.measure import averages, measure
 from train_gs.memory import with_fewer_splats
 from train_gs.population import with_spare_slots
+from train_gs.shared import SharedTrainer, share_of, together
 from train_gs.train import Trainer, TrainingData, train
 from utils.backends.accelerator import cap_memory
 from utils.backends.rasterizer import choose_rasterizer, load_rasterizer
@@ -63,7 +64,8 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
         resume = ResumeFile(out, content_hash(to_plain(chosen), inputs))
         resume.restore(trainer, report)
         prepared = time.perf_counter()
-        trained = train(trainer, report, resume.save, Preview(out, report).update)
+        with together(trainer, backend):
+            trained = train(trainer, report, resume.save, Preview(out, report).update)
         return trainer, trained, {"prepare": prepared - begun, "train": time.perf_counter() - prepared}
 
     trainer, trained, timings = with_fewer_splats(attempt, config.target_num_points, report)
@@ -99,7 +101,10 @@ def make_trainer(
     splats = initial_splats(cloud, data.cameras.centers[~data.heldout], config, data.median_depth)
     if config.relocate_every:
         splats = with_spare_slots(splats, config.target_num_points)
-    return Trainer(splats.to(device), data, warp, load_rasterizer(backend, device), config)
+    share, rasterizer = share_of(config, device), load_rasterizer(backend, device)
+    if share.views == 1:
+        return Trainer(splats.to(device), data, warp, rasterizer, config)
+    return SharedTrainer(splats.to(device), data, warp, rasterizer, config, share)
 
 
 def training_data(scene: Scene, alignment: Alignment, config: GSConfig) -> TrainingData:

@@ -251,6 +251,12 @@ class Trainer:
     def _update(self, view: int) -> Tensor:
         """Renders, compares and updates; (3,) loss without the penalty on the higher bands, L1 and mean squared error, detached."""
         self.optimizer.zero_grad(set_to_none=True)
+        measured = self._backward(view)
+        self.optimizer.step()
+        return measured
+
+    def _backward(self, view: int) -> Tensor:
+        """Renders, compares and adds to the gradients; see `_update`."""
         target = self._images[view].float() / 255.0
         output, splats = self._render(view)
         rgb = self.appearance(output.rgb, output.alpha, view) if self.config.appearance == "affine" else output.rgb
@@ -264,7 +270,6 @@ class Trainer:
         if self.config.ssim_weight > 0:
             loss = loss + self.config.ssim_weight * (1.0 - ssim(rgb, target))
         loss.backward()
-        self.optimizer.step()
         return torch.stack([loss.detach(), l1.detach(), squared])
 
     def _require_finite(self, view: int) -> None:

@@ -3,7 +3,9 @@
 Prediction, flow and all checks of a batch of pairs stay on the device; only the matches come back.
 """
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -23,15 +25,13 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 
 
 class TorchFlowMatcher:
-    """Optical flow on the geometry-warped target image, both directions, checked against each other; batched over pairs."""
+    """Optical flow on the geometry-warped target image, both directions, checked against each other; batched over pairs.
+
+    With several GPUs each takes a part of the pairs, in a thread of its own: starting processes would take longer than the matching.
+    """
 
     def __init__(self, scene: Scene, usable: Array, grid: int, config: MatchingConfig):
-        device = accelerator() or torch.device("cpu")
-        self._device, self._grid, self._config = device, grid, config
-        self._depth = torch.from_numpy(np.where(scene.valid, scene.depth, 0).astype(np.float32)).to(device)
-        self._usable = torch.from_numpy(np.ascontiguousarray(usable)).to(device)
-        weights = torch.tensor(_LUMINANCE, device=device)
-        self._gray = torch.stack([torch.from_numpy(image).to(device).float() @ weights for image in scene.images])
+        self._parts = [_DeviceMatcher(scene, usable, grid, config, device) for device in devices(config.gpus)]
 
     def match(self, source: int, target: int, geometry: AlignedGeometry) -> MatchSet:
         """Matches of one pair."""
@@ -41,15 +41,50 @@ class TorchFlowMatcher:
         self, pairs: list[tuple[int, int]], geometry: AlignedGeometry, on_pair: Callable[[int], None] = lambda done: None
     ) -> list[MatchSet]:
         """Matches of all pairs, in their order; `on_pair` hears the number of pairs that are done."""
+        done, lock = 0, threading.Lock()
+
+        def more(count: int) -> None:
+            nonlocal done
+            with lock:
+                done += count
+                on_pair(done)
+
+        shares = [chunk.tolist() for chunk in np.array_split(np.array(pairs, int).reshape(-1, 2), len(self._parts))]
+        with ThreadPoolExecutor(len(self._parts)) as pool:
+            found = pool.map(lambda part, share: part.match_all(share, geometry, more), self._parts, shares)
+            return [match for matches in found for match in matches]
+
+
+def devices(count: int) -> list[torch.device]:
+    """The GPUs to use, at most `count` of them; where there is none, as many times the CPU."""
+    first = accelerator()
+    if first is None:
+        return [torch.device("cpu")] * count
+    if count == 1:
+        return [first]
+    return [torch.device("cuda", index) for index in range(min(count, torch.cuda.device_count()))]
+
+
+class _DeviceMatcher:
+    """The matcher on one device."""
+
+    def __init__(self, scene: Scene, usable: Array, grid: int, config: MatchingConfig, device: torch.device):
+        self._device, self._grid, self._config = device, grid, config
+        self._depth = torch.from_numpy(np.where(scene.valid, scene.depth, 0).astype(np.float32)).to(device)
+        self._usable = torch.from_numpy(np.ascontiguousarray(usable)).to(device)
+        weights = torch.tensor(_LUMINANCE, device=device)
+        self._gray = torch.stack([torch.from_numpy(image).to(device).float() @ weights for image in scene.images])
+
+    def match_all(self, pairs: list[tuple[int, int]], geometry: AlignedGeometry, more: Callable[[int], None]) -> list[MatchSet]:
+        """Matches of all pairs; `more` hears of further pairs that are done."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # of this thread
         placed = DeviceGeometry.of(geometry, self._depth)
         size = max(1, _BATCH_PIXELS // (2 * self._depth[0].numel()))
-        done = 0
 
         def work(chunk: Sequence[tuple[int, int]]) -> list[MatchSet]:
-            nonlocal done
-            found = self._match_batch(list(chunk), placed)
-            done += len(found)
-            on_pair(done)
+            found = self._match_batch([(a, b) for a, b in chunk], placed)
+            more(len(found))
             return found
 
         return in_chunks(work, pairs, size, "matching")

@@ -215,9 +215,8 @@ def solve(
         first_errors: (M,) errors in depths that set the weights of the first step, if not those of `state`.
         kept: steps that an interrupted run finished (CPU only: the GPU is done before a step is on disk).
     """
-    if (
-        len(state.c2w) > 1 and accelerator() is not None and triton_ready()
-    ):  # one frame alone is solved on the CPU in less time than the launches take
+    alone = len(state.c2w) == 1  # one frame is solved on the CPU in less time than the launches take
+    if not alone and accelerator() is not None and triton_ready():
         from utils.registration import solver_triton
 
         work = functools.partial(solver_triton.solve, problem, state, shape, config, samples, first_errors, torch.device("cuda"))
