@@ -34,7 +34,7 @@ class GsplatRasterizer:
             self._gsplat = importlib.import_module("gsplat")
         except ModuleNotFoundError as error:
             raise MissingDependencyError(
-                "rasterizer 'gsplat' needs the package 'gsplat', which is not installed", "pip install 'video_to_world[cuda]'"
+                "rasterizer 'gsplat' needs the package 'gsplat', which is not installed", "pip install 'video_to_world[gsplat]' (compiles, needs nvcc), or choose the rasterizer 'triton'"
             ) from error
 
     def render(self, gaussians: CameraGaussians, K: Tensor, size: tuple[int, int], mode: SplatMode, near: float = NEAR) -> RenderOutput:
