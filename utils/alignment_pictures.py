@@ -1,5 +1,7 @@
 """Pictures of one alignment for people: the cloud from above before and after, residuals by pair, displacement by frame."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
@@ -11,7 +13,15 @@ from utils.types import Alignment, Array, Scene
 _WIDTH = 480
 _GROUND, _INK, _FAINT = (24, 24, 24), (235, 235, 235), (90, 90, 90)
 _BARS = ((86, 180, 233), (230, 159, 0))  # told apart with any colour vision
-_MAX_POINTS = 400_000
+_MAX_POINTS = 250_000
+
+
+def thinned(alignment: Alignment, count: int) -> Alignment:
+    """The alignment with at most `count` points of its cloud, drawn at random but always the same: enough for a picture, and quick."""
+    if len(alignment.cloud) <= count:
+        return alignment
+    rows = np.sort(np.random.default_rng(0).integers(len(alignment.cloud), size=count))
+    return replace(alignment, cloud=alignment.cloud.select(rows))
 
 
 def unaligned_cloud(scene: Scene, alignment: Alignment) -> tuple[Array, Array]:
@@ -50,14 +60,14 @@ def extent(values: Array) -> tuple[float, float]:
 
 def top_down(scene: Scene, alignment: Alignment) -> Array:
     """(h, w, 3) uint8: the cloud from above before (left) and after (right), the same pixels and the same part of space."""
+    alignment = thinned(alignment, _MAX_POINTS)
     after, after_colors = alignment.cloud.points, alignment.cloud.colors
     before, before_colors = unaligned_cloud(scene, alignment)
-    keep = np.random.default_rng(0).permutation(len(after))[:_MAX_POINTS]
     up = -alignment.cameras.c2w[:, :3, 1].mean(axis=0)
     right, level_up, back = pictures.plan_basis(up / max(np.linalg.norm(up), 1e-9), alignment.cameras.c2w[:, :3, 2].mean(axis=0))
     bounds = (*extent(after @ right), *extent(after @ -back))
     halves = []
-    for name, points, colors in (("before", before[keep], before_colors[keep]), ("after", after[keep], after_colors[keep])):
+    for name, points, colors in (("before", before, before_colors), ("after", after, after_colors)):
         image = pictures.scatter(points @ right, points @ -back, colors, points @ level_up, bounds, _WIDTH)
         halves.append(pictures.labelled(np.where(image[..., 3:] > 0, image[..., :3], 24).astype(np.uint8), f"from above, {name}"))
     return pictures.grid([halves])

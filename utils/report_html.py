@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from utils import pictures
-from utils.alignment_pictures import extent, unaligned_cloud
+from utils.alignment_pictures import extent, thinned, unaligned_cloud
 from utils.charts import bar_chart, line_chart, nice_number
 from utils.errors import ArtifactError
 from utils.registration.result import contradiction_words
@@ -296,11 +296,9 @@ def _renders(stages: list[_Stage]) -> str:
 def _clouds(scene: Scene | None, alignment: Alignment | None) -> str:
     if scene is None or alignment is None:
         return _missing("There is no finished alignment, so clouds cannot be compared.")
-    after, after_colors = alignment.cloud.points, alignment.cloud.colors
-    before, before_colors = unaligned_cloud(scene, alignment)
-    rng = np.random.default_rng(0)
-    keep_a, keep_b = (rng.permutation(len(p))[:_MAX_CLOUD_POINTS] for p in (after, before))
-    clouds = {"before": (before[keep_b], before_colors[keep_b]), "after": (after[keep_a], after_colors[keep_a])}
+    total, alignment = len(alignment.cloud), thinned(alignment, _MAX_CLOUD_POINTS)
+    after = alignment.cloud.points
+    clouds = {"before": unaligned_cloud(scene, alignment), "after": (after, alignment.cloud.colors)}
     up = -alignment.cameras.c2w[:, :3, 1].mean(axis=0)
     basis = pictures.plan_basis(up / max(np.linalg.norm(up), 1e-9), alignment.cameras.c2w[:, :3, 2].mean(axis=0))
     right, level_up, back = basis
@@ -312,7 +310,7 @@ def _clouds(scene: Scene | None, alignment: Alignment | None) -> str:
         for name, (points, colors) in clouds.items():
             image = pictures.scatter(points @ horizontal, points @ vertical, colors, points @ towards, bounds, _PICTURE_WIDTH)
             figures.append(_picture(image, f"{view} view, {name}"))
-    note = f"The same {len(after):,} pixels before and after; the pictures of a pair show the same part of space."
+    note = f"The same pixels of {total:,} before and after; the pictures of a pair show the same part of space."
     return f'<div class="row" style="--columns:2">{"".join(figures)}</div><p class="note">{note}</p>'
 
 

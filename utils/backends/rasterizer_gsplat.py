@@ -34,7 +34,8 @@ class GsplatRasterizer:
             self._gsplat = importlib.import_module("gsplat")
         except ModuleNotFoundError as error:
             raise MissingDependencyError(
-                "rasterizer 'gsplat' needs the package 'gsplat', which is not installed", "pip install 'video_to_world[gsplat]' (compiles, needs nvcc), or choose the rasterizer 'triton'"
+                "rasterizer 'gsplat' needs the package 'gsplat', which is not installed",
+                "choose the rasterizer 'triton', or pip install 'video_to_world[gsplat]', which needs nvcc",
             ) from error
 
     def render(self, gaussians: CameraGaussians, K: Tensor, size: tuple[int, int], mode: SplatMode, near: float = NEAR) -> RenderOutput:

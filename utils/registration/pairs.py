@@ -18,18 +18,18 @@ def overlaps(geometry: AlignedGeometry, frames: Array) -> Array:
     h, w = scene.cameras.size
     rows = ((np.arange(_GRID[0]) + 0.5) / _GRID[0] * h).astype(int)
     columns = ((np.arange(_GRID[1]) + 0.5) / _GRID[1] * w).astype(int)
+    pixels = np.stack(np.meshgrid(columns + 0.5, rows + 0.5), -1).reshape(-1, 2)
     share = np.zeros((len(scene), len(scene)))
     w2c, K = geometry.cameras.w2c, geometry.cameras.K
     for i in frames:
-        points = geometry.canonical(i)[np.ix_(rows, columns)].reshape(-1, 3)
-        points = points[np.isfinite(points[:, 0])]
-        if len(points) == 0:
-            continue
-        for j in frames:
-            p = (points @ w2c[j, :3, :3].T + w2c[j, :3, 3]) @ K[j].T
-            front = p[:, 2] > 0
-            x, y = p[front, 0] / p[front, 2], p[front, 1] / p[front, 2]
-            share[i, j] = np.sum((x > 0) & (x < w) & (y > 0) & (y < h)) / (_GRID[0] * _GRID[1])
+        depth = scene.depth[i][np.ix_(rows, columns)].ravel()
+        known = np.isfinite(depth) & (depth > 0)
+        points = geometry.lift(i, pixels[known], depth[known]).astype(np.float64)
+        p = (points @ w2c[frames, :3, :3].transpose(0, 2, 1) + w2c[frames, None, :3, 3]) @ K[frames].transpose(0, 2, 1)
+        front = p[..., 2] > 0
+        z = np.where(front, p[..., 2], 1.0)
+        x, y = p[..., 0] / z, p[..., 1] / z
+        share[i, frames] = np.sum(front & (x > 0) & (x < w) & (y > 0) & (y < h), 1) / (_GRID[0] * _GRID[1])
     return np.minimum(share, share.T)
 
 
