@@ -13,19 +13,33 @@ from frame_to_model_icp import stage as stage1
 from global_optimization import stage as stage2
 from run_reconstruction import alignment_words
 from tests.box_world import make_box_world
-from tests.test_registration import ExactMatcher
+from tests.test_registration import STAGE1, STAGE2, ExactMatcher
 from tests.test_stage1 import FAST, write_box
 from utils.alignment_pictures import displacement_plot, residual_matrix
+from utils.alignment_report import write_alignment_report
 from utils.errors import ConfigError
-from utils.registration import AlignedGeometry
+from utils.geometry.projection import transform, unproject_depth
+from utils.registration import AlignedGeometry, align_jointly, build_cloud
 from utils.registration.displacement import displacements
 from utils.registration.heldout import held_blocks, heldout_pairs, measure_heldout, reprojection
 from utils.registration.lattice import zero_fields
 from utils.registration.matching import FlowMatcher
-from utils.registration.result import PairDiagnostics
+from utils.registration.result import PairDiagnostics, to_alignment
+from utils.registration.sequential import unaligned
 from utils.report_html import write_report
 from utils.scene import artifacts
-from utils.types import NULL_REPORTER
+from utils.types import NULL_REPORTER, Scene
+
+
+class Notes:
+    def __init__(self):
+        self.lines = []
+
+    def step(self, report):
+        pass
+
+    def note(self, message):
+        self.lines.append(message)
 
 
 def stages(root, **settings):
@@ -136,13 +150,6 @@ def test_report_pictures_scalars_and_words(tmp_path):
 def test_missing_tensorboard_is_told_once_and_nothing_else_changes(tmp_path, monkeypatch):
     from utils import reporting
 
-    class Notes:
-        def __init__(self):
-            self.lines = []
-
-        def note(self, message):
-            self.lines.append(message)
-
     monkeypatch.setattr(reporting.importlib.util, "find_spec", lambda name: None)
     notes = Notes()
     with reporting.tensorboard(True, tmp_path / "events", notes) as board:
@@ -180,3 +187,39 @@ def test_displacement_plot_draws_higher_bars_for_more():
     orange = (image == (230, 159, 0)).all(-1).sum(0)
     thirds = np.array_split(orange[52:], 3)
     assert thirds[0].max() > 5 * max(thirds[1].max(), 1) and not thirds[2].any()
+
+
+# ---------------------------------------------------------------------------------------------- contradictions
+
+
+def revisit(relief: float, frames: int = 20, size: tuple[int, int] = (48, 80)) -> Scene:
+    """Out along an arc and back; on the way back a relief finer than any lattice grows on the walls: images the same, shape not."""
+    world = make_box_world(frames // 2, size, warp=0.002)
+    out, back = world.scene, world.scene.select(np.arange(frames // 2)[::-1])
+    points = np.stack([transform(c, unproject_depth(d, k)) for c, d, k in zip(world.true.c2w, world.true_depth, world.true.K, strict=True)])
+    bumps = np.sign(np.prod(np.sin(12 * points), -1))[::-1]
+    grown = back.depth * (1 + relief * np.linspace(0, 1, frames // 2)[:, None, None] * bumps)
+    c2w = np.concatenate([out.cameras.c2w, back.cameras.c2w])
+    cameras = replace(out.cameras, c2w=c2w, K=np.tile(out.cameras.K[:1], (frames, 1, 1)), frame_ids=10 * np.arange(frames))
+    depth = np.concatenate([out.depth, grown.astype(np.float32)])
+    return Scene(cameras=cameras, images=np.concatenate([out.images, back.images]), depth=depth, confidence=np.ones_like(depth))
+
+
+@pytest.mark.parametrize("relief", [0.0, 0.06])
+def test_a_place_that_is_shown_in_two_ways_is_named(tmp_path, relief):
+    scene, notes = revisit(relief), Notes()
+    result = align_jointly(scene, unaligned(scene), scene.valid, STAGE2, notes)
+    found = {(p.source, p.target) for p in result.diagnostics.contradictions()}
+    told = [line for line in notes.lines if "warning" in line]
+    if not relief:
+        assert not found and not told
+        return
+    assert (0, 19) in found and all(a < 10 <= b and b - a > 8 for a, b in found)
+    assert result.aligned.all()
+    assert len(told) == 1 and "0 and 1" in told[0] and "could not be made to agree" in told[0]
+    cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, scene.valid, STAGE1.filter)
+    write_alignment_report(tmp_path, scene, result, to_alignment(scene, result, cloud), 1.0, {}, notes)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [0, 190] in [c["frames"] for c in report["contradictions"]]
+    (line,) = [words for words in alignment_words(tmp_path) if "agree" in words]
+    assert line.startswith("warning") and "0 and 1" in line
