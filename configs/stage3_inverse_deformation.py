@@ -15,8 +15,31 @@ class InverseDeformationConfig:
     """Alignment run inside the scene, for example frame_to_model_icp_24_1_offset0."""
     checkpoint_subdir: str = "after_global_optimization"
     """Alignment to invert: after_global_optimization or after_non_rigid_icp."""
-    method: Literal["fixed_point"] = "fixed_point"
-    """How to invert: fixed_point solves q + delta(q) = y for every point, exact and without training."""
+    method: Literal["fixed_point", "network"] = "fixed_point"
+    """How to invert: fixed_point solves q + delta(q) = y for every point, exact and without training; network is the published way, one
+    small network for all views."""
+    num_steps: int = 1500
+    """Training steps of the network."""
+    batch_size: int = 2048
+    """Points per step of the network."""
+    views_per_step: int = 2
+    """Views among which a step's points are shared."""
+    lr: float = 2e-3
+    """Learning rate of the network at its start; it falls to 0 along a cosine."""
+    cycle_weight: float = 0.1
+    """Weight of the error after going back and there again."""
+    magnitude_weight: float = 1e-4
+    """Weight of the network's mean square twist."""
+    smoothness_weight: float = 1e-4
+    """Weight of the twist's change over a hundredth of the depth."""
+    octaves: int = 4
+    """Sines of the place that the network gets, each twice as fine as the one before."""
+    view_embed_dim: int = 32
+    """Length of the learned code of a view."""
+    n_neurons: int = 64
+    """Width of the network."""
+    n_hidden_layers: int = 3
+    """Hidden layers of the network."""
     out_path: Path | None = None
     """Folder of the result; default <run>/inverse_deformation."""
     validation_points: int = 5000

@@ -206,6 +206,10 @@ def inverse_from_state(config: dict[str, Any], state: dict[str, Tensor]) -> Inve
         except KeyError as error:
             raise CorruptArtifactError(f"inverse_local.pt has no tensor {error}", "re-run train_inverse_deformation") from error
         return FixedPointInverseWarp(LatticeField(**parts))
+    if method == "network":
+        from utils.deformation.network import network_from_state
+
+        return network_from_state(config, state)
     raise CorruptArtifactError(f"inverse deformation of unknown method {method!r}", "re-run train_inverse_deformation")
 
 
