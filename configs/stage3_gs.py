@@ -41,6 +41,9 @@ class GSConfig:
     """Render through the inverse deformation; off: rigid rendering."""
     deform_inverse_rotations: bool = True
     """Turn the splats by the rotation of the inverse deformation, not only move them."""
+    supervise: Literal["all", "aligned"] = "aligned"
+    """all: frames between the aligned ones are trained on too, their pose and deformation blended from their neighbours (with the
+    fixed_point inverse)."""
     holdout_every: int = 8
     """Every k-th frame is kept out of training and of the initial cloud, for evaluation; 0: train on all frames."""
     num_iters: int = 15_000
@@ -133,6 +136,8 @@ class GSConfig:
     """Weight of the mean absolute colour difference."""
     ssim_weight: float = 0.2
     """Weight of 1 - SSIM."""
+    lpips_weight: float = 0.0
+    """Weight of LPIPS with the VGG backbone; without the package lpips or the backbone's weights there is a notice and no such term."""
     normal_consistency_weight: float = 0.05
     """Weight of rendered normals against those of the rendered depth (2dgs)."""
     distortion_weight: float = 0.01
@@ -145,6 +150,11 @@ class GSConfig:
     """Weight of mean (1 - alpha): fills holes."""
     warp_refresh_visits: int = 4
     """Visits of a frame after which its inverse deformation is solved anew; in between it is extrapolated to first order."""
+    plateau_rounds: int = 0
+    """Stop when the loss has not fallen for so many rounds over the frames; 0: take all steps. The learning rates fall to the end of
+    num_iters, so the last steps help most: stopping early costs some sharpness."""
+    plateau_gain: float = 0.005
+    """Least relative fall of the loss that counts as one."""
     log_every: int = 50
     """Steps between two entries of the loss curve."""
     save_every: int = 5000

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from configs.stage3_gs import GSConfig
+from train_gs.extend import with_frames_between
 from train_gs.initialize import initial_splats
 from train_gs.measure import averages, measure
 from train_gs.memory import with_fewer_splats
@@ -20,7 +21,7 @@ from train_gs.train import Trainer, TrainingData, train
 from utils.backends.accelerator import cap_memory
 from utils.backends.rasterizer import choose_rasterizer, load_rasterizer
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse, save_inverse
-from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
+from utils.deformation.inverse import IdentityInverseWarp, InverseWarp, inverse_of_alignment
 from utils.errors import ConfigError, InputError
 from utils.exports.ply import write_splat_ply
 from utils.exports.stage import export_splats
@@ -50,12 +51,19 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     scene = artifacts.load_scene(config.root_path)
     alignment = artifacts.load_alignment(layout.root / config.global_opt_subdir)
     warp = load_inverse(_inverse_dir(config, layout)) if config.deform else IdentityInverseWarp()
-    data = training_data(scene, alignment, config)
+    heldout_ids = alignment.cameras.frame_ids[heldout_positions(len(alignment.cameras), config)]
+    reference = config.reference_frame
+    if extended := config.supervise == "all" and len(scene) > len(alignment.cameras):
+        reference = int(alignment.cameras.frame_ids[reference])
+        alignment, warp = with_frames_between(scene, alignment), IdentityInverseWarp()
+        if config.deform:
+            warp = inverse_of_alignment(alignment)
+    data = training_data(scene, alignment, config, heldout_ids)
     cap_memory(device, config.max_gpu_gb)
 
     def attempt(splats: int) -> tuple[Trainer, TrainedScene, dict[str, float]]:
         begun = time.perf_counter()
-        chosen = replace(config, target_num_points=splats)
+        chosen = replace(config, target_num_points=splats, reference_frame=reference)
         trainer = make_trainer(alignment, data, warp, backend, device, chosen)
         report.note(
             f"splatting: {len(trainer.parameters.means)} splats, {len(trainer.training_views)} frames to train on and "
@@ -75,7 +83,7 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     rows = measure(trained, data, trainer.rasterizer, warp, turn=config.deform_inverse_rotations)
     summary = {**averages(rows), "splats": len(trained.splats), "iterations": config.num_iters, "backend": backend}
     with publish(out) as folder:
-        if trainer.refinement is not None:
+        if trainer.refinement is not None or (extended and config.deform):
             save_inverse(folder, warp)
         _write(folder, config, trained, {**summary, "seconds": timings, "frames": rows, "curve": trainer.history})
         write_manifest(
@@ -107,8 +115,8 @@ def make_trainer(
     return SharedTrainer(splats.to(device), data, warp, rasterizer, config, share)
 
 
-def training_data(scene: Scene, alignment: Alignment, config: GSConfig) -> TrainingData:
-    """Images and cameras of the aligned frames at the resolution to train at.
+def training_data(scene: Scene, alignment: Alignment, config: GSConfig, heldout_ids: Array | None = None) -> TrainingData:
+    """Images and cameras of the aligned frames at the resolution to train at; by default every k-th of them is held out.
 
     Raises:
         ConfigError: nothing is left to train on.
@@ -121,9 +129,7 @@ def training_data(scene: Scene, alignment: Alignment, config: GSConfig) -> Train
     size = (max(1, round(h * config.image_scale)), max(1, round(w * config.image_scale)))
     if size != (h, w):
         images = np.stack([cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA) for image in images])
-    heldout = heldout_frames(len(ids), config.holdout_every)
-    if config.reference_frame < len(ids):
-        heldout[config.reference_frame] = False
+    heldout = heldout_positions(len(ids), config) if heldout_ids is None else np.isin(ids, heldout_ids)
     if heldout.all() or not len(ids):
         raise ConfigError("every frame is held out, none is left to train on", "raise --config.holdout-every or set it to 0")
     return TrainingData(
@@ -142,6 +148,14 @@ def _used_pixels(scene: Scene, frame_ids: Array, size: tuple[int, int]) -> torch
         return None
     ignored = [cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR) > 0 for mask in scene.ignored[frame_ids]]
     return torch.from_numpy(~np.stack(ignored))
+
+
+def heldout_positions(count: int, config: GSConfig) -> Array:
+    """(count,) bool: every k-th frame, but not the reference."""
+    heldout = heldout_frames(count, config.holdout_every)
+    if config.reference_frame < count:
+        heldout[config.reference_frame] = False
+    return heldout
 
 
 def heldout_frames(count: int, every: int) -> Array:

@@ -14,6 +14,7 @@ from train_gs.appearance import Appearance
 from train_gs.cameras import CameraRefinement
 from train_gs.graphs import StepGraphs
 from train_gs.losses import distortion, normal_consistency
+from train_gs.plateau import Plateau
 from train_gs.population import SplatRows, living, relocate, shake
 from train_gs.refine import FieldRefinement
 from train_gs.trust import PixelTrust, weighted_pair
@@ -23,6 +24,7 @@ from utils.deformation.inverse import FixedPointInverseWarp, InverseWarp
 from utils.errors import NonFiniteError
 from utils.splats.checkpoint import TrainedScene
 from utils.splats.gaussians import rigid, view_gaussians
+from utils.splats.lpips_term import load_lpips
 from utils.splats.ssim import ssim
 from utils.types import NULL_REPORTER, Array, CameraSet, RenderOutput, Reporter, Splats, StepReport
 
@@ -101,7 +103,9 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self._images = data.images.to(device)
         self.trust = self._make_trust()
+        self.lpips = load_lpips("vgg", str(device)) if config.lpips_weight > 0 else None
         self._values: dict[str, float] = {}
+        self.plateau = Plateau(config.plateau_rounds, config.plateau_gain)
         self.iteration = 0
         self.history: list[dict[str, float]] = []
         self.bands_active = False
@@ -115,8 +119,8 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """All steps are taken."""
-        return self.iteration >= self.config.num_iters
+        """All steps are taken, or more of them have stopped to help."""
+        return self.iteration >= self.config.num_iters or self.plateau.reached
 
     def _make_refinement(self) -> FieldRefinement | None:
         """Corrections of the deformation, where they are wanted and the inverse is one of a lattice."""
@@ -222,6 +226,7 @@ class Trainer:
             loss, l1, squared = measured.tolist()
             self._values = {"loss": loss, "l1": l1, "psnr": psnr_of(squared)}
             self._require_finite(view)
+            self.plateau.add(loss)
             if self._graphs is not None:
                 self._graphs.check_budget()
         self.iteration += 1
@@ -269,6 +274,8 @@ class Trainer:
         loss = self.config.l1_weight * l1 + self._regularisers(output, splats, view)
         if self.config.ssim_weight > 0:
             loss = loss + self.config.ssim_weight * (1.0 - ssim(rgb, target))
+        if self.lpips is not None:
+            loss = loss + self.config.lpips_weight * self.lpips(rgb.clamp(0, 1), target.clamp(0, 1))
         loss.backward()
         return torch.stack([loss.detach(), l1.detach(), squared])
 
@@ -283,6 +290,7 @@ class Trainer:
     def _next_view(self) -> int:
         """Training views in random order without replacement; every round also recentres the colour maps."""
         if not self.order:
+            self.plateau.end_round()
             shuffled = torch.randperm(len(self.training_views), generator=self.generator).tolist()
             self.order = [self.training_views[i] for i in shuffled]
             if self.config.appearance == "affine":
@@ -375,6 +383,7 @@ class Trainer:
             "poses": self.poses.state_dict(),
             "appearance": self.appearance.state_dict(),
             "refinement": {} if self.refinement is None else dict(self.refinement.corrections.state_dict()),
+            "plateau": self.plateau.state(),
             "trust": {} if self.trust is None else dict(self.trust.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -392,6 +401,7 @@ class Trainer:
         self.appearance.load_state_dict(state["appearance"])
         if self.refinement is not None:
             self.refinement.corrections.load_state_dict(state["refinement"])
+        self.plateau.load(state["plateau"])
         if self.trust is not None:
             self.trust.load_state_dict(state["trust"])
         self.optimizer.load_state_dict(state["optimizer"])

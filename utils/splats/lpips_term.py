@@ -42,11 +42,11 @@ def load_lpips(net: str = "alex", device: str = "cpu") -> Lpips | None:
         ensure_torchvision()
         import lpips
     except (MissingDependencyError, ModuleNotFoundError) as error:
-        _log.info("LPIPS is left out: %s", getattr(error, "message", f"the package '{getattr(error, 'name', '')}' is not installed"))
+        _log.warning("LPIPS is left out: %s", getattr(error, "message", f"the package '{getattr(error, 'name', '')}' is not installed"))
         return None
     if not path.is_file():
         source = f"https://download.pytorch.org/models/{path.name}"
-        _log.info("LPIPS is left out: the weights %s are missing; get them from %s", os.fspath(path), source)
+        _log.warning("LPIPS is left out: the weights %s are missing; get them from %s", os.fspath(path), source)
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # lpips asks torchvision for its weights in an old way
