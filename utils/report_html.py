@@ -32,7 +32,20 @@ _STRIP_FRAMES = 8
 _MAX_CLOUD_POINTS = 400_000
 _MAX_CHARTS_PER_STAGE = 6
 # Parts of a stage's report that are shown elsewhere or say nothing as a curve.
-_NO_CURVES = frozenset({"frames", "pairs", "contradictions", "aligned", "residual_before", "residual_after", "seconds", "heldout"})
+_NO_CURVES = frozenset(
+    {
+        "frames",
+        "pairs",
+        "contradictions",
+        "aligned",
+        "residual_before",
+        "residual_after",
+        "seconds",
+        "heldout",
+        "displacement_median",
+        "displacement_p95",
+    }
+)
 # Names of trainings that others are compared with.
 _BASELINE = "naive"
 # Entries of a manifest's backends that speak of weights, not of a choice.

@@ -82,7 +82,7 @@ def measure_heldout(matches: list[MatchSet], before: AlignedGeometry, after: Ali
     errors = [[np.stack(reprojection(geometry, m)) for m in matches] for geometry in (before, after)]
     held = [blocks[tuple(m.source_px[:, ::-1].astype(int).T)] for m in matches]
     everything = [np.concatenate(e, 1) for e in errors]
-    result = {"pairs": _statistics(everything[0], everything[1])}
+    result: dict[str, Any] = {"pairs": _statistics(everything[0], everything[1])}
     if any(h.any() for h in held):
         mask = np.concatenate(held)
         result["pairs_and_pixels"] = _statistics(everything[0][:, mask], everything[1][:, mask])

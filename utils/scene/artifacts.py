@@ -142,7 +142,7 @@ def save_alignment(folder: Path, alignment: Alignment, config: Any) -> None:
         inv_depth_range=alignment.fields.inv_depth_range,
         original_w2c=alignment.original_w2c,
         aligned=alignment.aligned,
-        **({} if alignment.color_maps is None else {"color_maps": alignment.color_maps}),
+        **({} if alignment.color_maps is None else {"color_maps": alignment.color_maps}),  # type: ignore[arg-type]
     )
     save_cloud(folder, alignment.cloud)
 
