@@ -32,6 +32,7 @@ from utils.runtime import run_stage
 from utils.synthetic import WorldConfig, make_world
 
 GROUPS = {"compared": COMPARED, "ablation": ("ours", *ABLATIONS), "all": tuple(VARIANTS)}
+QUICK_TABLE, QUICK_POINTS, QUICK_PAIRS = 16, 6000, 20_000  # of the published method: table 2^16, points of a frame, pairs of an iteration
 REPORTED = {
     "consistency": "consistency_median_percent",
     "thickness": "thickness_percent",
@@ -117,8 +118,12 @@ def speed(args: argparse.Namespace) -> None:
 
 
 def configurations(args: argparse.Namespace) -> tuple[FrameToModelICPConfig, GlobalOptimizationConfig]:
-    """Stage settings: the defaults, with the chosen matcher."""
+    """Stage settings: the defaults, with the chosen matcher; the published method on a sample of the points unless `--parity full`."""
     stage1, stage2 = FrameToModelICPConfig(), GlobalOptimizationConfig()
+    if args.parity == "quick":
+        twists = replace(stage1.twists, log2_table_size=QUICK_TABLE)
+        stage1 = replace(stage1, twists=twists, icp=replace(stage1.icp, max_points=QUICK_POINTS))
+        stage2 = replace(stage2, twists=twists, loo=replace(stage2.loo, max_pairs=QUICK_PAIRS))
     return (
         replace(stage1, matching=replace(stage1.matching, matcher=args.matcher)),
         replace(stage2, matching=replace(stage2.matching, matcher=args.matcher)),
@@ -153,6 +158,7 @@ def parse_arguments() -> argparse.Namespace:
         "--variants", nargs="+", default=["compared"], choices=[*GROUPS, *VARIANTS], metavar="NAME",
         help=f"groups: {', '.join(GROUPS)}; variants: {', '.join(VARIANTS)}",
     )  # fmt: skip
+    parser.add_argument("--parity", default="quick", choices=["quick", "full"], help="sizes of the published method and the hash grids")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append one JSON line per world and variant")
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print the tables of JSON lines instead of measuring")
     parser.add_argument("--speed", type=int, default=0, metavar="FRAMES", help="measure time and memory instead")

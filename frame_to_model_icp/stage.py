@@ -43,7 +43,7 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
     with tensorboard(config.tensorboard, run_layout.tensorboard(out.name), report) as board:
         settings, vote = replace(config, matching=matching), config.filter
         if config.method == "parity":
-            result, usable = align_frame_to_model(scene, usable, settings, board)
+            result, usable = align_frame_to_model(scene, usable, settings, board, checkpoints=checkpoints)
             vote = replace(vote, enabled=False)  # the method has filtered already
         else:
             result = align_sequential(scene, usable, settings, board, checkpoints=checkpoints)

@@ -332,3 +332,24 @@ def test_settings_that_cannot_work_are_refused():
         IcpConfig(rigid_radii=(0.1,))
     with pytest.raises(ConfigError, match="match_weight"):
         IcpConfig(match_weight=-1)
+
+
+class Kept(dict):
+    """Checkpoints in memory."""
+
+    def load(self, name):
+        return self.get(name)
+
+    def save(self, name, arrays):
+        self[name] = arrays
+
+
+def test_an_interrupted_run_goes_on_with_the_same_bits(box):
+    config = FrameToModelICPConfig(method="parity", icp=replace(ICP, n_iter=3, rigid_iters=(2, 2)), twists=TWISTS)
+    parts = Kept()
+    whole, kept = align_frame_to_model(box.scene, usable_of(box), config, matcher=ExactMatcher(box), checkpoints=parts)
+    interrupted = Kept({name: arrays for name, arrays in parts.items() if name != "parity_2"})
+    resumed, kept_again = align_frame_to_model(box.scene, usable_of(box), config, matcher=ExactMatcher(box), checkpoints=interrupted)
+    np.testing.assert_array_equal(resumed.cameras.c2w, whole.cameras.c2w)
+    np.testing.assert_array_equal(resumed.fields.nodes, whole.fields.nodes)
+    np.testing.assert_array_equal(kept, kept_again)

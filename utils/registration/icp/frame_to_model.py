@@ -1,7 +1,7 @@
 """Stage 1 of the published method: frame after frame onto a growing model, rigid first, then with a field of twists."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,30 +33,8 @@ from utils.registration.icp.stopping import EarlyStopping
 from utils.registration.lattice import zero_fields
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_pairs, prepare_pairs
 from utils.registration.result import Diagnostics, Registration
+from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, KeptMatches
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
-
-
-@dataclass(frozen=True)
-class Registered:
-    """One frame after its registration.
-
-    Attributes:
-        pose: (6,) float64 twist of the camera-to-world transform, units.
-        field: twists of its points.
-        fitness: share of its points with a neighbour in the model.
-        before: median distance to the model before, in units, of the points near it.
-        after: the same after.
-        iterations: of the non-rigid step.
-        terms: last weighted value of every term.
-    """
-
-    pose: Array
-    field: nn.Module
-    fitness: float
-    before: float
-    after: float
-    iterations: int
-    terms: dict[str, float]
 
 
 def torch_device() -> torch.device:
@@ -70,6 +48,7 @@ def align_frame_to_model(
     config: FrameToModelICPConfig,
     report: Reporter = NULL_REPORTER,
     matcher: Matcher | None = None,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
 ) -> tuple[Registration, Array]:
     """Poses and fields of all frames, and (F, H, W) bool which pixels passed the filter and make up the canonical cloud.
 
@@ -79,98 +58,107 @@ def align_frame_to_model(
         config: of stage 1; `icp` and `twists` are used, and the matcher of `matching`.
         report: progress.
         matcher: replaces the one named in the config.
+        checkpoints: parts that an interrupted run finished.
 
     Raises:
         DegenerateCloudError: the first frame has too few usable pixels.
     """
-    icp, device = config.icp, torch_device()
-    kind = resolve_field(config.field, "parity")
-    if kind == "hashgrid":
-        resolve_backend(config.twists, device, report.note)
-    frames, scale = frame_points(scene, usable), unit_scale(scene)
+    icp, scale = config.icp, unit_scale(scene)
+    frames = frame_points(scene, usable)
     if len(frames[0]) <= icp.normal_neighbors:
         raise DegenerateCloudError(f"the first frame has {len(frames[0])} usable pixels", "lower the confidence percentiles of alignment")
-    start = time.perf_counter()
-    found = _image_matches(scene, usable, config, report, matcher)
-    seconds = {"matching": time.perf_counter() - start}
+    if resolve_field(config.field, "parity") == "hashgrid":
+        resolve_backend(config.twists, torch_device(), report.note)
+    clock = [time.perf_counter()]
+    found = _image_matches(scene, usable, config, report, matcher, checkpoints)
+    clock.append(time.perf_counter())
     count, (h, w) = len(scene), scene.cameras.size
     twists = pose_twists(scene.cameras, scale)
     model = CanonicalModel(count, h * w, icp.normal_neighbors, icp.color_neighbors)
-    model.add(0, _placed(frames[0], twists[0], None, device), frames[0].intensity, frames[0].pixel)
-    kept = np.zeros((count, h * w), bool)
-    kept[0, frames[0].pixel] = True
-    history, fields = ResidualHistory(), dict[int, nn.Module]()
-    aligned, fitness, before, after = np.zeros(count, bool), *np.full((3, count), np.nan)
-    aligned[0] = True
-    start = time.perf_counter()
+    model.add(0, _placed(frames[0].points, twists[0]), frames[0].intensity, frames[0].pixel)
+    history, displacement = ResidualHistory(), dict[int, Array]()
+    aligned, quality = np.arange(count) == 0, np.full((3, count), np.nan)
     for f in range(1, count):
-        rng = np.random.default_rng(config.twists.seed + f)
-        own_row = np.full(h * w, -1, np.int64)
-        own_row[frames[f].pixel] = np.arange(len(frames[f]))
-        pairs = matched_rows([m for m in found if m.source == f and aligned[m.target]], own_row, model, w, icp, rng)
-        field = make_field(kind, frames[f].box, config.twists, device)
-        result = register_frame(frames[f], twists[f], field, model, pairs, icp, rng)
-        fitness[f], before[f], after[f] = result.fitness, result.before / UNITS_PER_DEPTH, result.after / UNITS_PER_DEPTH
-        if result.fitness < icp.min_fitness:
+        done = checkpoints.load(f"parity_{f}")
+        if done is None:
+            done = register_frame(f, frames[f], twists[f], model, [m for m in found if m.source == f and aligned[m.target]], config)
+            checkpoints.save(f"parity_{f}", done)
+        quality[:, f] = done["quality"]
+        if quality[0, f] < icp.min_fitness:
             report.note(f"frame {int(scene.cameras.frame_ids[f])} does not meet the frames before it and is left out")
             continue
-        aligned[f], twists[f], fields[f] = True, result.pose, field
-        moved = _placed(frames[f], result.pose, field, device)
+        aligned[f], twists[f], displacement[f] = True, done["pose"], done["displacement"]
+        moved = _placed(frames[f].points + displacement[f], twists[f])
         keep = history.keep(*residuals(moved, frames[f].intensity, model, icp.max_corr_dist), icp)
         model.add(f, moved[keep], frames[f].intensity[keep], frames[f].pixel[keep])
-        kept[f, frames[f].pixel[keep]] = True
-        values = {"iterations": float(result.iterations), "fitness": result.fitness, "kept": float(keep.mean()), **result.terms}
-        report.step(StepReport("frame to model", f - 1, count - 1, values))
-    seconds["solving"] = time.perf_counter() - start
-    displacement = lambda f: field_displacement(fields[f], frames[f].points, device) if f in fields else None  # noqa: E731
-    stored = stored_fields(scene, frames, displacement, config.twists, report)
-    cameras = replace(scene.cameras, c2w=np.where(aligned[:, None, None], poses(twists, scale), scene.cameras.c2w))
-    cameras.c2w[0] = scene.cameras.c2w[0]
-    numbers = np.array([sum(len(m) for m in found if m.source == f) for f in range(count)])
-    diagnostics = Diagnostics(numbers, fitness, before, after, seconds=seconds)
-    return Registration(cameras, stored, aligned, diagnostics), kept.reshape(count, h, w)
+        values = {"iterations": float(done["iterations"]), "fitness": float(quality[0, f]), "kept": float(keep.mean())}
+        report.step(StepReport("frame to model", f - 1, count - 1, values | dict(zip(done["terms"], done["values"].tolist(), strict=True))))
+    clock.append(time.perf_counter())
+    stored = stored_fields(scene, frames, displacement.get, config.twists, report)
+    moves = aligned & (np.arange(count) > 0)
+    cameras = replace(scene.cameras, c2w=np.where(moves[:, None, None], poses(twists, scale), scene.cameras.c2w))
+    matched = np.array([sum(len(m) for m in found if m.source == f) for f in range(count)])
+    seconds = {"matching": clock[1] - clock[0], "solving": clock[2] - clock[1]}
+    fitness, before, after = quality
+    kept = (model.row_of_pixel >= 0).reshape(count, h, w)
+    return Registration(cameras, stored, aligned, Diagnostics(matched, fitness, before, after, seconds=seconds)), kept
 
 
 def register_frame(
-    frame: FramePoints,
-    pose: Array,
-    field: nn.Module,
-    model: CanonicalModel,
-    pairs: tuple[Array, Array],
-    config: IcpConfig,
-    rng: np.random.Generator,
-) -> Registered:
-    """One frame onto the model: its pose rigidly, then pose and field together; `field` is trained in place.
+    index: int, frame: FramePoints, pose: Array, model: CanonicalModel, matches: list[MatchSet], config: FrameToModelICPConfig
+) -> dict[str, Array]:
+    """One frame onto the model: its pose rigidly, then pose and field together.
 
     Args:
+        index: of the frame; draws of one frame do not depend on those of another.
         frame: its points.
         pose: (6,) twist to start from.
-        field: not yet trained.
         model: does not move.
-        pairs: matched rows of the frame's points and of the model's.
+        matches: from the frame to frames in the model.
         config: terms and schedule.
-        rng: draws points and places.
+
+    Returns:
+        `pose` (6,); `displacement` (N, 3) of its points in camera space; `quality`, the share of its points that have a neighbour and the
+        median distance of these along the normal before and after, in depths; `iterations`; `terms` and their last weighted `values`.
     """
-    device = next(field.parameters()).device
+    icp, device = config.icp, torch_device()
+    rng = np.random.default_rng(config.twists.seed + index)
+    own_row = np.full(model.row_of_pixel.shape[1], -1, np.int64)
+    own_row[frame.pixel] = np.arange(len(frame))
+    pairs = matched_rows(matches, own_row, model, frame.box.size[1], icp, rng)
     start = se3.exp(torch.from_numpy(pose)).numpy()
     world = frame.points @ start[:3, :3].T + start[:3, 3]
-    before = _typical_distance(model, world, config.max_corr_dist)
-    motion = align_rigid(world, frame.intensity, model.points, model.intensity, config) if config.rigid_radii else np.eye(4)
-    rigid = se3.log(torch.from_numpy(motion @ start)).float().to(device)
-    global_twist = nn.Parameter(rigid)
+    motion = align_rigid(world, frame.intensity, model.points, model.intensity, icp) if icp.rigid_radii else np.eye(4)
+    twist = nn.Parameter(se3.log(torch.from_numpy(motion @ start)).float().to(device))
+    field = make_field(resolve_field(config.field, "parity"), frame.box, config.twists, device)
     rows = np.arange(len(frame))
-    if 0 < config.max_points < len(frame):
-        rows = np.sort(rng.choice(len(frame), config.max_points, replace=False))
-    job = _NonRigid(frame, rows, pairs, model, config, device, torch.Generator().manual_seed(int(rng.integers(2**31))))
-    parameters = [global_twist, *field.parameters()]
-    adam = torch.optim.Adam(parameters, lr=config.lr, fused=True)
+    if 0 < icp.max_points < len(frame):
+        rows = np.sort(rng.choice(len(frame), icp.max_points, replace=False))
+    job = _NonRigid(frame, rows, pairs, model, icp, device, torch.Generator().manual_seed(int(rng.integers(2**31))))
+    iterations, values = _optimise(job, twist, field, icp)
+    final = twist.detach().double().cpu().numpy()
+    displacement = field_displacement(field, frame.points, device)
+    before, _ = _distance(model, world, icp.max_corr_dist)
+    after, fitness = _distance(model, _placed(frame.points + displacement, final), icp.max_corr_dist)
+    return {
+        "pose": final,
+        "displacement": displacement,
+        "quality": np.array([fitness, before / UNITS_PER_DEPTH, after / UNITS_PER_DEPTH]),
+        "iterations": np.array(iterations),
+        "terms": np.array(list(values), str),
+        "values": np.array(list(values.values()), float),
+    }
+
+
+def _optimise(job: "_NonRigid", twist: nn.Parameter, field: nn.Module, config: IcpConfig) -> tuple[int, dict[str, float]]:
+    """Trains pose and field in place; the iterations it took and the last weighted value of every term."""
+    adam = torch.optim.Adam([twist, *field.parameters()], lr=config.lr, fused=True)
     stopping = EarlyStopping(config.early_stopping_patience, config.early_stopping_min_iters, config.early_stopping_min_delta)
     values: dict[str, float] = {}
-    iteration = -1
     for iteration in range(config.n_iter):
-        loss, weighted, inliers = job.loss(global_twist, field, iteration)
+        loss, weighted, inliers = job.loss(twist, field, iteration)
         if inliers < 3:
-            break
+            return iteration, values
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss of a frame became {float(loss)} in iteration {iteration}", "lower icp.lr")
         adam.zero_grad(set_to_none=True)
@@ -178,13 +166,8 @@ def register_frame(
         adam.step()
         values = {name: float(value.detach()) for name, value in weighted.items()}
         if stopping.update({name: values[name] for name in ("data", "match", "color") if name in values}):
-            break
-    final = global_twist.detach().double().cpu().numpy()
-    moved = _placed(frame, final, field, device)
-    near, _ = model.nearest(moved, config.max_corr_dist)
-    fitness = len(near) / max(len(frame), 1)
-    after = _typical_distance(model, moved, config.max_corr_dist)
-    return Registered(final, field, fitness, before, after, iteration + 1, values)
+            return iteration + 1, values
+    return config.n_iter, values
 
 
 class _NonRigid:
@@ -251,11 +234,10 @@ class _NonRigid:
         return loss, values, len(rows)
 
 
-@torch.no_grad()
-def _placed(frame: FramePoints, pose: Array, field: nn.Module | None, device: torch.device) -> Array:
-    """(N, 3) float32 canonical positions of a frame's points."""
-    p = torch.from_numpy(frame.points).to(device)
-    return place(torch.from_numpy(np.asarray(pose)).float().to(device), None if field is None else field(p), p).cpu().numpy()
+def _placed(points: Array, pose: Array) -> Array:
+    """(N, 3) float32 canonical positions of displaced camera-space points."""
+    c2w = se3.exp(torch.from_numpy(np.asarray(pose, np.float64))).numpy()
+    return (points @ c2w[:3, :3].T + c2w[:3, 3]).astype(np.float32)
 
 
 def residuals(moved: Array, shade: Array, model: CanonicalModel, radius: float) -> tuple[Array, Array, Array]:
@@ -277,15 +259,18 @@ def residuals(moved: Array, shade: Array, model: CanonicalModel, radius: float) 
     return geometric, photometric, valid
 
 
-def _typical_distance(model: CanonicalModel, points: Array, radius: float) -> float:
-    """Median distance along the normal of the points near the model, in units; NaN if none is."""
+def _distance(model: CanonicalModel, points: Array, radius: float) -> tuple[float, float]:
+    """Median distance along the normal of the points near the model, in units (NaN if none is), and their share of all."""
     rows, partners = model.nearest(points, radius)
     if len(rows) == 0:
-        return float("nan")
-    return float(np.median(np.abs(((points[rows] - model.points[partners]) * model.normals[partners]).sum(1))))
+        return float("nan"), 0.0
+    along = ((points[rows] - model.points[partners]) * model.normals[partners]).sum(1)
+    return float(np.median(np.abs(along))), len(rows) / len(points)
 
 
-def _image_matches(scene: Scene, usable: Array, config: FrameToModelICPConfig, report: Reporter, matcher: Matcher | None) -> list[MatchSet]:
+def _image_matches(
+    scene: Scene, usable: Array, config: FrameToModelICPConfig, report: Reporter, matcher: Matcher | None, checkpoints: Checkpoints
+) -> list[MatchSet]:
     """Matches of every frame with its references, from the geometry as it came."""
     if config.icp.match_weight == 0 or (config.matching.matcher == "none" and matcher is None):
         return []
@@ -293,6 +278,7 @@ def _image_matches(scene: Scene, usable: Array, config: FrameToModelICPConfig, r
     geometry = AlignedGeometry(scene, scene.cameras, zero_fields(scene.depth, scene.valid, (2, 2, 2)))
     h, w = scene.cameras.size
     grid = max(1, round(float(np.sqrt(0.5 * h * w / config.icp.match_samples))))  # about half of all pixels match
-    matcher = matcher or MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
+    inner: Matcher = matcher or MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
+    matcher = KeptMatches(inner, checkpoints, "parity_matches")
     prepare_pairs(matcher, [(j, i) for i, j in pairs], report)
     return match_pairs(matcher, pairs, geometry, lambda n: report.step(StepReport("matching", n - 1, len(pairs))))

@@ -168,9 +168,9 @@ def _matches(
     geometry = AlignedGeometry(scene, start.cameras, start.fields)
     pairs = choose_pairs(overlaps(geometry, active), active, config.matching)
     grid = match_grid(scene, len(pairs), config.matching)
-    matcher = matcher or MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
-    prepare_pairs(matcher, pairs, report)
-    found = match_pairs(matcher, pairs, geometry, lambda n: report.step(StepReport("matching for hash grids", n - 1, len(pairs))))
+    chosen: Matcher = matcher or MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
+    prepare_pairs(chosen, pairs, report)
+    found = match_pairs(chosen, pairs, geometry, lambda n: report.step(StepReport("matching for hash grids", n - 1, len(pairs))))
     found = supported_matches(found, scene.cameras.size[0] * scene.cameras.size[1] / grid**2)
     if not found:
         raise NoOverlapError("no two frames show the same surface", "check poses and depth of stage 0, or use fewer, closer frames")
