@@ -32,7 +32,8 @@ from utils.runtime import run_stage
 from utils.synthetic import WorldConfig, make_world
 
 GROUPS = {"compared": COMPARED, "ablation": ("ours", *ABLATIONS), "all": tuple(VARIANTS)}
-QUICK_TABLE, QUICK_POINTS, QUICK_PAIRS = 16, 6000, 20_000  # of the published method: table 2^16, points of a frame, pairs of an iteration
+# Sizes of the published method in `--parity quick`: log2 of the table, points of a frame, pairs and places of an iteration.
+QUICK_TABLE, QUICK_POINTS, QUICK_PAIRS, QUICK_ANCHORS = 16, 5000, 5000, 1024
 REPORTED = {
     "consistency": "consistency_median_percent",
     "thickness": "thickness_percent",
@@ -123,7 +124,7 @@ def configurations(args: argparse.Namespace) -> tuple[FrameToModelICPConfig, Glo
     if args.parity == "quick":
         twists = replace(stage1.twists, log2_table_size=QUICK_TABLE)
         stage1 = replace(stage1, twists=twists, icp=replace(stage1.icp, max_points=QUICK_POINTS))
-        stage2 = replace(stage2, twists=twists, loo=replace(stage2.loo, max_pairs=QUICK_PAIRS))
+        stage2 = replace(stage2, twists=twists, loo=replace(stage2.loo, max_pairs=QUICK_PAIRS, anchor_samples=QUICK_ANCHORS))
     return (
         replace(stage1, matching=replace(stage1.matching, matcher=args.matcher)),
         replace(stage2, matching=replace(stage2.matching, matcher=args.matcher)),

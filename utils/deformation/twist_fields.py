@@ -19,6 +19,7 @@ from utils.errors import MissingDependencyError
 from utils.types import Array
 
 _MARGIN = 0.01  # of the box's extent, added on each side
+_NODE_STEP = 0.1  # of Adam's step, for lattice nodes: a whole one moves each by more than the surface terms can hold in place
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,17 @@ class HashGridTwists(nn.Module):
 
 
 class LatticeTwists(nn.Module):
-    """Trilinear interpolation of twists at the nodes of a lattice over (u, v, inverse depth)."""
+    """Trilinear interpolation of shifts at the nodes of a lattice over (u, v, inverse depth); rotations stay zero.
+
+    With rotations Adam removes less: turning and shifting about a far centre nearly cancel, and both then wander along the surface.
+    """
 
     K: Tensor
 
     def __init__(self, box: FrameBox, config: TwistFieldConfig, device: torch.device):
         super().__init__()
         nu, nv, nz = config.lattice
-        self.nodes = nn.Parameter(torch.zeros(1, 6, nz, nv, nu))
+        self.nodes = nn.Parameter(torch.zeros(1, 3, nz, nv, nu))
         self.register_buffer("K", torch.as_tensor(box.K, dtype=torch.float32))
         self._size, self._inv_depth = box.size, (float(box.inv_depth[0]), float(box.inv_depth[1]))
         self.to(device)
@@ -88,7 +92,8 @@ class LatticeTwists(nn.Module):
         v = (self.K[1, 1] * points[:, 1] * inverse + self.K[1, 2]) / h
         grid = torch.stack([u, v, (inverse - far) / (near - far)], -1) * 2 - 1
         sampled = nn.functional.grid_sample(self.nodes, grid[None, None, None], align_corners=True, padding_mode="border")
-        return sampled[0, :, 0, 0].T
+        shift = _NODE_STEP * sampled[0, :, 0, 0].T
+        return torch.cat([torch.zeros_like(shift), shift], -1)
 
 
 def make_field(kind: str, box: FrameBox, config: TwistFieldConfig, device: torch.device) -> nn.Module:

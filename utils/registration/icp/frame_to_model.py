@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from configs.icp import IcpConfig, resolve_field
 from configs.stage1_align import FrameToModelICPConfig
+from utils.backends.accelerator import accelerator
 from utils.deformation.twist_fields import make_field, resolve_backend
 from utils.errors import DegenerateCloudError, NonFiniteError
 from utils.geometry import se3
@@ -39,7 +40,7 @@ from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
 
 def torch_device() -> torch.device:
     """Where fields are optimised."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return accelerator() or torch.device("cpu")
 
 
 def align_frame_to_model(
@@ -91,8 +92,9 @@ def align_frame_to_model(
         moved = _placed(frames[f].points + displacement[f], twists[f])
         keep = history.keep(*residuals(moved, frames[f].intensity, model, icp.max_corr_dist), icp)
         model.add(f, moved[keep], frames[f].intensity[keep], frames[f].pixel[keep])
-        values = {"iterations": float(done["iterations"]), "fitness": float(quality[0, f]), "kept": float(keep.mean())}
-        report.step(StepReport("frame to model", f - 1, count - 1, values | dict(zip(done["terms"], done["values"].tolist(), strict=True))))
+        last = dict(zip(done["terms"].tolist(), done["values"].tolist(), strict=True))
+        values = {"iterations": float(done["iterations"]), "fitness": float(quality[0, f]), "kept": float(keep.mean()), **last}
+        report.step(StepReport("frame to model", f - 1, count - 1, values))
     clock.append(time.perf_counter())
     stored = stored_fields(scene, frames, displacement.get, config.twists, report)
     moves = aligned & (np.arange(count) > 0)
