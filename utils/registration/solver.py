@@ -24,7 +24,7 @@ from configs.stage1_align import SolverConfig
 from utils.backends.accelerator import accelerator, or_on_cpu
 from utils.backends.triton_support import triton_ready
 from utils.geometry import se3
-from utils.geometry.projection import unproject
+from utils.registration.lattice import cell_coordinate
 from utils.registration.matching import MatchSet
 from utils.registration.resume import Checkpoints
 from utils.types import Array, CameraSet, LatticeFields
@@ -124,49 +124,58 @@ def build_problem(
         sigma: expected error in depths.
         fixed: per match set, canonical points (M, 3) of its target ends, which then do not move, or None.
     """
-    parts: list[tuple[Array, ...]] = []
-    for index, match in enumerate(matches):
-        source = _end(match.source, match.source_px, match.source_depth, cameras, shape)
-        points = None if fixed is None else fixed[index]
-        if points is None:
-            target = _end(match.target, match.target_px, match.target_depth, cameras, shape)
-        else:
-            target = (np.full_like(source[0], -1), source[1], source[2], points.astype(np.float64))
-        depth = (match.source_depth + match.target_depth) / 2
-        stacked = (np.stack(pair, 1) for pair in zip(source, target, strict=True))
-        parts.append((*stacked, (1.0 / (sigma * depth) ** 2).astype(np.float32), depth))
-    frames, base, weights, points, precision, depth = (np.ascontiguousarray(np.concatenate(a)) for a in zip(*parts, strict=True))
-    return Problem(frames, base, weights, points, precision, depth)
+    counts = [len(match) for match in matches]
+    column = lambda name: np.concatenate([getattr(match, name) for match in matches])  # noqa: E731
+    pixels = np.stack([column("source_px"), column("target_px")], 1)
+    depths = np.stack([column("source_depth"), column("target_depth")], 1)
+    fixed = [None] * len(matches) if fixed is None else fixed
+    targets = [match.target if held is None else -1 for match, held in zip(matches, fixed, strict=True)]
+    frames = np.repeat(np.array([[match.source for match in matches], targets], np.int32).T, counts, 0)
+    rows = len(frames)
+    base, weights, points = np.empty((rows, 2), np.int32), np.empty((rows, 2, 4), np.float32), np.empty((rows, 2, 3))
+    amplitudes = shape.amplitudes() * shape.unit
+    _ends(frames, pixels, depths, cameras.K, cameras.size, shape.nodes, shape.inv_depth, amplitudes, base, weights, points)
+    for end, count, held in zip(np.cumsum(counts), counts, fixed, strict=True):
+        if held is not None:
+            points[end - count : end, 1] = held
+    depth = depths.mean(1, dtype=np.float32)
+    return Problem(frames, base, weights, points, (1.0 / (sigma * depth) ** 2).astype(np.float32), depth)
 
 
-def _end(frame: int, pixels: Array, depth: Array, cameras: CameraSet, shape: LatticeShape) -> tuple[Array, ...]:
-    """Frame, base node, weights and camera-space points of one end of a match set; see `Problem`."""
-    x, y = pixels.T.astype(np.float64)
-    points = unproject(x, y, depth.astype(np.float64), cameras.K[frame])
-    base, weights = _cells(shape, frame, pixels, depth, cameras.size)
-    return np.full(len(pixels), frame, np.int32), base, weights, points
+@njit(cache=True)
+def _ends(frames, pixels, depths, K, size, nodes, inv_depth, amplitudes, base, weights, points):  # type: ignore[no-untyped-def]
+    """Writes lowest node (M, 2), weights (M, 2, 4) and camera-space points (M, 2, 3) of both ends; see `Problem`.
 
-
-def _cells(shape: LatticeShape, frame: int, pixels: Array, depth: Array, size: tuple[int, int]) -> tuple[Array, Array]:
-    """Lowest node (M,) and weights (M, 4) of pixels (M, 2) at `depth` (M,); see `Problem`."""
-    nu, nv, nz = shape.nodes
-    low, high = shape.inv_depth[frame]
-    position = np.stack(
-        [
-            pixels[:, 0] / size[1] * (nu - 1),
-            pixels[:, 1] / size[0] * (nv - 1),
-            (1.0 / depth.astype(np.float64) - low) / (high - low) * (nz - 1),
-        ],
-        1,
-    )
-    position = np.clip(position, 0, np.array([nu, nv, nz]) - 1)
-    cell = np.minimum(position.astype(np.int64), np.array([nu, nv, nz]) - 2)
-    fraction = position - cell
-    amplitude = shape.amplitudes()[frame] * shape.unit
-    near = (1 - fraction[:, 2]) * amplitude[cell[:, 2]]
-    far = fraction[:, 2] * amplitude[cell[:, 2] + 1]
-    base = (cell[:, 2] * nv + cell[:, 1]) * nu + cell[:, 0]
-    return base.astype(np.int32), np.stack([fraction[:, 0], fraction[:, 1], near, far], 1).astype(np.float32)
+    Args:
+        frames: (M, 2), -1 for fixed ends, which get nodes and weights of the other one and no point.
+        pixels: (M, 2, 2).
+        depths: (M, 2).
+        K: (F, 3, 3).
+        size: h, w.
+        nodes: nu, nv, nz.
+        inv_depth: (F, 2).
+        amplitudes: (F, nz) depth of each layer.
+        base: receives the nodes.
+        weights: receives the weights.
+        points: receives the points.
+    """
+    nu, nv, nz = nodes
+    for m in range(len(frames)):
+        for end in range(2):
+            f, x, y, z = frames[m, end], float(pixels[m, end, 0]), float(pixels[m, end, 1]), float(depths[m, end])
+            if f < 0:
+                base[m, end] = base[m, 0]
+                weights[m, end] = weights[m, 0]
+                continue
+            points[m, end, 0] = (x - K[f, 0, 2]) / K[f, 0, 0] * z
+            points[m, end, 1] = (y - K[f, 1, 2]) / K[f, 1, 1] * z
+            points[m, end, 2] = z
+            a, across = cell_coordinate(x / size[1] * (nu - 1), nu)
+            b, down = cell_coordinate(y / size[0] * (nv - 1), nv)
+            c, deep = cell_coordinate((1.0 / z - inv_depth[f, 0]) / (inv_depth[f, 1] - inv_depth[f, 0]) * (nz - 1), nz)
+            base[m, end] = (c * nv + b) * nu + a
+            weights[m, end, 0], weights[m, end, 1] = across, down
+            weights[m, end, 2], weights[m, end, 3] = (1 - deep) * amplitudes[f, c], deep * amplitudes[f, c + 1]
 
 
 def initial_state(cameras: CameraSet, shape: LatticeShape) -> State:
