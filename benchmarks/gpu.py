@@ -27,9 +27,11 @@ from utils.deformation import lattice_triton
 from utils.deformation.inverse import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWTON_STEPS, TOLERANCE, FixedPointInverseWarp, LocalWarp
 from utils.deformation.lattice import LatticeField
 from utils.geometry import se3
+from utils.points.confidence_torch import voxel_confident
+from utils.registration import flow_torch
 from utils.splats import gaussians, gaussians_triton
 from utils.splats.ssim import ssim
-from utils.types import CameraGaussians, Splats
+from utils.types import CameraGaussians, CameraSet, Scene, Splats
 
 DEVICE = torch.device("cuda")
 SIZE = (280, 504)
@@ -178,6 +180,37 @@ def check_view(seed: int) -> dict[str, float]:
     return {"view of the splats": max(relative(g, e) for g, e in zip(got, expected, strict=True))}
 
 
+def check_flow(seed: int) -> dict[str, float]:
+    """Jacobi steps of the flow against float64, and the flow of a known shift against that shift (in pixels)."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    batch, (h, w) = 3, (61, 90)
+    across, down = torch.zeros(batch, 1, h, w + 1, dtype=torch.float64), torch.zeros(batch, 1, h + 1, w, dtype=torch.float64)
+    across[..., 1:-1], down[..., 1:-1, :] = draw(batch, 1, h, w - 1), draw(batch, 1, h - 1, w)
+    matrix = (1 + draw(batch, 1, h, w), draw(batch, 1, h, w) - 0.5, 1 + draw(batch, 1, h, w))
+    arguments = (*matrix, draw(batch, 2, h, w), across, down, draw(batch, 2, h, w))
+    expected = flow_torch.relax(*arguments)
+    got = flow_torch.relax(*(a.float().to(DEVICE) for a in arguments))
+    source, target, shift = shifted_pair(4, SIZE, generator)
+    flow = flow_torch.dense_flow(source, target, torch.ones_like(source, dtype=torch.bool))
+    off = (flow - shift).norm(dim=-1)[:, 16:-16, 16:-16].median()
+    print(f"  flow of a smooth shift of 3 pixels: median error {float(off):.3f} pixels")
+    return {"flow relaxation": relative(got, expected), "flow of a shift (1e-2 pixels is 1e-4)": 0.01 * float(off)}
+
+
+def shifted_pair(count: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Textures (B, H, W), the same shifted, and the shift (B, H, W, 2) that leads from the first to the second, on the device."""
+    h, w = size
+    rough = torch.rand(count, 1, h // 3, w // 3, generator=generator).to(DEVICE)
+    source = 255 * torch.nn.functional.interpolate(rough, size, mode="bicubic", align_corners=False)
+    grid = flow_torch.pixel_grid(h, w, DEVICE)
+    shift = torch.stack([3 * torch.sin(grid[..., 1] / 40), 2 * torch.cos(grid[..., 0] / 50)], -1).expand(count, -1, -1, -1)
+    inverse = shift
+    for _ in range(20):
+        inverse = flow_torch.sample(shift.permute(0, 3, 1, 2), grid - inverse).permute(0, 2, 3, 1)
+    return source[:, 0], flow_torch.sample(source, grid - inverse)[:, 0], shift
+
+
 # ---------------------------------------------------------------------------------------------------- times
 
 
@@ -261,11 +294,24 @@ def time_warp_and_view(num: int, size: tuple[int, int], bandwidth: float, genera
     return rows
 
 
+def time_alignment_parts(generator: torch.Generator) -> list[Row]:
+    """Flow of a batch of pairs, and the confidence filter of a clip of 50 frames; copies to the device included where they are made."""
+    h, w = SIZE
+    source, target, _ = shifted_pair(56, SIZE, generator)
+    known = torch.ones_like(source, dtype=torch.bool)
+    rows = [measure("flow of 56 directions", lambda: flow_torch.dense_flow(source, target, known), repeats=5)]
+    poses = se3.exp(0.1 * torch.randn(50, 6, generator=generator, dtype=torch.float64)).numpy()
+    cameras = CameraSet(c2w=poses, K=camera(SIZE, torch.float64)[None].repeat(50, 1, 1).numpy(), size=SIZE, frame_ids=np.arange(50))
+    depth, confidence = (torch.rand(50, h, w, generator=generator).numpy() + 1 for _ in range(2))
+    scene = Scene(cameras=cameras, images=np.zeros((50, h, w, 3), np.uint8), depth=depth, confidence=confidence)
+    rules = [(80.0, None, 50.0), (10.0, 10.0, None)]
+    return [*rows, measure("confidence filter of 50 frames", lambda: voxel_confident(scene, 0.5, rules, DEVICE), repeats=5)]
+
+
 def time_training(num: int, steps: int, generator: torch.Generator) -> None:
     """Milliseconds of one step of stage 3.2 before and after the higher bands start, and the peak memory."""
     from configs.stage3_gs import GSConfig
     from train_gs.train import Trainer, TrainingData
-    from utils.types import CameraSet
 
     frames, modes = 8, ("3dgs", "2dgs")
     poses = se3.exp(0.02 * torch.randn(frames, 6, generator=generator, dtype=torch.float64)).numpy()
@@ -417,7 +463,12 @@ def time_kernels(arguments: argparse.Namespace, generator: torch.Generator) -> b
             BlendShape(tile=16, chunk=8, warps=4, back_warps=4, back_chunk=8, dot=False),
         ]
     with poisoned():
-        errors = {**check_inverse(arguments.seed), **check_view(arguments.seed), **check_rasterizer(arguments.seed, shapes)}
+        errors = {
+            **check_inverse(arguments.seed),
+            **check_view(arguments.seed),
+            **check_flow(arguments.seed),
+            **check_rasterizer(arguments.seed, shapes),
+        }
     for name, error in errors.items():
         print(f"  {'ok ' if error < 1e-3 else 'BAD'} {error:.1e} {name}")
     bandwidth = copy_bandwidth()
@@ -432,6 +483,7 @@ def time_kernels(arguments: argparse.Namespace, generator: torch.Generator) -> b
             label = f"{mode} tile {shown.tile}, {shown.chunk}x{shown.warps}, {back}"
             rows += time_rasterizer(TritonRasterizer(DEVICE, shape), cloud, SIZE, mode, label, bandwidth)
     rows += time_warp_and_view(arguments.splats, SIZE, bandwidth, generator)
+    rows += time_alignment_parts(generator)
     print_table(rows)
     if arguments.profile:
         for mode in modes:
