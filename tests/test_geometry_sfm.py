@@ -7,7 +7,7 @@ import torch
 from utils.backends import flow_bundle, flow_depth, sfm_poses
 from utils.backends.depth_refine import edge_couplings, fill_and_smooth
 from utils.backends.geometry import GEOMETRY, ClipFrames
-from utils.backends.geometry_sfm import MEDIAN_DEPTH, SfmGeometry
+from utils.backends.geometry_sfm import MEDIAN_DEPTH, PosedClip, SfmGeometry, choose_neighbours
 from utils.errors import GeometryError, InputError, UnknownBackendError
 from utils.geometry import se3
 from utils.geometry.projection import invert_rigid
@@ -93,6 +93,27 @@ def test_agreement_rewards_the_true_surface_and_punishes_floaters() -> None:
     floating = depths.copy()
     floating[2, 60:80, 110:140] *= 0.7
     assert flow_depth.agreement(floating, w2c, K)[2, 62:78, 112:138].max() < 0.1
+
+
+def test_depth_is_carried_from_other_frames() -> None:
+    _, depths, w2c = plane_clip()
+    inverse, trusted = 1 / depths, np.ones(depths.shape, bool)
+    inverse[2], trusted[2] = 9.0, False
+    value, count = flow_depth.carried(inverse, trusted, w2c, K, 2)
+    assert (count > 0).mean() > 0.95 and count.max() == 4
+    assert np.median(np.abs(value * depths[2] - 1)[count > 0]) < 0.004
+
+
+def test_neighbours_are_near_in_time_and_seen_past_far_points() -> None:
+    w2c = np.tile(np.eye(4), (40, 1, 1))
+    w2c[:, 0, 3] = -np.minimum(np.arange(40), 39) * 0.08
+    rng = np.random.default_rng(0)
+    near = rng.random(200) < 0.4
+    sparse = np.column_stack([rng.uniform(20, 230, 200), rng.uniform(10, 130, 200), np.where(near, 1 / 4, 1 / 60)])
+    clip = PosedClip(grays=np.zeros((40, *SIZE), np.uint8), w2c=w2c, K=K, refs=np.array([20, 39]), sparse=[sparse, sparse])
+    middle, last = choose_neighbours(clip, 0), choose_neighbours(clip, 1)
+    assert 19 in middle and 21 in middle and max(middle) > 26 and min(middle) < 14
+    assert len(set(last)) == len(last) and sorted(last)[-4:] == [35, 36, 37, 38]
 
 
 def test_filling_follows_image_edges() -> None:

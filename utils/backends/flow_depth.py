@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numba import njit
 
+from utils.geometry.projection import invert_rigid
 from utils.runtime import cpu_count
 from utils.types import Array
 
@@ -211,6 +212,60 @@ def _triangulate(matches: Array, trusted: Array, rotations: Array, translations:
             far[row, column] = w < 2.0 * 0.5 / np.sqrt(max(bottom, 1e-18)) and near >= 3 and 2 * near >= found
             information[row, column] = gain if (w > 0 and 2 * near >= found) else 0.0
     return out, information, agreeing, far
+
+
+# Frames, counted in chosen ones, whose depth is carried into a frame.
+_CARRIED_FROM = (1, 2, 4, 7)
+
+
+def carried(inverse: Array, trusted: Array, w2c: Array, K: Array, row: int) -> tuple[Array, Array]:
+    """What other frames' depth says about one frame, which helps where its own neighbours show it too little parallax.
+
+    Args:
+        inverse: (F, H, W) float32 1/z of all frames.
+        trusted: (F, H, W) bool, pixels that may be carried.
+        w2c: (F, 4, 4).
+        K: (3, 3), shared.
+        row: the frame.
+
+    Returns:
+        (H, W) float32 1/z, the median of the frames that reach a pixel, and (H, W) float32 how many do.
+    """
+    others = [j for o in _CARRIED_FROM for j in (row - o, row + o) if 0 <= j < len(inverse)]
+    relative = w2c[row] @ invert_rigid(w2c[others])
+    layers = np.stack(
+        [
+            _splat(inverse[j], trusted[j], np.ascontiguousarray(T[:3, :3]), np.ascontiguousarray(T[:3, 3]), K.astype(np.float64))
+            for j, T in zip(others, relative, strict=True)
+        ]
+    )
+    count = (layers > 0).sum(0)
+    ordered = np.sort(np.where(layers > 0, layers, np.inf), axis=0)
+    middle = np.take_along_axis(ordered, np.maximum(count - 1, 0)[None] // 2, axis=0)[0]
+    return np.where(count > 0, middle, 0).astype(np.float32), count.astype(np.float32)
+
+
+@njit(nogil=True, cache=True)
+def _splat(inverse: Array, trusted: Array, rotation: Array, translation: Array, K: Array) -> Array:
+    """(H, W) float32 1/z of a depth image seen from another camera (its pose from the image's camera), nearest wins; 0 = nothing."""
+    height, width = inverse.shape
+    out = np.zeros((height, width), np.float32)
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    for row in range(height):
+        for column in range(width):
+            w = inverse[row, column]
+            if not trusted[row, column] or w <= 0:
+                continue
+            rx, ry = (column + 0.5 - cx) / fx, (row + 0.5 - cy) / fy
+            qz = rotation[2, 0] * rx + rotation[2, 1] * ry + rotation[2, 2] + w * translation[2]
+            if qz <= 1e-3:
+                continue
+            qx = rotation[0, 0] * rx + rotation[0, 1] * ry + rotation[0, 2] + w * translation[0]
+            qy = rotation[1, 0] * rx + rotation[1, 1] * ry + rotation[1, 2] + w * translation[1]
+            u, v = int(np.floor(fx * qx / qz + cx)), int(np.floor(fy * qy / qz + cy))
+            if 0 <= u < width and 0 <= v < height:
+                out[v, u] = max(out[v, u], w / qz)
+    return out
 
 
 # Depth maps agree at a pixel when they differ by less than this share; twice this in front of a seen surface is a contradiction.

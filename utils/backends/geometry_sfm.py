@@ -4,6 +4,7 @@ Result: cameras that share one focal length, depth with every pixel filled, conf
 that its median depth is 3 units.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from utils.backends.depth_refine import edge_couplings, fill_and_smooth, flatness
 from utils.backends.flow_bundle import Matches, adjust, join
-from utils.backends.flow_depth import RayDepth, agreement, frame_threads, match_through_depth, triangulate
+from utils.backends.flow_depth import RayDepth, agreement, carried, frame_threads, match_through_depth, triangulate
 from utils.backends.geometry import ClipFrames
 from utils.backends.sfm_poses import SparseModel, focal_prior, map_frames, place_between, settle_focal
 from utils.geometry.projection import invert_rigid
@@ -21,10 +22,17 @@ from utils.types import Array, CameraSet, Reporter, Scene, StepReport
 # Depth of the middle of the scene, in scene units; arbitrary, but the same for every clip.
 MEDIAN_DEPTH = 3.0
 # Triangulation angles (degrees) of the neighbours looked for, on either side in time: small ones match best, wide ones measure best.
-_ANGLES_DEG = (1.5, 3.0, 6.0, 10.0)
+_ANGLES_DEG = (1.5, 3.0, 6.0, 10.0, 16.0)
+# Percentile of the sparse points' angles that is compared with them.
+_NEARER_SHARE = 75
+# What a neighbour costs that comes k times later than the first one with enough angle, in log k: generated frames far apart in time
+# contradict each other even where the camera has come back.
+_LATE_COST = 0.5
 # Smoothing of inverse depth after each round; the first only has to start the second well.
 _FIRST_STRENGTH = 1e5
 _STRENGTHS = (60.0, 15.0, 4.0)
+# Weight that a pixel needs to be carried into other frames, and its weight there for each frame that says so.
+_CARRIED_LEAST, _HINT = 0.1, 0.02
 # Points of each frame that enter bundle adjustment: more add time, not accuracy.
 _BUNDLE_POINTS = 150
 # The far shell lies at this multiple of the 99th percentile of the measured depth.
@@ -100,22 +108,34 @@ def _posed_clip(frames: ClipFrames, model: SparseModel) -> PosedClip:
 
 
 def choose_neighbours(clip: PosedClip, row: int) -> list[int]:
-    """Frames from which to triangulate ref `row`: for each wanted angle the best frame before and after it in the clip."""
+    """Frames from which to triangulate ref `row`: for each wanted angle the best frame before and after it in the clip.
+
+    Angles are those of the nearer points: seen past far buildings, the ground in front would otherwise be looked at from so far
+    away that it is not recognised. At either end of the clip the one side that is left gives as many frames as two.
+    """
     ref = int(clip.refs[row])
     posed = np.flatnonzero(np.isfinite(clip.w2c[:, 0, 0]))
     points = _sparse_world(clip, row)
-    centers = invert_rigid(clip.w2c[posed])[:, :3, 3]
-    rays = points[None] - centers[:, None]
-    rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
-    own = rays[int(np.flatnonzero(posed == ref)[0])]
-    angle = np.degrees(np.median(np.arccos(np.clip((rays * own).sum(-1), -1, 1)), axis=1))
+    offsets = points[None] - invert_rigid(clip.w2c[posed])[:, None, :3, 3]
+    distance = np.linalg.norm(offsets, axis=-1)
+    rays = offsets / distance[..., None]
+    own = int(np.flatnonzero(posed == ref)[0])
+    angle = np.degrees(np.percentile(np.arccos(np.clip((rays * rays[own]).sum(-1), -1, 1)), _NEARER_SHARE, axis=1))
+    zoom = np.abs(np.log(np.median(distance / distance[own], axis=1)))
     overlap = np.array([_share_inside(clip, int(frame), points) for frame in posed])
-    chosen: list[int] = []
-    for wanted in _ANGLES_DEG:
-        for side in (posed < ref, posed > ref):
+    gap = np.abs(posed - ref)
+    sides = [side for side in (posed < ref, posed > ref) if side.any()]
+    wanted_angles = _ANGLES_DEG if len(sides) == 2 else tuple(a * k for a in _ANGLES_DEG for k in (1.0, 1.4))
+    # The first frame on each side shows what soon leaves the view, and little motion to find it by.
+    chosen = [int(posed[np.where(side, gap, len(clip.w2c)).argmin()]) for side in sides if angle[side].max() > 0.3]
+    for wanted in wanted_angles:
+        for side in sides:
             allowed = side & (overlap > 0.5) & (angle > 0.3) & ~np.isin(posed, chosen)
             if allowed.any():
-                cost = np.where(allowed, np.abs(np.log(np.maximum(angle, 1e-3) / wanted)), np.inf)
+                enough = side & (angle > 0.7 * wanted)
+                soonest = gap[enough].min() if enough.any() else gap.max()
+                late = _LATE_COST * np.log(np.maximum(gap / soonest, 1))
+                cost = np.where(allowed, np.abs(np.log(np.maximum(angle, 1e-3) / wanted)) + zoom + late, np.inf)
                 if cost.min() < np.log(2.5) or len(chosen) < 2:
                     chosen.append(int(posed[cost.argmin()]))
     if not chosen:
@@ -152,15 +172,17 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
     couplings = [edge_couplings(_working_image(frames, int(ref))) for ref in clip.refs]
     neighbours = [choose_neighbours(clip, row) for row in rows]
     inverse = [fill_and_smooth(*_anchor_images(clip, row), couplings[row], _FIRST_STRENGTH)[0] for row in rows]
+    hints: list[tuple[Array, Array] | None] = [None for _ in rows]
     found: list[_Found] = []
     with frame_threads() as pool:
         for number, strength in enumerate(_STRENGTHS):
             improve = partial(_improve, clip, strength=strength)
             found = []
-            for row, result in enumerate(pool.map(improve, rows, neighbours, inverse, couplings)):
+            for row, result in enumerate(pool.map(improve, rows, neighbours, inverse, couplings, hints)):
                 found.append(result)
                 report.step(StepReport("depth", number * len(rows) + row, len(_STRENGTHS) * len(rows)))
             inverse = [result.inverse for result in found]
+            hints = _hints(clip, found, pool)
             if number + 1 < len(_STRENGTHS):
                 clip = _refine_cameras(clip, [r.sample for r in found], [r.sample_inverse for r in found], report)
     return clip, inverse, [result.ray for result in found]
@@ -182,13 +204,14 @@ def _improve(
     neighbours: list[int],
     inverse: Array,
     couplings: tuple[Array, Array],
+    hint: tuple[Array, Array] | None,
     *,
     strength: float,
 ) -> _Found:
     """One round for one ref: match through the current 1/z, triangulate and fill."""
     matches, trusted = _match(clip, row, neighbours, inverse)
     ray = triangulate(matches, trusted, *_relative(clip, row, neighbours), clip.K)
-    filled = _filled(clip, row, ray, couplings, strength)
+    filled = _filled(clip, row, ray, couplings, hint, strength)
     sample, start = _sample_matches(clip, row, neighbours, ray, matches, trusted)
     return _Found(filled, ray, sample, start)
 
@@ -214,13 +237,24 @@ def _match(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> 
     return np.stack([match for match, _ in found]), np.stack([trusted for _, trusted in found])
 
 
-def _filled(clip: PosedClip, row: int, ray: RayDepth, couplings: tuple[Array, Array], strength: float) -> Array:
-    """Inverse depth of a ref with every pixel filled: measured values and sparse points, smoothed along image edges."""
+def _hints(clip: PosedClip, found: list[_Found], pool: ThreadPoolExecutor) -> list[tuple[Array, Array] | None]:
+    """For every ref the inverse depth that the others' well measured pixels give it, and how many frames say so."""
+    inverse = np.stack([result.ray.inverse for result in found])
+    trusted = np.stack([(result.ray.weight > _CARRIED_LEAST) & (result.ray.views >= 3) for result in found])
+    return list(pool.map(partial(carried, inverse, trusted, clip.w2c[clip.refs], clip.K), range(len(found))))
+
+
+def _filled(
+    clip: PosedClip, row: int, ray: RayDepth, couplings: tuple[Array, Array], hint: tuple[Array, Array] | None, strength: float
+) -> Array:
+    """Inverse depth of a ref with every pixel filled: measured values, sparse points and hints, smoothed along image edges."""
     anchors, anchor_weight = _anchor_images(clip, row)
     weight = np.where(ray.far, 1.0, ray.weight).astype(np.float32)
     value = np.where(ray.far, np.maximum(ray.inverse, 0), ray.inverse)
-    total = weight + anchor_weight
-    value = (value * weight + anchors * anchor_weight) / np.maximum(total, 1e-12)
+    total, value = weight + anchor_weight, value * weight + anchors * anchor_weight
+    if hint is not None:
+        total, value = total + _HINT * hint[1], value + _HINT * hint[1] * hint[0]
+    value /= np.maximum(total, 1e-12)
     return fill_and_smooth(value.astype(np.float32), total, couplings, strength)[0]
 
 
