@@ -45,6 +45,8 @@ from frame_to_model_icp import stage as stage1
 from global_optimization import stage as stage2
 from train_gs import stage as stage32
 from train_inverse_deformation import stage as stage31
+from utils.deformation.artifact import trained_inverse
+from utils.deformation.inverse import FixedPointInverseWarp
 from utils.geometry.projection import pixel_centers, project, transform, unproject
 from utils.points.confidence import confident_pixels
 from utils.registration import build_cloud, forward_points, usable_pixels
@@ -184,6 +186,17 @@ def trained(root: Path, folder: Path, name: str, budget: GSConfig, report: Conso
     return out, {"heldout": summary.get("heldout_psnr"), "splats": summary["splats"], "seconds": seconds}
 
 
+def as_trained(alignment: Alignment, out: Path) -> Alignment:
+    """The alignment with the poses and the deformation that training refined: the space that the splats are in."""
+    if not (out / "inverse_local.pt").is_file():
+        return alignment
+    cameras, field = load_checkpoint(out).cameras, trained_inverse(out, out)
+    assert isinstance(field, FixedPointInverseWarp)
+    rows = np.flatnonzero(np.isin(cameras.frame_ids, alignment.cameras.frame_ids))
+    fields = replace(alignment.fields, nodes=field.field.nodes[rows].numpy())
+    return replace(alignment, cameras=cameras.select(rows).resized(alignment.cameras.size), fields=fields)
+
+
 def one_world(world: SyntheticWorld, variants: tuple[str, ...], budgets: dict[float, GSConfig], report: ConsoleReporter) -> Iterator[Line]:
     """One line per variant and splat count, as they are done."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -192,11 +205,11 @@ def one_world(world: SyntheticWorld, variants: tuple[str, ...], budgets: dict[fl
             artifacts.save_results(folder, world.predicted_scene())
             write_manifest(folder, schema="scene/1", config={}, inputs={})
         folders = {False: write_naive(root, len(world)), True: align(root, len(world), report)}
-        registered = {aligned: register(world, root, artifacts.load_alignment(folder)) for aligned, folder in folders.items()}
         for (count, budget), name in product(budgets.items(), variants):
             aligned = VARIANTS[name].aligned
             out, figures = trained(root, folders[aligned], name, budget, report)
-            yield labels(asdict(world.config), name, count, budget) | figures | novel_scores(registered[aligned], out / MODEL)
+            alignment = as_trained(artifacts.load_alignment(folders[aligned]), out)
+            yield labels(asdict(world.config), name, count, budget) | figures | novel_scores(register(world, root, alignment), out / MODEL)
 
 
 def one_clip(clip: Path, args: argparse.Namespace, budgets: dict[float, GSConfig], report: ConsoleReporter) -> Iterator[Line]:

@@ -36,6 +36,7 @@ INGREDIENTS = {
     "rotations": Ingredient(on={"deform_inverse_rotations": True}, off={"deform_inverse_rotations": False}),
     "refinement": Ingredient(on={"refine_deformation": True}, off={"refine_deformation": False}),
     "robust": Ingredient(on={"robust": True}, off={"robust": False}),
+    "shell": Ingredient(on={"shell_share": 0.1}, off={"shell_share": 0.0}),
     "growth": Ingredient(
         on={"relocate_every": 50, "initial_fill": 0.7, "relocate_by": "gradient"}, off={"relocate_every": 0, "initial_fill": 1.0}
     ),

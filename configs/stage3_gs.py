@@ -50,6 +50,8 @@ class GSConfig:
     """Optimisation steps, one frame each."""
     target_num_points: int = 1_000_000
     """Splat budget; the many copies of one surface in the cloud are merged until it is met."""
+    shell_share: float = 0.0
+    """Most splats of a shell far around the world, as a share of the budget: sky, where pixels see none of the cloud. 0: no shell."""
     initial_fill: float = 1.0
     """Share of the budget that the initial cloud fills; the rest grows by relocation."""
     relocate_every: int = 0
@@ -169,6 +171,8 @@ class GSConfig:
             raise ConfigError(f"num_iters is {self.num_iters}", "give at least 1")
         if self.target_num_points < 1:
             raise ConfigError(f"target_num_points is {self.target_num_points}", "give at least 1")
+        if not 0 <= self.shell_share < 1:
+            raise ConfigError(f"shell_share is {self.shell_share}", "give a share of the budget in [0, 1)")
         if not 0 < self.initial_fill <= 1:
             raise ConfigError(f"initial_fill is {self.initial_fill}", "give a share in (0, 1]")
         if self.initial_fill < 1 and not self.relocate_every:

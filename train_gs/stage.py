@@ -17,6 +17,7 @@ from train_gs.measure import averages, measure
 from train_gs.memory import with_fewer_splats
 from train_gs.population import with_spare_slots
 from train_gs.shared import SharedTrainer, share_of, together
+from train_gs.shell import joined, shell_splats
 from train_gs.train import Trainer, TrainingData, train
 from utils.backends.accelerator import cap_memory
 from utils.backends.rasterizer import choose_rasterizer, load_rasterizer
@@ -106,7 +107,14 @@ def make_trainer(
     """The optimisation before its first step."""
     cloud = alignment.cloud
     cloud = cloud.select(~np.isin(cloud.frame, data.cameras.frame_ids[data.heldout]))
-    splats = initial_splats(cloud, data.cameras.centers[~data.heldout], config, data.median_depth)
+    shell = None
+    if config.shell_share > 0:
+        views = np.flatnonzero(~data.heldout)
+        shell = shell_splats(cloud.points, data.cameras.select(views), data.images.numpy()[views], config, data.median_depth)
+    room = config.target_num_points - (0 if shell is None else len(shell))
+    splats = initial_splats(cloud, data.cameras.centers[~data.heldout], replace(config, target_num_points=max(1, room)), data.median_depth)
+    if shell is not None:
+        splats = joined(splats, shell)
     if config.relocate_every:
         splats = with_spare_slots(splats, config.target_num_points)
     share, rasterizer = share_of(config, device), load_rasterizer(backend, device)

@@ -4,7 +4,7 @@ Signed distance: positive in free space in front of a surface, negative behind i
 Levoy 1996). Tetrahedra rather than cubes: sixteen cases need no table and leave no holes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from utils.types import Array, Reporter, StepReport
 
 _TRUNCATION_VOXELS = 4.0
 _SLAB_VOXELS = 1_000_000
+_FARTHEST = 15.0
+"""In median distances of the splats: what lies beyond is sky or backdrop, no surface, and would stretch the volume."""
 _BOUNDS_STRIDE = 7
 # Six tetrahedra that share a cube's diagonal; corner number = 4 x + 2 y + z.
 _TETRAHEDRA = ((0, 1, 3, 7), (0, 1, 5, 7), (0, 2, 3, 7), (0, 2, 6, 7), (0, 4, 5, 7), (0, 4, 6, 7))
@@ -61,6 +63,8 @@ def fuse_mesh(view: SplatView, resolution: int, report: Reporter) -> Mesh:
         DegenerateCloudError: the renders show no surface.
     """
     cameras = view.trained.cameras
+    if not np.isfinite(view.far):
+        view = replace(view, far=_FARTHEST * view.median_depth)
     renders = []
     for i in range(len(cameras)):
         output = view.render(cameras.c2w[i], cameras.K[i], cameras.size)

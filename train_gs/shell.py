@@ -1,0 +1,90 @@
+"""A shell of splats far around the cameras, where pixels see none of the cloud: sky, and what is too far for its depth to be trusted.
+
+Without it such pixels stay black, or near splats grow across them. The shell is so far away that moving between the cameras does not
+shift it in the image.
+"""
+
+import numpy as np
+import torch
+
+from configs.stage3_gs import GSConfig
+from train_gs.initialize import SH_C0
+from utils.geometry.rotations import normal_to_quat
+from utils.types import Array, CameraSet, Splats
+
+_CELLS_ALONG = 64
+_DISTANCE, _BEYOND = 20.0, 3.0
+"""Radius: so many median depths, and so many times the distance of the farthest hundredth of the cloud."""
+_LEAST_EMPTY = 0.005
+"""Share of all cells that must be empty; fewer are holes between points, not sky."""
+
+
+def shell_splats(points: Array, cameras: CameraSet, images: Array, config: GSConfig, median_depth: float) -> Splats | None:
+    """Splats on the shell; None where the cloud covers the frames.
+
+    Args:
+        points: (N, 3) the cloud that the world starts from.
+        cameras: of the training frames.
+        images: (F, H, W, 3) uint8, theirs.
+        config: stage settings; at most `shell_share` of the budget is used.
+        median_depth: scene units.
+    """
+    edge = max(1, round(max(cameras.size) / _CELLS_ALONG))
+    seen = [_empty_cells(points, cameras, view, image, edge) for view, image in enumerate(images)]
+    directions, colors = np.concatenate([s[0] for s in seen]), np.concatenate([s[1] for s in seen])
+    cells = len(images) * (cameras.size[0] // edge) * (cameras.size[1] // edge)
+    if len(directions) < _LEAST_EMPTY * cells:
+        return None
+    spacing = edge / float(np.median(cameras.K[:, 0, 0]))
+    most = max(1, round(config.shell_share * config.target_num_points))
+    merged, color = _merged(directions, colors, spacing)
+    while len(merged) > most:
+        spacing *= 1.2
+        merged, color = _merged(directions, colors, spacing)
+    middle = cameras.centers.mean(0)
+    reach = np.linalg.norm(points - middle, axis=1)
+    radius = max(_DISTANCE * median_depth, _BEYOND * float(np.percentile(reach, 99)))
+    size = np.log(0.7 * spacing * radius)
+    sh = torch.zeros(len(merged), (config.sh_degree + 1) ** 2, 3)
+    sh[:, 0] = torch.from_numpy((color / 255.0 - 0.5) / SH_C0)
+    return Splats(
+        means=torch.from_numpy(middle + radius * merged).float(),
+        quats=normal_to_quat(torch.from_numpy(-merged).float()),
+        log_scales=torch.tensor([size, size, size + np.log(config.initial_flat_ratio)]).float().repeat(len(merged), 1),
+        logit_opacities=torch.full((len(merged),), float(np.log(config.initial_opacity / (1 - config.initial_opacity)))),
+        sh=sh,
+    )
+
+
+def _empty_cells(points: Array, cameras: CameraSet, view: int, image: Array, edge: int) -> tuple[Array, Array]:
+    """(M, 3) world directions and (M, 3) mean colours of the frame's cells of edge x edge pixels into which no point falls, nor beside."""
+    h, w = cameras.size
+    rows, columns = h // edge, w // edge
+    K, w2c = cameras.K[view], cameras.w2c[view]
+    local = points @ w2c[:3, :3].T + w2c[:3, 3]
+    local = local[local[:, 2] > 0]
+    x, y = K[0, 0] * local[:, 0] / local[:, 2] + K[0, 2], K[1, 1] * local[:, 1] / local[:, 2] + K[1, 2]
+    column, row = np.floor(x / edge), np.floor(y / edge)
+    inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
+    covered = np.zeros((rows + 2, columns + 2), bool)
+    covered[row[inside].astype(int) + 1, column[inside].astype(int) + 1] = True
+    around = [covered[1 + i : rows + 1 + i, 1 + j : columns + 1 + j] for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    empty_row, empty_column = np.nonzero(~np.any(around, axis=0))
+    blocks = image[: rows * edge, : columns * edge].reshape(rows, edge, columns, edge, 3).mean((1, 3))
+    u, v = (empty_column + 0.5) * edge, (empty_row + 0.5) * edge
+    rays = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones_like(u)], -1) @ cameras.c2w[view][:3, :3].T
+    return rays / np.linalg.norm(rays, axis=1, keepdims=True), blocks[empty_row, empty_column]
+
+
+def _merged(directions: Array, colors: Array, spacing: float) -> tuple[Array, Array]:
+    """Unit directions and colours averaged over cubes of this edge."""
+    _, group = np.unique(np.floor(directions / spacing).astype(np.int64), axis=0, return_inverse=True)
+    members = np.bincount(group.ravel())[:, None]
+    both = np.concatenate([directions, colors], 1)
+    mean = np.stack([np.bincount(group.ravel(), column) for column in both.T], 1) / members
+    return mean[:, :3] / np.linalg.norm(mean[:, :3], axis=1, keepdims=True), mean[:, 3:]
+
+
+def joined(a: Splats, b: Splats) -> Splats:
+    """Both."""
+    return Splats(*(torch.cat([x, y]) for x, y in zip(vars(a).values(), vars(b).values(), strict=True)))
