@@ -357,3 +357,15 @@ def test_settings_that_cannot_be_used() -> None:
     for change in ({"holdout_every": 1}, {"num_iters": 0}, {"sh_degree": 4}, {"image_scale": 0.0}, {"initial_opacity": 1.0}):
         with pytest.raises(ConfigError):
             make_config(**change)
+
+
+def test_copies_are_merged_on_a_device_as_on_the_cpu(monkeypatch):
+    _, alignment = make_world()
+    centers = alignment.cameras.centers
+    expected = merge_copies(alignment.cloud, centers, 1500)
+    monkeypatch.setattr("train_gs.initialize.accelerator", lambda: torch.device("cpu"))
+    found = merge_copies(alignment.cloud, centers, 1500)
+    assert 0.9 * 1500 < len(found[0]) <= 1500
+    order = [np.lexsort(np.round(points, 6).T) for points, _ in (expected, found)]
+    np.testing.assert_allclose(found[0][order[1]], expected[0][order[0]], atol=1e-9)
+    np.testing.assert_allclose(found[1][order[1]], expected[1][order[0]], atol=1e-6)

@@ -1,12 +1,14 @@
 """Canonical cloud -> initial splats: merge the copies of each surface, scale from neighbours, orientation from normals."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
 from configs.stage3_gs import GSConfig
+from utils.backends.accelerator import accelerator, or_on_cpu
 from utils.errors import DegenerateCloudError
 from utils.geometry.rotations import normal_to_quat
 from utils.points.voxels import voxel_keys
@@ -84,20 +86,58 @@ def merge_copies(cloud: CanonicalCloud, camera_centers: Array, budget: int) -> t
     distance = np.maximum(distance, 1e-3 * np.median(distance))
     level = np.floor(np.log2(distance) * _LEVELS_PER_OCTAVE)
     footprint = 2.0 ** (level / _LEVELS_PER_OCTAVE)
+    on_cpu = lambda: _merged(HostCells(points, colors, footprint, level), budget)  # noqa: E731
+    device = accelerator()
+    if device is None:
+        return on_cpu()
+    from train_gs.merge_torch import DeviceCells
+
+    return or_on_cpu(lambda: _merged(DeviceCells(points, colors, footprint, level, device), budget), on_cpu, "initial splats")
+
+
+class Cells(Protocol):
+    """Points in cubes of a chosen scale."""
+
+    def count(self, scale: float) -> int:
+        """Occupied cubes."""
+        ...
+
+    def means(self, scale: float) -> tuple[Array, Array]:
+        """Mean point (M, 3) and colour (M, 3) of every occupied cube."""
+        ...
+
+
+def _merged(cells: Cells, budget: int) -> tuple[Array, Array]:
+    """The means at the scale with as many cubes as the budget allows."""
     low, high, middle = 1e-5, 1.0, 3e-3
     for _ in range(14):
-        count = _distinct(_cells(points, footprint * middle, level))
+        count = cells.count(middle)
         low, high = (middle, high) if count > budget else (low, middle)
         if 0.97 * budget <= count <= budget:
             break
         # Surfaces: the number of occupied cubes falls with the square of their edge. Bisection where that leaves the bracket.
         middle *= float(np.sqrt(count / (0.985 * budget)))
         middle = middle if low < middle < high else float(np.sqrt(low * high))
-    _, group = np.unique(_cells(points, footprint * high, level), return_inverse=True)
-    members = np.bincount(group)[:, None]
-    both = np.concatenate([points, colors], 1)
-    mean = np.stack([np.bincount(group, column) for column in both.T], 1) / members
-    return mean[:, :3], mean[:, 3:]
+    return cells.means(high)
+
+
+class HostCells:
+    """Cubes whose edge (N,) grows with the level (N,) of their points (N, 3)."""
+
+    def __init__(self, points: Array, colors: Array, footprint: Array, level: Array):
+        self._points, self._colors, self._footprint, self._level = points, colors, footprint, level
+
+    def count(self, scale: float) -> int:
+        """Occupied cubes."""
+        return _distinct(_cells(self._points, self._footprint * scale, self._level))
+
+    def means(self, scale: float) -> tuple[Array, Array]:
+        """Mean point (M, 3) and colour (M, 3) of every occupied cube."""
+        _, group = np.unique(_cells(self._points, self._footprint * scale, self._level), return_inverse=True)
+        members = np.bincount(group)[:, None]
+        both = np.concatenate([self._points, self._colors], 1)
+        mean = np.stack([np.bincount(group, column) for column in both.T], 1) / members
+        return mean[:, :3], mean[:, 3:]
 
 
 def _distinct(values: Array) -> int:
