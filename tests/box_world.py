@@ -63,6 +63,14 @@ def _texture(points: Array, rng: np.random.Generator) -> Array:
     return np.clip(128 + 28 * color, 0, 255)
 
 
+def box_images(c2w: Array, size: tuple[int, int], seed: int = 5) -> Array:
+    """(F, H, W, 3) uint8 of the box seen by cameras (F, 4, 4) whose focal length is 0.9 of the width."""
+    h, w = size
+    K = np.array([[0.9 * w, 0, w / 2], [0, 0.9 * w, h / 2], [0, 0, 1.0]])
+    world = [transform(pose, unproject_depth(_depth(pose, K, size), K)) for pose in c2w]
+    return np.stack([_texture(points, np.random.default_rng(seed)).astype(np.uint8) for points in world])
+
+
 def make_box_world(frames: int = 6, size: tuple[int, int] = (72, 128), warp: float = 0.01, seed: int = 0) -> BoxWorld:
     """A world of `frames` frames whose depth is off by about `warp` of itself, smoothly and differently per frame."""
     h, w = size

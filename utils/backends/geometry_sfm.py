@@ -15,7 +15,7 @@ from utils.backends.depth_refine import edge_couplings, fill_and_smooth, flatnes
 from utils.backends.flow_bundle import Matches, adjust, join
 from utils.backends.flow_depth import RayDepth, agreement, carried, frame_threads, match_through_depth, triangulate
 from utils.backends.geometry import ClipFrames
-from utils.backends.sfm_poses import SparseModel, focal_prior, map_frames, place_between, settle_focal
+from utils.backends.sfm_poses import SparseModel, check_parallax, focal_prior, map_frames, place_between, settle_focal
 from utils.geometry.projection import invert_rigid
 from utils.types import Array, CameraSet, Reporter, Scene, StepReport
 
@@ -79,6 +79,7 @@ class SfmGeometry:
         report.note(f"poses: mapping {len(frames.chosen)} frames")
         model = map_frames(frames.images[frames.chosen], seed=self.seed, report=report)
         model = settle_focal(model, frames.images.shape[1:3], report)
+        check_parallax(model)
         report.note(
             f"poses: {len(model.frames)} of {len(frames.chosen)} frames, {len(model.points)} points, reprojection"
             f" {model.error_px:.2f} px, focal {model.focal / max(frames.images.shape[1:3]):.2f} x longest side"
@@ -317,6 +318,8 @@ def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, inverse: 
     own = np.stack([2 * ray.weight / (ray.weight + 0.5) for ray in rays])
     smooth = np.stack([flatness(image) for image in inverse])
     confidence = 1.0 + np.where(measured, own, 0.05) * (0.25 + support) * smooth
+    # What another frame confirms counts as measured, however weak; a guess stays below.
+    confidence += np.float32(0.1) * (measured & (support > 0))
     confidence[shell] = 1.0
     scale = MEDIAN_DEPTH / float(np.median(depth))
     c2w = invert_rigid(clip.w2c[clip.refs])

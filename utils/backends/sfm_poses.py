@@ -227,6 +227,31 @@ def _explain(images: Array, registered: int) -> GeometryError:
     )
 
 
+# Points that must be seen from directions this far apart (degrees): with fewer, positions are noise and depth has no scale.
+_MIN_WIDE_POINTS, _WIDE_DEG = 30, 0.5
+
+
+def check_parallax(model: SparseModel) -> None:
+    """Refuses what mapping makes of a camera that only turns: poses that fit, with depth from noise.
+
+    Raises:
+        GeometryError: too few points are seen from different directions.
+    """
+    centers = np.linalg.inv(model.w2c)[:, :3, 3]
+    rays = model.points[model.seen_point] - centers[model.seen_by]
+    rays /= np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-12)
+    # The widest of all pairs is within a factor of two of the widest from any one of the rays.
+    first = np.full(len(model.points), -1)
+    first[model.seen_point[::-1]] = np.arange(len(rays))[::-1]
+    angle = np.degrees(np.arccos(np.clip((rays * rays[first[model.seen_point]]).sum(1), -1, 1)))
+    wide = len(np.unique(model.seen_point[angle > _WIDE_DEG]))
+    if wide < _MIN_WIDE_POINTS:
+        raise GeometryError(
+            f"only {wide} points are seen from different directions: the camera turns or zooms, but hardly changes its place",
+            "use a clip in which the camera moves sideways, forwards or around the scene",
+        )
+
+
 def _ranges(numbers: list[int]) -> str:
     """'3-5, 9' for [3, 4, 5, 9]."""
     parts: list[list[int]] = []

@@ -1,0 +1,115 @@
+"""What structure from motion does with clips that do not determine geometry, or only part of it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.box_world import box_images
+from utils.backends import sfm_poses
+from utils.backends.geometry import ClipFrames
+from utils.backends.geometry_sfm import SfmGeometry
+from utils.errors import GeometryError
+from utils.geometry import se3
+from utils.types import NULL_REPORTER, Scene
+
+SIZE = (112, 196)
+STEPS = np.linspace(-1, 1, 10)
+
+
+def clip(turn: float = 0.0, right: float = 0.0, forward: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Ten images of a textured box and their c2w, turning about y and moving."""
+    twists = np.zeros((len(STEPS), 6))
+    twists[:, 1], twists[:, 3], twists[:, 5] = turn * STEPS, right * STEPS, forward * STEPS
+    c2w = se3.exp(torch.from_numpy(twists)).numpy()
+    return box_images(c2w, SIZE), c2w
+
+
+def estimate(images: np.ndarray) -> Scene:
+    frames = ClipFrames(images=images, chosen=np.arange(len(images)), size=SIZE, names=tuple(str(i) for i in range(len(images))))
+    return SfmGeometry(seed=0).estimate(frames, NULL_REPORTER)
+
+
+def test_forward_motion_gives_poses_and_depth() -> None:
+    images, c2w = clip(forward=0.8)
+    scene = estimate(images)
+    assert len(scene) == 10 and (scene.confidence > 1.1).mean() > 0.8
+    # In the first camera's axes the path runs straight ahead; a flipped axis or w2c for c2w would turn it around.
+    path = (scene.cameras.centers - scene.cameras.centers[0]) @ scene.cameras.c2w[0, :3, :3]
+    assert path[-1, 2] > 0 and np.abs(path[:, :2]).max() < 0.02 * path[-1, 2]
+    steps = np.diff(path[:, 2]) / path[-1, 2]
+    np.testing.assert_allclose(steps, 1 / 9, atol=0.01)
+    assert c2w[-1, 2, 3] > c2w[0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("motion", "message"),
+    [({"turn": 0.25}, "turns or zooms"), ({"turn": 0.25, "right": 0.01}, "turns or zooms"), ({"right": 0.004}, "does not move")],
+    ids=["pure rotation", "tiny parallax", "hardly any motion"],
+)
+def test_motion_without_parallax_is_explained(motion: dict[str, float], message: str) -> None:
+    with pytest.raises(GeometryError, match=message) as caught:
+        estimate(clip(**motion)[0])
+    assert "moves" in caught.value.hint
+
+
+def test_low_texture_is_explained() -> None:
+    images = clip(right=0.5)[0]
+    faint = (128 + 0.02 * (images.astype(float) - 128)).astype(np.uint8)
+    with pytest.raises(GeometryError, match="texture"):
+        estimate(faint)
+
+
+def model_of(frames: int, focal: float) -> sfm_poses.SparseModel:
+    """A model of the first `frames` frames of 100x60 pixels."""
+    return sfm_poses.SparseModel(
+        frames=np.arange(frames),
+        w2c=np.tile(np.eye(4), (frames, 1, 1)),
+        K=np.diag([focal, focal, 1.0]),
+        points=np.zeros((0, 3)),
+        seen_by=np.zeros(0, np.int64),
+        seen_point=np.zeros(0, np.int64),
+        seen_at=np.zeros((0, 2)),
+        error_px=0.1,
+    )
+
+
+class Notes:
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def step(self, report: object) -> None:
+        pass
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def stub_mapping(monkeypatch: pytest.MonkeyPatch, free: sfm_poses.SparseModel, fixed: sfm_poses.SparseModel) -> None:
+    def mapped(database: Path, folder: Path, size: tuple[int, int], seed: int, *, fixed_focal: bool) -> sfm_poses.SparseModel:
+        return fixed if fixed_focal else free
+
+    monkeypatch.setattr(sfm_poses, "_match", lambda images, folder, seed: folder)
+    monkeypatch.setattr(sfm_poses, "_map", mapped)
+
+
+@pytest.mark.parametrize("focal", [25.0, 400.0])
+def test_implausible_focal_length_is_replaced_by_the_fixed_one(monkeypatch: pytest.MonkeyPatch, focal: float) -> None:
+    stub_mapping(monkeypatch, model_of(12, focal), model_of(12, 90.0))
+    notes = Notes()
+    assert sfm_poses.map_frames(np.zeros((12, 60, 100, 3), np.uint8), seed=0, report=notes).focal == 90
+    assert "fixed" in notes.lines[0]
+
+
+def test_part_of_the_frames_is_used_and_named_and_too_few_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (12, 60, 100, 3)).astype(np.uint8)
+    stub_mapping(monkeypatch, model_of(9, 90.0), model_of(9, 90.0))
+    notes = Notes()
+    assert len(sfm_poses.map_frames(images, seed=0, report=notes).frames) == 9
+    assert notes.lines == ["poses: 3 of 12 frames could not be registered: 9-11"]
+    stub_mapping(monkeypatch, model_of(7, 90.0), model_of(7, 90.0))
+    with pytest.raises(GeometryError, match="only 7 of 12"):
+        sfm_poses.map_frames(images, seed=0, report=notes)
