@@ -3,6 +3,12 @@
 Checks come first, with fresh random inputs and with fresh memory filled with NaN, so that a kernel that leaves something unwritten
 cannot pass. Times are medians of CUDA events after a warm-up; the spread is the 10th to 90th percentile. `floor` is the time that moving
 the named bytes at the measured copy bandwidth (or the named operations) takes at least, as a share of the median.
+
+    python -m benchmarks.gpu                                                  # checks and times of all kernels
+    python -m benchmarks.gpu --end-to-end                                     # results.npz to PLY and film, 50 frames
+    python -m benchmarks.gpu --frames-sweep 10 25 50 100 200                  # cost per frame, and a plot
+    python -m benchmarks.gpu --memory-proof --max-gpu-gb 8 --iterations 300   # every stage under a cap
+    python -m benchmarks.gpu --gpus 1 2 --iterations 4000                     # joint alignment and training
 """
 
 import argparse
@@ -370,7 +376,7 @@ def print_table(rows: list[Row]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--splats", type=int, default=1_200_000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--sweep", action="store_true", help="also time other tile and chunk shapes")

@@ -1,6 +1,6 @@
 """The whole pipeline on one GPU from results.npz to PLY and film, timed by stage, and CPU against GPU on a small world.
 
-Part of `python -m benchmarks.gpu --pipeline`. A small world runs first, on the CPU and on the GPU: it compiles everything and shows that
+Part of `python -m benchmarks.gpu --end-to-end`. A small world runs first, on the CPU and on the GPU: it compiles everything and shows that
 speed is not bought with accuracy.
 """
 
