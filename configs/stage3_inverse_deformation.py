@@ -24,7 +24,7 @@ class InverseDeformationConfig:
     """Points per step of the network."""
     views_per_step: int = 2
     """Views among which a step's points are shared."""
-    lr: float = 2e-3
+    lr: float = 1e-2
     """Learning rate of the network at its start; it falls to 0 along a cosine."""
     cycle_weight: float = 0.1
     """Weight of the error after going back and there again."""

@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from utils.backends.rasterizer import RASTERIZERS, SplatMode, load_rasterizer
+from utils.backends.rasterizer_numba import depth_order
 from utils.errors import MissingDependencyError, UnknownBackendError
 from utils.types import CameraGaussians, RenderOutput
 
@@ -240,3 +242,11 @@ def test_wrong_name_and_device_are_explained() -> None:
         load_rasterizer("numba", "cuda")
     with pytest.raises(MissingDependencyError):
         load_rasterizer("gsplat", "cpu")
+
+
+def test_depth_order_is_that_of_a_stable_sort() -> None:
+    depth = torch.rand(5000, generator=torch.Generator().manual_seed(0)).numpy() * 10 + 1e-3
+    depth[100:200] = depth[300]
+    depth[:3] = (1e-20, 1e20, 1.0)
+    np.testing.assert_array_equal(depth_order(depth), np.argsort(depth, kind="stable"))
+    assert len(depth_order(depth[:0])) == 0
