@@ -108,12 +108,9 @@ def _settings(config: PreprocessConfig, backend: str) -> dict[str, object]:
 def _fingerprint(config: PreprocessConfig) -> dict[str, str]:
     """Name, size and modification time of the inputs: hashing gigabytes of video would cost more than it protects."""
     from utils.scene.manifest import content_hash
-    from utils.scene.media import list_frames
+    from utils.scene.media import list_clips, list_frames
 
-    paths = list(config.input_video) if config.input_video else list_frames(_folder(config))
-    for path in paths:
-        if not path.is_file():
-            raise InputError(f"{path} does not exist", "check the path given to --input_video")
+    paths = list_clips(config.input_video) if config.input_video else list_frames(_folder(config))
     groups = {"source": paths}
     for name, given in (("cameras", config.cameras), ("masks", config.masks)):
         if given is not None:
@@ -138,14 +135,14 @@ def _folder(config: PreprocessConfig) -> Path:
 def _frames_on_disk(config: PreprocessConfig, layout: "SceneLayout", report: "Reporter") -> Source:
     """All frames as files; clips are decoded into `frames/`, numbered from 1."""
     from utils.scene.manifest import publish
-    from utils.scene.media import extract_frames, list_frames
+    from utils.scene.media import extract_frames, list_clips, list_frames
 
     if not config.input_video:
         frames = list_frames(_folder(config))
         return Source(frames=frames, totals=[len(frames)], folder=_folder(config))
     totals: list[int] = []
     with publish(layout.frames) as folder:
-        for clip in config.input_video:
+        for clip in list_clips(config.input_video):
             info = extract_frames(clip, folder, extension=config.image_ext, first=1 + sum(totals))
             totals.append(len(info.frames))
             if info.broken:
@@ -270,7 +267,7 @@ def parse(arguments: list[str] | None = None) -> PreprocessConfig:
         prog="preprocess_video.py", description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--input_video", nargs="+", type=Path, metavar="CLIP", help="clips of one place (MP4, MOV, WebM, GIF)")
+    given.add_argument("--input_video", nargs="+", type=Path, metavar="CLIP", help="clips of one place, or a folder of them")
     given.add_argument("--frames_dir", type=Path, help="folder of images that sort by name")
     parser.add_argument("--scene_root", type=Path, help="where the scene is written (default: beside the input)")
     parser.add_argument("--max_frames", type=int, default=defaults["max_frames"], help="most frames that become the scene")

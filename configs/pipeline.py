@@ -29,7 +29,7 @@ class PipelineConfig:
     """
 
     input_video: tuple[Path, ...] = ()
-    """Clip(s) of one place: MP4, MOV, WebM or GIF."""
+    """Clip(s) of one place, or a folder of them: MP4, MOV, WebM or GIF."""
     frames_dir: Path | None = None
     """Folder of frames instead of a clip."""
     root_path: Path | None = None
@@ -109,10 +109,11 @@ class PipelineConfig:
         """
         if self.root_path is not None:
             return self.root_path
-        if self.input_video:
+        if self.input_video and not self.input_video[0].is_dir():
             return self.input_video[0].with_suffix("")
-        if self.frames_dir is not None:
-            return self.frames_dir.with_name(self.frames_dir.name + "_preprocessed")
+        folder = self.input_video[0] if self.input_video else self.frames_dir
+        if folder is not None:
+            return folder.with_name(folder.name + "_preprocessed")
         raise ConfigError(
             "no input: none of --config.input-video, --config.frames-dir and --config.root-path is given",
             "for example: python run_reconstruction.py --config.input-video clip.mp4",

@@ -13,7 +13,7 @@ class PreprocessConfig:
     """What to read, how many frames to use and who estimates the geometry. Give `input_video` or `frames_dir`."""
 
     input_video: tuple[Path, ...] = ()
-    """Clips (MP4, MOV, WebM, GIF) of one place; several are joined into one scene."""
+    """Clips (MP4, MOV, WebM, GIF) of one place, or a folder of them; all are joined into one scene, with equal shares of its frames."""
     frames_dir: Path | None = None
     """Folder of images that sort by name, instead of a clip."""
     scene_root: Path | None = None
@@ -69,6 +69,7 @@ class PreprocessConfig:
         """The scene root, with its default."""
         if self.scene_root is not None:
             return self.scene_root
-        if self.frames_dir is not None:
-            return self.frames_dir.with_name(self.frames_dir.name + "_preprocessed")
-        return self.input_video[0].with_suffix("")
+        source = self.frames_dir or self.input_video[0]
+        if source == self.frames_dir or source.is_dir():
+            return source.with_name(source.name + "_preprocessed")
+        return source.with_suffix("")

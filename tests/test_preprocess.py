@@ -107,6 +107,51 @@ def test_clip_longer_than_the_stride_is_still_covered_and_said(clip: Path) -> No
     assert any("cover the whole clip" in line for line in notes.lines)
 
 
+def brightness_clip(path: Path, first: int, count: int) -> None:
+    """Frames whose level is five times their number."""
+    levels = (np.arange(first, first + count) * 5).astype(np.uint8)
+    media.write_mp4(path, np.repeat(levels, 48 * 64 * 3).reshape(count, 48, 64, 3), 10)
+
+
+@pytest.mark.parametrize("as_folder", [False, True], ids=["named", "folder"])
+def test_clips_of_one_place_share_the_frames_fairly(tmp_path: Path, as_folder: bool) -> None:
+    folder = tmp_path / "place"
+    folder.mkdir()
+    brightness_clip(folder / "a.mp4", 0, 30)
+    brightness_clip(folder / "b.mp4", 30, 10)
+    (folder / "notes.txt").write_text("not a clip")
+    given = (folder,) if as_folder else (folder / "a.mp4", folder / "b.mp4")
+    root = preprocess_video.run(PreprocessConfig(input_video=given, max_frames=6, process_res=64, backend="flat"), Notes())
+    assert root == (tmp_path / "place_preprocessed" if as_folder else folder / "a")
+    assert len(list(SceneLayout(root).frames.glob("*.png"))) == 40
+    # three frames of each clip, ends included: 0, 14, 29 and 30, 34, 39; the backend drops the second
+    levels = [image.mean() / 5 for image in load_scene(root).images]
+    np.testing.assert_allclose(levels, [0, 29, 30, 34, 39], atol=0.8)
+
+
+def test_a_folder_without_clips_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no clips") as caught:
+        preprocess_video.run(config(tmp_path), Notes())
+    assert "frames_dir" in caught.value.hint
+
+
+def test_sharp_frames_are_preferred_and_keep_their_files(tmp_path: Path) -> None:
+    folder = tmp_path / "shots"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(21):
+        detail = 60 if i in (0, 6, 12, 17, 20) else 4
+        media.write_image(folder / f"{i:02d}.png", np.clip(128 + detail * rng.standard_normal((48, 64, 3)), 0, 255).astype(np.uint8))
+    for sharp, expected in ((False, [0, 10, 15, 20]), (True, [0, 12, 17, 20])):
+        scene_root = tmp_path / str(sharp)
+        settings = PreprocessConfig(
+            frames_dir=folder, backend="flat", process_res=64, max_frames=5, scene_root=scene_root, prefer_sharp=sharp
+        )
+        kept = sorted(SceneLayout(preprocess_video.run(settings, Notes())).frames_subsampled.glob("*.png"))
+        for path, number in zip(kept, expected, strict=True):
+            assert np.array_equal(media.read_image(path), media.read_image(folder / f"{number:02d}.png"))
+
+
 def test_frame_folder_is_used_where_it_lies(tmp_path: Path) -> None:
     folder = tmp_path / "shots"
     folder.mkdir()

@@ -23,6 +23,7 @@ from utils.scene.manifest import writing
 from utils.types import Array
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+CLIP_SUFFIXES = frozenset({".mp4", ".mov", ".webm", ".gif", ".mkv", ".avi", ".m4v"})
 WRITABLE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 
 # A clip that breaks off is still used if this many frames could be read.
@@ -123,6 +124,25 @@ def list_frames(folder: Path) -> list[Path]:
     if not frames:
         raise InputError(f"{folder} holds no images", f"frames must end in one of {', '.join(sorted(IMAGE_SUFFIXES))} and sort by name")
     return frames
+
+
+def list_clips(given: Sequence[Path]) -> list[Path]:
+    """The clips named, a folder standing for all clips in it, sorted by name.
+
+    Raises:
+        InputError: a path that does not exist, or a folder without clips.
+    """
+    clips: list[Path] = []
+    for path in given:
+        if not path.exists():
+            raise InputError(f"{path} does not exist", "check the path given to --input_video")
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in CLIP_SUFFIXES) if path.is_dir() else [path]
+        if not found:
+            raise InputError(
+                f"{path} holds no clips", f"clips end in one of {', '.join(sorted(CLIP_SUFFIXES))}; for a folder of images use --frames_dir"
+            )
+        clips += found
+    return clips
 
 
 def read_frames(paths: Sequence[Path], size: tuple[int, int] | None = None) -> Array:
