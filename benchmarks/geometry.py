@@ -1,13 +1,19 @@
 """Accuracy, coverage and time of the weight-free geometry backend.
 
-python benchmarks/geometry.py [--data FOLDER] [--out FOLDER] [--only synthetic redkitchen clips] [--frames 28] [--sizes 252]
+python -m benchmarks.geometry [--only synthetic redkitchen clips decoding] [--scenes room:none:0 ...] [--sizes 252] [--frames 28]
+    [--data FOLDER] [--clips NAME ...] [--out FOLDER] [--json]
 
-Prints Markdown tables and writes a picture of depth beside its frame for every clip. `--data` holds clips (*.mp4) and, if there,
-`rgbd_redkitchen/` with `color/`, `depth/`, `poses.txt` and `intrinsics.json`.
+Prints Markdown tables, or one JSON object a line, and writes a picture of depth beside its frame for every clip. `--data` holds
+clips (*.mp4) and, if there, `rgbd_redkitchen/` with `color/`, `depth/`, `poses.txt` and `intrinsics.json`. The table `decoding` times
+the `ffmpeg` on the path (or in $FFMPEG_FOLDER) beside ours.
 """
 
 import argparse
 import json
+import os
+import shutil
+import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +26,7 @@ from utils.backends.geometry_sfm import SfmGeometry
 from utils.errors import V2WError
 from utils.pictures import colorize_depth, depth_range, grid, labelled
 from utils.scene.frame_selection import between, choose_uniform
-from utils.scene.media import decode, list_frames, read_frames, resize_area, working_size, write_image
+from utils.scene.media import decode, extract_frames, list_frames, read_frames, resize_area, working_size, write_image
 from utils.synthetic.scenes import LAYOUTS
 from utils.synthetic.world import WorldConfig, make_world
 from utils.types import Array, Scene, StepReport
@@ -117,64 +123,66 @@ def picture(scene: Scene, path: Path, rows: int = 4) -> None:
     write_image(path, grid(lines))
 
 
-def table_row(*cells: object) -> None:
-    """One Markdown row."""
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+class Table:
+    """Prints rows as they come: Markdown under a header, or JSON lines."""
+
+    def __init__(self, as_json: bool):
+        self._as_json = as_json
+        self._columns: list[str] = []
+
+    def row(self, cells: dict[str, object]) -> None:
+        """One row; a header comes first whenever the columns change."""
+        if self._as_json:
+            print(json.dumps(cells), flush=True)
+            return
+        if list(cells) != self._columns:
+            self._columns = list(cells)
+            print("\n| " + " | ".join(self._columns) + " |\n" + "|---" * len(self._columns) + "|")
+        print("| " + " | ".join(str(cell) for cell in cells.values()) + " |", flush=True)
 
 
-def accuracy_header() -> None:
-    """Header of the tables with ground truth."""
-    table_row(
-        "scene", "size", "frames", "ATE % of path", "focal / truth", "depth error median %", "> 5 % *", "> 10 % *", "measured", "s a frame"
-    )
-    table_row(*["---"] * 10)
-
-
-def accuracy_row(name: str, run: Run, centers: Array, truth: Array, focal_ratio: float) -> None:
-    """One row; `measured` is the share of pixels whose depth is not a guess."""
+def accuracy(run: Run, centers: Array, truth: Array, focal_ratio: float) -> dict[str, object]:
+    """Cells of the tables with ground truth; `measured` is the share of pixels whose depth is not a guess."""
     scene = run.scene
     median, off5, off10 = depth_errors(scene, truth)
-    table_row(
-        name,
-        f"{scene.cameras.size[1]}x{scene.cameras.size[0]}",
-        len(scene),
-        f"{100 * trajectory_error(scene.cameras.centers, centers):.2f}",
-        f"{focal_ratio:.3f}",
-        f"{100 * median:.2f}",
-        f"{100 * off5:.1f} %",
-        f"{100 * off10:.1f} %",
-        f"{(scene.confidence > 1.1).mean():.2f}",
-        f"{run.seconds / len(scene):.2f}",
-    )
+    return {
+        "size": f"{scene.cameras.size[1]}x{scene.cameras.size[0]}",
+        "frames": len(scene),
+        "ATE % of path": round(100 * trajectory_error(scene.cameras.centers, centers), 3),
+        "focal / truth": round(float(focal_ratio), 4),
+        "median depth error %": round(100 * median, 2),
+        "> 5 % *": round(100 * off5, 1),
+        "> 10 % *": round(100 * off10, 1),
+        "measured": round(float((scene.confidence > 1.1).mean()), 3),
+        "s a frame": round(run.seconds / len(scene), 2),
+    }
 
 
-def synthetic(out: Path, frames: int, sizes: list[int], severities: list[str]) -> None:
-    """Every layout, exact and contradictory."""
-    accuracy_header()
+def synthetic(table: Table, out: Path, frames: int, sizes: list[int], scenes: list[str]) -> None:
+    """Rendered worlds, named layout:severity:seed."""
     for size in sizes:
-        for severity in severities:
-            for layout in LAYOUTS:
-                height = round(size * 9 / 16 / 2) * 2
-                world = make_world(WorldConfig(layout=layout, severity=severity, size=(height, size), frames=frames))
-                try:
-                    run = estimate(world.images, frames, size)
-                except V2WError as error:
-                    table_row(f"{layout} {severity}", f"{size}", f"failed: {error.message}")
-                    continue
-                truth = np.stack([nearest(world.depth[i], run.scene.cameras.size) for i in run.chosen])
-                ratio = run.scene.cameras.K[0, 0, 0] / world.cameras.resized(run.scene.cameras.size).K[0, 0, 0]
-                accuracy_row(f"{layout} {severity}", run, world.cameras.centers[run.chosen], truth, ratio)
-                picture(run.scene, out / f"synthetic_{layout}_{severity}_{size}.png")
+        for name in scenes:
+            layout, severity, seed = name.split(":")
+            height = round(size * 9 / 16 / 2) * 2
+            world = make_world(WorldConfig(layout=layout, severity=severity, seed=int(seed), size=(height, size), frames=frames))
+            try:
+                run = estimate(world.images, frames, size)
+            except V2WError as error:
+                table.row({"scene": name, "size": size, "failed": error.message})
+                continue
+            truth = np.stack([nearest(world.depth[i], run.scene.cameras.size) for i in run.chosen])
+            ratio = run.scene.cameras.K[0, 0, 0] / world.cameras.resized(run.scene.cameras.size).K[0, 0, 0]
+            table.row({"scene": name} | accuracy(run, world.cameras.centers[run.chosen], truth, ratio))
+            picture(run.scene, out / f"synthetic_{name.replace(':', '_')}_{size}.png")
 
 
-def redkitchen(data: Path, out: Path, frames: int, sizes: list[int]) -> None:
+def redkitchen(table: Table, data: Path, out: Path, frames: int, sizes: list[int]) -> None:
     """The captured RGB-D clip against its sensor depth and poses."""
     folder = data / "rgbd_redkitchen"
     images = read_frames(list_frames(folder / "color"))
     poses = np.loadtxt(folder / "poses.txt")
     stored = json.loads((folder / "intrinsics.json").read_text())
     focal = float(stored.get("fx", stored.get("fl_x", 525.0))) / images.shape[2]
-    accuracy_header()
     for size in sizes:
         run = estimate(images, frames, size)
         truth = []
@@ -182,34 +190,56 @@ def redkitchen(data: Path, out: Path, frames: int, sizes: list[int]) -> None:
             raw = cv2.imread(str(folder / "depth" / f"{int(poses[i, 0]):06d}.png"), cv2.IMREAD_UNCHANGED)
             truth.append(nearest(raw.astype(np.float32) / 1000, run.scene.cameras.size))
         centers = poses[run.chosen, 1:].reshape(-1, 4, 4)[:, :3, 3]
-        accuracy_row("redkitchen", run, centers, np.stack(truth), run.scene.cameras.K[0, 0, 0] / run.scene.cameras.size[1] / focal)
+        ratio = run.scene.cameras.K[0, 0, 0] / run.scene.cameras.size[1] / focal
+        table.row({"scene": "redkitchen"} | accuracy(run, centers, np.stack(truth), ratio))
         picture(run.scene, out / f"redkitchen_{size}.png")
 
 
-def clips(data: Path, out: Path, frames: int, sizes: list[int]) -> None:
+def clips(table: Table, data: Path, out: Path, frames: int, sizes: list[int], names: list[str]) -> None:
     """Every clip without truth: does it run, how much is measured, and pictures to look at."""
-    table_row("clip", "size", "registered", "focal / longest side", "measured", "s in all", "s a frame")
-    table_row(*["---"] * 7)
     for clip in sorted(data.glob("*.mp4")):
+        if names and not any(name in clip.stem for name in names):
+            continue
         images = np.stack([resize_area(image, _bounded(image)) for image in decode(clip)])
         for size in sizes:
             try:
                 run = estimate(images, frames, size)
             except V2WError as error:
-                table_row(clip.stem, size, f"failed: {error.message}")
+                table.row({"clip": clip.stem, "size": size, "failed": error.message})
                 continue
             scene = run.scene
-            focal = scene.cameras.K[0, 0, 0] / scene.cameras.size[1] * min(1.0, images.shape[2] / max(images.shape[1:3]))
-            table_row(
-                clip.stem,
-                f"{scene.cameras.size[1]}x{scene.cameras.size[0]}",
-                f"{len(scene)}/{frames}",
-                f"{focal:.3f}",
-                f"{(scene.confidence > 1.1).mean():.2f}",
-                f"{run.seconds:.1f}",
-                f"{run.seconds / len(scene):.2f}",
+            table.row(
+                {
+                    "clip": clip.stem,
+                    "size": f"{scene.cameras.size[1]}x{scene.cameras.size[0]}",
+                    "registered": f"{len(scene)}/{frames}",
+                    "focal / longest side": round(float(scene.cameras.K[0, 0, 0] / max(scene.cameras.size)), 3),
+                    "measured": round(float((scene.confidence > 1.1).mean()), 3),
+                    "s in all": round(run.seconds, 1),
+                    "s a frame": round(run.seconds / len(scene), 2),
+                }
             )
             picture(scene, out / f"{clip.stem}_{size}.png")
+
+
+def decoding(table: Table, data: Path, names: list[str]) -> None:
+    """Decoding every frame to PNG files, against the ffmpeg command line doing the same, if it is installed."""
+    ffmpeg = shutil.which("ffmpeg") or shutil.which("ffmpeg", path=os.environ.get("FFMPEG_FOLDER", ""))
+    for clip in sorted(data.glob("*.mp4")):
+        if names and not any(name in clip.stem for name in names):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            info = extract_frames(clip, Path(folder), extension="png")
+            own = time.perf_counter() - started
+        cells: dict[str, object] = {"clip": clip.stem, "frames": len(info.frames), "own s": round(own, 2), "ffmpeg s": "-"}
+        if ffmpeg is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                started = time.perf_counter()
+                command = [ffmpeg, "-v", "error", "-y", "-i", str(clip), "-fps_mode", "passthrough", f"{folder}/%06d.png"]
+                subprocess.run(command, check=True)
+                cells["ffmpeg s"] = round(time.perf_counter() - started, 2)
+        table.row(cells)
 
 
 def _bounded(image: Array) -> tuple[int, int]:
@@ -220,21 +250,29 @@ def _bounded(image: Array) -> tuple[int, int]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = ("synthetic", "redkitchen", "clips", "decoding")
+    scenes = [f"{layout}:{severity}:0" for severity in ("none", "medium") for layout in LAYOUTS]
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of clips")
     parser.add_argument("--out", type=Path, default=Path("outputs/geometry"))
-    parser.add_argument("--only", nargs="+", choices=("synthetic", "redkitchen", "clips"), default=["synthetic", "redkitchen", "clips"])
+    parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--scenes", nargs="+", default=scenes, metavar="LAYOUT:SEVERITY:SEED", help="worlds of the synthetic table")
+    parser.add_argument("--clips", nargs="*", default=[], metavar="NAME", help="only clips whose names contain one of these")
     parser.add_argument("--frames", type=int, default=28)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256])
-    parser.add_argument("--severities", nargs="+", default=["none", "medium"])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[252])
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of tables")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    table = Table(args.json)
     if "synthetic" in args.only:
-        synthetic(args.out, args.frames, args.sizes, args.severities)
+        synthetic(table, args.out, args.frames, args.sizes, args.scenes)
     if "redkitchen" in args.only and (args.data / "rgbd_redkitchen").is_dir():
-        redkitchen(args.data, args.out, args.frames, args.sizes)
+        redkitchen(table, args.data, args.out, args.frames, args.sizes)
     if "clips" in args.only:
-        clips(args.data, args.out, args.frames, args.sizes)
-    print("\n* of the 90 % most confident pixels; times include compiling on the first run")
+        clips(table, args.data, args.out, args.frames, args.sizes, args.clips)
+    if "decoding" in args.only:
+        decoding(table, args.data, args.clips)
+    if not args.json:
+        print("\n* of the 90 % most confident pixels; times include compiling on the first run")
 
 
 if __name__ == "__main__":
