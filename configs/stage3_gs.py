@@ -41,7 +41,7 @@ class GSConfig:
     """Render through the inverse deformation; off: rigid rendering."""
     deform_inverse_rotations: bool = True
     """Turn the splats by the rotation of the inverse deformation, not only move them."""
-    supervise: Literal["all", "aligned"] = "aligned"
+    supervise: Literal["all", "aligned"] = "all"
     """all: frames between the aligned ones are trained on too, their pose and deformation blended from their neighbours (with the
     fixed_point inverse)."""
     holdout_every: int = 8

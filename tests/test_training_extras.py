@@ -123,7 +123,7 @@ def test_all_frames_supervise_and_the_same_ones_are_held_out(tmp_path: Path) -> 
         artifacts.save_alignment(folder, some, {})
         write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={}, inputs={})
     config = make_config(root_path=tmp_path, run="r", num_iters=6, deform=False)
-    few = load_checkpoint(train_gs.stage.run(config))
+    few = load_checkpoint(train_gs.stage.run(replace(config, supervise="aligned")))
     every = load_checkpoint(train_gs.stage.run(replace(config, supervise="all")))
     assert few.cameras.frame_ids.tolist() == [0, 2, 4]
     assert every.cameras.frame_ids.tolist() == [0, 1, 2, 3, 4, 5]

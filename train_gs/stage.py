@@ -22,7 +22,7 @@ from train_gs.train import Trainer, TrainingData, train
 from utils.backends.accelerator import cap_memory
 from utils.backends.rasterizer import choose_rasterizer, load_rasterizer
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse, save_inverse
-from utils.deformation.inverse import IdentityInverseWarp, InverseWarp, inverse_of_alignment
+from utils.deformation.inverse import FixedPointInverseWarp, IdentityInverseWarp, InverseWarp, inverse_of_alignment
 from utils.errors import ConfigError, InputError
 from utils.exports.ply import write_splat_ply
 from utils.exports.stage import export_splats
@@ -54,7 +54,7 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     warp = load_inverse(_inverse_dir(config, layout)) if config.deform else IdentityInverseWarp()
     heldout_ids = alignment.cameras.frame_ids[heldout_positions(len(alignment.cameras), config)]
     reference = config.reference_frame
-    if extended := config.supervise == "all" and len(scene) > len(alignment.cameras):
+    if extended := _supervises_more(config, scene, alignment, warp, report):
         reference = int(alignment.cameras.frame_ids[reference])
         alignment, warp = with_frames_between(scene, alignment), IdentityInverseWarp()
         if config.deform:
@@ -99,6 +99,16 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     ResumeFile(out, "").remove()
     report.note("splatting: " + ", ".join(f"{k} {v:.2f} dB" for k, v in averages(rows).items()))
     return out
+
+
+def _supervises_more(config: GSConfig, scene: Scene, alignment: Alignment, warp: InverseWarp, report: Reporter) -> bool:
+    """Whether frames that are not in the alignment are to supervise, and can: only lattice fields can be blended."""
+    if config.supervise == "aligned" or len(scene) == len(alignment.cameras):
+        return False
+    if config.deform and not isinstance(warp, FixedPointInverseWarp):
+        report.note("splatting: only the aligned frames supervise, since the network inverse knows no others")
+        return False
+    return True
 
 
 def make_trainer(
