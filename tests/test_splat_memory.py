@@ -1,5 +1,7 @@
 """Training with fewer splats where a GPU's memory is short; no GPU needed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -44,3 +46,13 @@ def test_an_error_says_when_not_even_few_splats_fit():
 
 def test_a_limit_is_ignored_on_the_cpu():
     cap_memory(torch.device("cpu"), 1.0)
+
+
+def test_a_limit_is_a_share_of_the_device(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=16 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, index: asked.append((share, index)))
+    cap_memory(torch.device("cuda"), 4.0)
+    cap_memory(torch.device("cuda", 1), 0.0)
+    assert asked == [(0.25, 0), (1.0, 1)]  # PyTorch refuses a device without a number

@@ -36,7 +36,8 @@ def cap_memory(device: torch.device, gib: float) -> None:
     """Lets PyTorch take at most so many GiB of the device; 0 lifts the cap. Does nothing on the CPU."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * _GIB / total) if gib else 1.0, device)
+        index = torch.cuda.current_device() if device.index is None else device.index  # PyTorch asks for a number here
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * _GIB / total) if gib else 1.0, index)
 
 
 def cap_accelerator(gib: float) -> None:
