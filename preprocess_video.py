@@ -20,6 +20,7 @@ from utils.runtime import run_stage
 if TYPE_CHECKING:
     from utils.backends.geometry import ClipFrames, GeometryBackend
     from utils.scene.layout import SceneLayout
+    from utils.scene.lens import Lens
     from utils.types import Array, Reporter, Scene
 
 SCHEMA = "geometry/1"
@@ -49,6 +50,7 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
         V2WError: the input, the disk or the geometry.
     """
     from utils.scene.layout import SceneLayout
+    from utils.scene.lens import parse_lens
     from utils.scene.manifest import is_current, publish, write_manifest
 
     started = time.monotonic()
@@ -59,12 +61,17 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
     if not config.overwrite and is_current(layout.npz_dir, SCHEMA, settings, inputs):
         report.note(f"stage 0: {layout.results_npz} is current, skipped")
         return config.root
+    if config.lens not in ("none", "estimate"):
+        parse_lens(config.lens)  # a typing error shows before minutes of decoding
     source = _frames_on_disk(config, layout, report)
     frames, picked = _clip_frames(config, source, report)
+    lens = _lens(config, frames, report)
+    if lens is not None:
+        frames = dataclasses.replace(frames, images=_straightened(frames.images, lens))
     estimator = _make_backend(backend, config)
-    scene = _masked(estimator.estimate(frames, report), frames, config, report)
+    scene = _masked(estimator.estimate(frames, report), frames, config, lens, report)
     kept = [source.frames[picked[row]] for row in scene.cameras.frame_ids]
-    _write_subsampled(config, layout, kept)
+    _write_subsampled(config, layout, kept, lens)
     _write_extras(config, layout, source, scene, len(kept))
     with publish(layout.npz_dir) as folder:
         from utils.scene.artifacts import save_results
@@ -206,7 +213,7 @@ def _make_backend(name: str, config: PreprocessConfig) -> "GeometryBackend":
     return GEOMETRY.load(name)(**options)
 
 
-def _masked(scene: "Scene", frames: "ClipFrames", config: PreprocessConfig, report: "Reporter") -> "Scene":
+def _masked(scene: "Scene", frames: "ClipFrames", config: PreprocessConfig, lens: "Lens | None", report: "Reporter") -> "Scene":
     """The scene without what the user, an overlay or the sky takes out of it."""
     from utils.scene.masks import apply_masks, detect_sky, detect_static_overlay, load_masks, mark_sky
 
@@ -218,19 +225,46 @@ def _masked(scene: "Scene", frames: "ClipFrames", config: PreprocessConfig, repo
         report.note(f"masks: {overlay.mean():.1%} of the picture is a static overlay")
         scene = apply_masks(scene, ~overlay[None].repeat(len(scene), axis=0), names)
     if config.masks is not None:
-        scene = apply_masks(scene, load_masks(config.masks, names, scene.cameras.size), names)
+        keep = load_masks(config.masks, names, scene.cameras.size)
+        if lens is not None:
+            import numpy as np
+
+            keep = np.stack([lens.undistorted(mask.astype(np.uint8), nearest=True) > 0 for mask in keep])
+        scene = apply_masks(scene, keep, names)
     return scene
 
 
-def _write_subsampled(config: PreprocessConfig, layout: "SceneLayout", kept: list[Path]) -> None:
-    """The scene's frames at their original size, numbered from 0 like the rows of results.npz."""
+def _lens(config: PreprocessConfig, frames: "ClipFrames", report: "Reporter") -> "Lens | None":
+    """The distortion to take out, if any."""
+    from utils.scene.lens import parse_lens
+
+    if config.lens == "none":
+        return None
+    if config.lens != "estimate":
+        return parse_lens(config.lens)
+    from utils.backends.sfm_poses import estimate_lens
+
+    return estimate_lens(frames.images[frames.chosen], seed=config.seed, report=report)
+
+
+def _straightened(images: "Array", lens: "Lens") -> "Array":
+    """(F, h, w, 3) without distortion."""
+    import numpy as np
+
+    return np.stack([lens.undistorted(image) for image in images])
+
+
+def _write_subsampled(config: PreprocessConfig, layout: "SceneLayout", kept: list[Path], lens: "Lens | None") -> None:
+    """The scene's frames at their original size and without distortion, numbered from 0 like the rows of results.npz."""
     from utils.scene.manifest import publish
     from utils.scene.media import read_image, write_image
 
     with publish(layout.frames_subsampled) as folder:
         for index, path in enumerate(kept):
             target = folder / f"{index:06d}.{config.image_ext}"
-            if path.suffix.lower() == f".{config.image_ext}":
+            if lens is not None:
+                write_image(target, lens.undistorted(read_image(path)))
+            elif path.suffix.lower() == f".{config.image_ext}":
                 target.write_bytes(path.read_bytes())
             else:
                 write_image(target, read_image(path))
@@ -276,6 +310,7 @@ def parse(arguments: list[str] | None = None) -> PreprocessConfig:
     parser.add_argument("--backend", default=defaults["backend"], help="auto, sfm, da3 or import")
     parser.add_argument("--cameras", type=Path, help="COLMAP model or transforms.json to take cameras (and depth) from")
     parser.add_argument("--masks", type=Path, metavar="FOLDER", help="images named like the frames: white = use, black = ignore")
+    parser.add_argument("--lens", default=defaults["lens"], help="distortion to take out: none, estimate or FOCAL,K")
     parser.add_argument("--mask_overlays", action="store_true", help="ignore opaque logos and watermarks")
     parser.add_argument("--mask_sky", action="store_true", help="treat what looks like sky as far and least certain")
     parser.add_argument("--model_name", default=defaults["model_name"], help="weights of the da3 backend")

@@ -94,6 +94,7 @@ def _preprocess(config: PipelineConfig, root: Path) -> PreprocessConfig:
         commercial_safe=config.commercial_safe,
         cameras=config.preprocess_cameras,
         masks=config.preprocess_masks,
+        lens=config.preprocess_lens,
         overwrite=config.preprocess_overwrite or config.overwrite,
     )
 

@@ -9,6 +9,7 @@ the `ffmpeg` on the path (or in $FFMPEG_FOLDER) beside ours.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ import numpy as np
 
 from utils.backends.geometry import ClipFrames
 from utils.backends.geometry_sfm import SfmGeometry
+from utils.backends.sfm_poses import estimate_lens
 from utils.errors import V2WError
 from utils.pictures import colorize_depth, depth_range, grid, labelled
 from utils.scene.frame_selection import between, choose_uniform
@@ -177,22 +179,27 @@ def synthetic(table: Table, out: Path, frames: int, sizes: list[int], scenes: li
 
 
 def redkitchen(table: Table, data: Path, out: Path, frames: int, sizes: list[int]) -> None:
-    """The captured RGB-D clip against its sensor depth and poses."""
+    """The captured RGB-D clip against its sensor depth and poses, as it is and with its lens distortion taken out."""
     folder = data / "rgbd_redkitchen"
     images = read_frames(list_frames(folder / "color"))
     poses = np.loadtxt(folder / "poses.txt")
     stored = json.loads((folder / "intrinsics.json").read_text())
     focal = float(stored.get("fx", stored.get("fl_x", 525.0))) / images.shape[2]
-    for size in sizes:
-        run = estimate(images, frames, size)
+    small = np.stack([resize_area(images[i], _bounded(images[i])) for i in choose_uniform(len(images), frames, 0).indices])
+    lens = estimate_lens(small, seed=0, report=Notes([]))
+    straight = np.stack([lens.undistorted(image) for image in images])
+    for size, with_lens in itertools.product(sizes, (False, True)):
+        run = estimate(straight if with_lens else images, frames, size)
         truth = []
         for i in run.chosen:
             raw = cv2.imread(str(folder / "depth" / f"{int(poses[i, 0]):06d}.png"), cv2.IMREAD_UNCHANGED)
+            raw = lens.undistorted(raw, nearest=True) if with_lens else raw
             truth.append(nearest(raw.astype(np.float32) / 1000, run.scene.cameras.size))
         centers = poses[run.chosen, 1:].reshape(-1, 4, 4)[:, :3, 3]
         ratio = run.scene.cameras.K[0, 0, 0] / run.scene.cameras.size[1] / focal
-        table.row({"scene": "redkitchen"} | accuracy(run, centers, np.stack(truth), ratio))
-        picture(run.scene, out / f"redkitchen_{size}.png")
+        name = "redkitchen, lens estimated" if with_lens else "redkitchen"
+        table.row({"scene": name} | accuracy(run, centers, np.stack(truth), ratio))
+        picture(run.scene, out / f"{name.replace(', ', '_').replace(' ', '_')}_{size}.png")
 
 
 def clips(table: Table, data: Path, out: Path, frames: int, sizes: list[int], names: list[str]) -> None:

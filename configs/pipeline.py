@@ -66,6 +66,8 @@ class PipelineConfig:
     """Cameras from a COLMAP model or nerfstudio's transforms.json instead of estimated ones."""
     preprocess_masks: Path | None = None
     """Folder of masks named like the frames: white is used, black ignored."""
+    preprocess_lens: str = "none"
+    """Radial distortion to take out of real footage: none, estimate, or FOCAL,K (focal length in longest sides, coefficient)."""
     preprocess_backend: str = "auto"
     """Geometry: da3 (learned, needs its package and weights), sfm (structure from motion and optical flow), or auto."""
     alignment_run: str | None = None

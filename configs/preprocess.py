@@ -33,6 +33,8 @@ class PreprocessConfig:
     ones; images are matched by file name."""
     masks: Path | None = None
     """Folder of images named like the frames (or one for all): white pixels are used, black ones ignored by every stage."""
+    lens: str = "none"
+    """Radial distortion to take out of real footage: `none`, `estimate`, or FOCAL,K (focal length in longest sides, coefficient)."""
     mask_overlays: bool = False
     """Ignore opaque logos and watermarks: what stands still while the picture around it moves."""
     mask_sky: bool = False
@@ -57,6 +59,8 @@ class PreprocessConfig:
             raise ConfigError(f"cameras are given, but the backend {self.backend} estimates its own", "leave backend at auto")
         if self.backend == "import" and self.cameras is None:
             raise ConfigError("the backend import needs cameras", "pass --cameras with a COLMAP model or a transforms.json")
+        if self.cameras is not None and self.lens != "none":
+            raise ConfigError("a lens is given, but cameras from files hold for the frames as they are", "leave lens at none")
         if self.max_frames < 2:
             raise ConfigError(f"max_frames is {self.max_frames}", "at least 2 frames are needed, 24 or more are sensible")
         if self.process_res < 56:

@@ -14,6 +14,7 @@ from utils.errors import ArtifactError, ConfigError, GeometryError, InputError, 
 from utils.scene import media
 from utils.scene.artifacts import load_scene
 from utils.scene.layout import SceneLayout
+from utils.scene.lens import Lens
 from utils.scene.trajectories import load_trajectory
 from utils.types import CameraSet, Reporter, Scene
 
@@ -150,6 +151,29 @@ def test_sharp_frames_are_preferred_and_keep_their_files(tmp_path: Path) -> None
         kept = sorted(SceneLayout(preprocess_video.run(settings, Notes())).frames_subsampled.glob("*.png"))
         for path, number in zip(kept, expected, strict=True):
             assert np.array_equal(media.read_image(path), media.read_image(folder / f"{number:02d}.png"))
+
+
+def test_lens_distortion_is_taken_out_of_frames_and_masks(tmp_path: Path) -> None:
+    folder, masks = tmp_path / "shots", tmp_path / "masks"
+    folder.mkdir()
+    masks.mkdir()
+    lens = Lens(0.9, 0.3)
+    pattern = np.zeros((98, 140, 3), np.uint8)
+    pattern[:, 100:] = 200
+    for i in range(4):
+        media.write_image(folder / f"{i}.png", pattern)
+    media.write_image(masks / "all.png", np.where(pattern > 0, 0, 255).astype(np.uint8))
+    settings = {"backend": "flat", "process_res": 140, "scene_root": tmp_path / "scene", "masks": masks}
+    root = preprocess_video.run(PreprocessConfig(frames_dir=folder, lens="0.9,0.3", **settings), Notes())
+    scene = load_scene(root)
+    straight = lens.undistorted(pattern)
+    assert not np.array_equal(straight, pattern)
+    np.testing.assert_array_equal(scene.images[0], straight)
+    np.testing.assert_array_equal(media.read_image(SceneLayout(root).frames_subsampled / "000000.png"), straight)
+    # what was masked in the original stays the bright part of the straightened picture
+    assert (scene.valid[0] == (straight[..., 0] < 100)).mean() > 0.99
+    with pytest.raises(ConfigError, match="lens"):
+        preprocess_video.run(PreprocessConfig(frames_dir=folder, lens="wide", **settings), Notes())
 
 
 def test_frame_folder_is_used_where_it_lies(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,8 @@ from utils.backends.geometry import ClipFrames
 from utils.backends.geometry_sfm import SfmGeometry
 from utils.errors import GeometryError
 from utils.geometry import se3
+from utils.scene.lens import Lens
+from utils.synthetic.world import WorldConfig, make_world
 from utils.types import NULL_REPORTER, Scene
 
 SIZE = (112, 196)
@@ -113,3 +116,39 @@ def test_part_of_the_frames_is_used_and_named_and_too_few_are_refused(monkeypatc
     stub_mapping(monkeypatch, model_of(7, 90.0), model_of(7, 90.0))
     with pytest.raises(GeometryError, match="only 7 of 12"):
         sfm_poses.map_frames(images, seed=0, report=notes)
+
+
+def bent(images: np.ndarray, lens: Lens) -> np.ndarray:
+    """What a camera with this lens shows of undistorted images that were taken at the same focal length."""
+    height, width = images.shape[1:3]
+    focal = lens.focal * max(height, width)
+    y, x = np.mgrid[0:height, 0:width] + 0.5
+    x, y = (x - width / 2) / focal, (y - height / 2) / focal
+    u, v = x.copy(), y.copy()
+    for _ in range(30):
+        stretch = 1 + lens.k * (u**2 + v**2)
+        u, v = x / stretch, y / stretch
+    at = np.stack([u * focal + width / 2 - 0.5, v * focal + height / 2 - 0.5], -1).astype(np.float32)
+    return np.stack([cv2.remap(image, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for image in images])
+
+
+@pytest.mark.parametrize("k", [-0.15, 0.15])
+def test_undistortion_undoes_the_lens(k: float) -> None:
+    lens = Lens(0.9, k)
+    plain = clip()[0][:1]
+    straight = lens.undistorted(bent(plain, lens)[0])
+    # At the same focal length as the plain image, or a little longer where the corners would be empty.
+    zoom = lens.enlarged(SIZE)
+    assert (zoom > 1) == (k > 0)
+    matrix = np.array([[zoom, 0, (1 - zoom) * (SIZE[1] - 1) / 2], [0, zoom, (1 - zoom) * (SIZE[0] - 1) / 2]])
+    expected = cv2.warpAffine(plain[0], matrix, (SIZE[1], SIZE[0]))
+    inner = (slice(16, -16), slice(16, -16))
+    assert np.abs(straight[inner].astype(int) - expected[inner]).mean() < 1
+    assert np.abs(bent(plain, lens)[0][inner].astype(int) - expected[inner]).mean() > 3
+
+
+@pytest.mark.parametrize("k", [-0.12, 0.12])
+def test_lens_is_estimated_from_the_clip(k: float) -> None:
+    world = make_world(WorldConfig(layout="object", frames=10, size=(144, 256), severity="none", seed=1, path_scale=2))
+    lens = sfm_poses.estimate_lens(bent(world.images, Lens(0.85, k)), seed=0, report=NULL_REPORTER)
+    assert lens.k == pytest.approx(k, abs=0.03) and lens.focal == pytest.approx(0.85, rel=0.03)

@@ -18,6 +18,7 @@ import pycolmap
 
 from utils.backends.flow_bundle import FocalPrior, Matches, adjust
 from utils.errors import GeometryError
+from utils.scene.lens import Lens
 from utils.types import Array, Reporter
 
 # Between a fish-eye's and a long telephoto's; a focal length outside means that mapping went wrong.
@@ -159,6 +160,46 @@ def sparse_pairs(count: int) -> list[tuple[int, int]]:
 
 def _map(database: Path, folder: Path, size: tuple[int, int], seed: int, *, fixed_focal: bool) -> SparseModel | None:
     """The largest model of global mapping, `None` if there is none."""
+    found = _reconstruct(database, folder, seed, fixed_focal=fixed_focal)
+    return None if found is None else _to_model(found)
+
+
+def estimate_lens(images: Array, *, seed: int, report: Reporter) -> Lens:
+    """Focal length and radial distortion of the camera that took the images (F, h, w, 3).
+
+    Mapping without distortion comes first: with it mapping itself was seen to fail. Then all is adjusted with one radial term.
+
+    Raises:
+        GeometryError: too few frames could be placed to tell.
+    """
+    with tempfile.TemporaryDirectory(prefix="v2w_lens_") as folder, _quiet():
+        found = _reconstruct(_match(images, Path(folder), seed), Path(folder), seed, fixed_focal=False)
+        if found is None or found.num_reg_images() < min(MIN_REGISTERED, len(images)):
+            raise GeometryError("too few frames could be placed to estimate the lens", "give it as FOCAL,K or leave it at none")
+        camera = next(iter(found.cameras.values()))
+        camera.model, camera.params = pycolmap.CameraModelId.SIMPLE_RADIAL, [*camera.params, 0.0]
+        options = pycolmap.BundleAdjustmentOptions()
+        options.print_summary = False
+        options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
+        options.ceres.solver_options.num_threads = 1
+        config = pycolmap.BundleAdjustmentConfig()
+        for image in found.reg_image_ids():
+            config.add_image(image)
+        config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+        pycolmap.create_default_bundle_adjuster(options, config, found).solve()
+    focal, k = float(camera.params[0]) / max(images.shape[1:3]), float(camera.params[3])
+    if not FOCAL_RANGE[0] <= focal <= FOCAL_RANGE[1] or abs(k) > Lens.STRONGEST:
+        raise GeometryError(
+            f"the clip does not tell its lens (focal length {focal:.2f} x longest side, distortion {k:+.2f})",
+            "give it as FOCAL,K or leave it at none",
+        )
+    lens = Lens(focal=focal, k=k)
+    report.note(f"lens: focal {lens.focal:.3f} x longest side, radial distortion {lens.k:+.4f}")
+    return lens
+
+
+def _reconstruct(database: Path, folder: Path, seed: int, *, fixed_focal: bool) -> "pycolmap.Reconstruction | None":
+    """The largest reconstruction of global mapping."""
     options = pycolmap.GlobalPipelineOptions()
     options.random_seed = seed
     options.num_threads = options.mapper.num_threads = 1
@@ -174,7 +215,7 @@ def _map(database: Path, folder: Path, size: tuple[int, int], seed: int, *, fixe
     models = pycolmap.global_mapping(database, folder / "images", output, options)
     if not models:
         return None
-    return _to_model(max(models.values(), key=lambda model: model.num_reg_images()))
+    return max(models.values(), key=lambda model: model.num_reg_images())
 
 
 def _to_model(reconstruction: "pycolmap.Reconstruction") -> SparseModel:
