@@ -102,8 +102,8 @@ def unaligned(scene: Scene) -> Registration:
 
 def _blocks(frames: int) -> list[list[int]]:
     """The frames after the first, in the groups they are registered in: on a GPU several together, as a launch costs more than a frame."""
-    size = 1 if accelerator() is None else BLOCK
-    return [list(range(first, min(first + size, frames))) for first in range(1, frames, size)]
+    count = frames - 1 if accelerator() is None else -(-(frames - 1) // BLOCK)
+    return [block.tolist() for block in np.array_split(np.arange(1, frames), count)] if count else []  # alike in size: none of one frame
 
 
 def _register(
