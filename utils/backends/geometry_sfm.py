@@ -33,6 +33,8 @@ _FIRST_STRENGTH = 1e5
 _STRENGTHS = (60.0, 15.0, 4.0)
 # Weight that a pixel needs to be carried into other frames, and its weight there for each frame that says so.
 _CARRIED_LEAST, _HINT = 0.1, 0.02
+# Weight of a sparse point once flow has measured: as much as any other weak hint, or single points show as dots in far depth.
+_ANCHOR = 0.05
 # Points of each frame that enter bundle adjustment: more add time, not accuracy.
 _BUNDLE_POINTS = 150
 # The far shell lies at this multiple of the 99th percentile of the measured depth.
@@ -252,7 +254,7 @@ def _filled(
     anchors, anchor_weight = _anchor_images(clip, row)
     weight = np.where(ray.far, 1.0, ray.weight).astype(np.float32)
     value = np.where(ray.far, np.maximum(ray.inverse, 0), ray.inverse)
-    total, value = weight + anchor_weight, value * weight + anchors * anchor_weight
+    total, value = weight + _ANCHOR * anchor_weight, value * weight + _ANCHOR * anchors * anchor_weight
     if hint is not None:
         total, value = total + _HINT * hint[1], value + _HINT * hint[1] * hint[0]
     value /= np.maximum(total, 1e-12)
