@@ -287,12 +287,13 @@ ABLATIONS: dict[str, Variant] = {
     "no-robust": changed(solver=lambda c: replace(c, robust_scales=(_NOT_ROBUST,) * len(c.robust_scales))),
     "one-reweighting": changed(solver=lambda c: replace(c, robust_scales=c.robust_scales[:1])),
     "no-ridge": changed(solver=_times(_WEAKER, "ridge")),
+    "free-poses": changed(solver=_times(_WEAKER, "pose_ridge")),
 }
 
 VARIANTS: dict[str, Variant] = {
     "input": input_geometry,
     # Without fields to share the work with, poses need no prior that holds them.
-    "rigid": changed(solver=lambda c: replace(c, rigid_only=True, ridge=_WEAKER * c.ridge)),
+    "rigid": changed(solver=lambda c: replace(c, rigid_only=True, pose_ridge=_WEAKER * c.pose_ridge)),
     "open3d": open3d,
     "none": projective,
     "ours": both_stages,

@@ -89,6 +89,8 @@ class SolverConfig:
     """Weight of differences between neighbouring nodes; higher is stiffer."""
     ridge: float = 0.01
     """Weight that holds the mean displacement of all frames at zero (the gauge)."""
+    pose_ridge: float = 3.0
+    """Weight that holds the poses at those given; low, and the cameras take up what their frames show wrongly."""
     match_sigma: float = 0.003
     """Expected distance of matched points, in depths."""
     robust_scales: tuple[float, ...] = (12.0, 6.0, 3.0)
@@ -133,7 +135,7 @@ class FrameToModelICPConfig:
     """Write TensorBoard scalars to <run>/tensorboard/ (needs the tensorboard package)."""
     alignment: AlignmentDataConfig = field(default_factory=AlignmentDataConfig)
     matching: MatchingConfig = field(default_factory=lambda: MatchingConfig(matches_per_frame=8000))
-    solver: SolverConfig = field(default_factory=lambda: SolverConfig(cg_iterations=20, ridge=0.1))
+    solver: SolverConfig = field(default_factory=lambda: SolverConfig(cg_iterations=20, ridge=0.1, pose_ridge=1.0))
     filter: PointFilterConfig = field(default_factory=PointFilterConfig)
     min_fitness: float = 0.2
     """A frame is left out if a smaller share of its matches agrees after its registration, 0..1."""

@@ -209,6 +209,16 @@ def test_robust_weights_survive_wrong_matches():
     assert after < 0.25 * before
 
 
+def test_held_cameras_move_less_and_the_field_does_the_work():
+    world, shape, _, problem = exact_problem()
+    start = initial_state(world.scene.cameras, shape)
+    held, free = (solve(problem, start, shape, replace(COARSE, pose_ridge=weight), 500.0) for weight in (30.0, 0.03))
+    moved = [np.linalg.norm(state.c2w[:, :3, 3] - start.c2w[:, :3, 3], axis=1).max() for state in (held, free)]
+    assert moved[0] < 0.2 * moved[1]
+    errors = [np.median(relative_errors(problem, state, shape)) for state in (held, free)]
+    assert errors[0] < 1.2 * errors[1]
+
+
 def test_rigid_only_moves_no_node():
     world, shape, _, problem = exact_problem()
     state = solve(problem, initial_state(world.scene.cameras, shape), shape, replace(COARSE, rigid_only=True), 500.0)

@@ -5,7 +5,7 @@ proportional to depth (a node's displacement is `amplitude * X`, `amplitude = z_
 A pixel with camera point p lies at `Q(p) = c2w p + sum_k w_k z_k X_k`. Minimised is, over matches m = (p in i, q in j),
 
     data * sum_m c^2 e^2 / (c^2 + e^2)  +  smoothness * sum_edges |X_a - X_b|^2 / s^2  +  ridge * sum_nodes |X|^2 / r^2
-      + 10 ridge * sum_frames |t|^2 / (t0 z)^2 + |omega|^2 / o0^2,        e = |Q_i(p) - Q_j(q)| / (sigma z)
+      + pose_ridge * sum_frames |t|^2 / (t0 z)^2 + |omega|^2 / o0^2,      e = |Q_i(p) - Q_j(q)| / (sigma z)
 
 by iteratively reweighted least squares (Geman-McClure, c from lenient to strict). Each step relinearises the poses and runs
 preconditioned conjugate gradients. The ridge is the gauge: what the matches leave open takes the value of least displacement summed over
@@ -32,8 +32,8 @@ from utils.types import Array, CameraSet, LatticeFields
 _PARTS = 4  # accumulators of the parallel sums; fixed, so that a result does not depend on the number of cores
 _SMOOTH_SCALE = 0.0017  # displacement difference of neighbouring nodes that costs `smoothness`, in median depths
 _RIDGE_SCALE = 0.0067  # displacement that costs `ridge`, in median depths
-_SHIFT_SCALE = 0.0011  # camera shift that costs 10 ridge, in median depths; looser ones let cameras take up what the frame shows wrongly
-_TURN_SCALE = 0.001  # camera turn that costs 10 ridge, in radians
+_SHIFT_SCALE = 0.0011  # camera shift that costs `pose_ridge`, in median depths
+_TURN_SCALE = 0.001  # camera turn that costs `pose_ridge`, in radians
 DATA_WEIGHT = 0.05  # per match, when a pair has the number of samples below
 REFERENCE_SAMPLES = 504 * 280 / 16  # an image of that size, every fourth pixel in both axes
 TOLERANCE = 1e-4  # relative residual norm at which conjugate gradients stop
@@ -269,7 +269,7 @@ def _solve_on_cpu(
 def regularisation(config: SolverConfig, shape: LatticeShape) -> tuple[float, float, Array]:
     """Weights of the smoothness and of the ridge, and of the pose priors (6,) of [t, omega]."""
     pose = np.array([1 / (_SHIFT_SCALE * shape.unit) ** 2] * 3 + [1 / _TURN_SCALE**2] * 3)
-    return config.smoothness / _SMOOTH_SCALE**2, config.ridge / _RIDGE_SCALE**2, 10 * config.ridge * pose
+    return config.smoothness / _SMOOTH_SCALE**2, config.ridge / _RIDGE_SCALE**2, config.pose_ridge * pose
 
 
 def _move_cameras(c2w: Array, update: Array) -> None:
