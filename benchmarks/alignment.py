@@ -30,6 +30,7 @@ from utils.points.confidence import confident_pixels
 from utils.registration import build_cloud, usable_pixels
 from utils.runtime import run_stage
 from utils.synthetic import WorldConfig, make_world
+from utils.synthetic.texture import TEXTURES
 
 GROUPS = {"compared": COMPARED, "ablation": ("ours", *ABLATIONS), "all": tuple(VARIANTS)}
 # Sizes of the published method in `--parity quick`: log2 of the table, points of a frame, pairs and places of an iteration.
@@ -141,6 +142,9 @@ def world_config(args: argparse.Namespace, layout: str, seed: int, frames: int) 
         severity=args.severity,
         warp=args.warp,
         path_scale=args.sweep,
+        texture=args.texture,
+        occluders=args.occluders,
+        vanishing=args.vanishing,
     )
 
 
@@ -153,6 +157,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--severity", default="medium")
     parser.add_argument("--warp", default="smooth", choices=["smooth", "sharp", "object"])
     parser.add_argument("--sweep", type=float, default=1.0, help="speed of the camera; larger: wider baselines")
+    parser.add_argument("--texture", default="rich", choices=TEXTURES)
+    parser.add_argument("--occluders", type=int, default=0, help="posts near the camera")
+    parser.add_argument("--vanishing", type=float, default=0.0, help="share of the objects that come and go")
     parser.add_argument("--size", nargs=2, type=int, default=[144, 256], metavar=("H", "W"))
     parser.add_argument("--matcher", default="flow")
     parser.add_argument(

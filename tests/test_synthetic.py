@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from utils.errors import ConfigError, CorruptArtifactError, MissingArtifactError
 from utils.synthetic import LAYOUTS, WorldConfig, load_ground_truth, make_world, save_world
 from utils.synthetic.inconsistency import drift
+from utils.synthetic.scenes import build_place
+from utils.synthetic.texture import surface_color, with_texture
 from utils.synthetic.world import camera_rays
 
 SMALL = (48, 80)
@@ -181,7 +184,20 @@ def test_ground_truth_errors(tmp_path):
         load_ground_truth(tmp_path)
 
 
-@pytest.mark.parametrize("settings", [{"layout": "moon"}, {"severity": "extreme"}, {"severity": -1}, {"frames": 0}, {"warp": "melt"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layout": "moon"},
+        {"severity": "extreme"},
+        {"severity": -1},
+        {"frames": 0},
+        {"warp": "melt"},
+        {"texture": "lace"},
+        {"occluders": -1},
+        {"occluders": 9999},
+        {"vanishing": 2},
+    ],
+)
 def test_unusable_settings_are_named(settings):
     with pytest.raises(ConfigError) as error:
         make_world(WorldConfig(**{"frames": 1, "size": (16, 16), **settings}))
@@ -193,3 +209,50 @@ def test_command_reports_a_bad_size_in_one_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: size 'big'")
+
+
+def test_occluders_stand_in_front_and_leave_the_rest_as_it_is():
+    plain = make_world(WorldConfig(frames=2, size=SMALL, severity=0))
+    world = make_world(WorldConfig(frames=2, size=SMALL, severity=0, occluders=6))
+    posts = world.object_id > plain.object_id.max()
+    assert len(np.unique(world.object_id[posts])) >= 3
+    assert 0.02 < posts.mean() < 0.6
+    assert (world.depth[posts] < plain.depth[posts] + 1e-4).all()
+    assert np.median(world.depth[posts]) < 0.6 * np.median(plain.depth[posts])
+    np.testing.assert_array_equal(world.object_id[~posts], plain.object_id[~posts])
+    np.testing.assert_allclose(world.depth[~posts], plain.depth[~posts], rtol=1e-5)
+
+
+def test_vanishing_objects_come_and_go_and_the_structure_stays():
+    settings = WorldConfig(layout="object", frames=24, size=(24, 40), severity=0, path_scale=0)
+    still, world = make_world(settings), make_world(replace(settings, vanishing=0.5))
+    assert (still.object_id == still.object_id[0]).all()
+    changes = world.object_id != still.object_id
+    assert 0.01 < changes.mean() < 0.5
+    gone = [n for n in np.unique(still.object_id) if not (world.object_id == n).any((1, 2)).all()]
+    assert 0 not in gone and 3 <= len(gone) <= 8
+    assert sum((world.object_id == n).any() for n in gone) >= len(gone) - 1  # gone in some frames, not in all
+    longer = make_world(replace(settings, frames=26, vanishing=0.5))
+    np.testing.assert_array_equal(longer.object_id[:24], world.object_id)
+
+
+def test_weak_texture_has_little_contrast_and_the_same_shapes():
+    rich, weak = (make_world(WorldConfig(frames=1, size=SMALL, texture=texture)) for texture in ("rich", "weak"))
+    np.testing.assert_array_equal(rich.depth, weak.depth)
+    inside = [
+        np.abs(np.diff(w.images[0].astype(float).mean(-1), axis=1))[np.diff(w.object_id[0], axis=1) == 0].mean() for w in (rich, weak)
+    ]
+    assert inside[1] < 0.45 * inside[0]  # shading and silhouettes stay
+
+
+def test_repeated_texture_looks_the_same_two_tiles_on():
+    tiles = with_texture(build_place("room", 0).materials, "repeated")
+    cell, points = tiles.cell[0, 0], np.random.default_rng(0).uniform(-2, 2, (400, 3))
+
+    def colors(materials, step):
+        return np.array([surface_color(materials, 0, x + step, y, z, 0.005) for x, y, z in points])
+
+    variation = np.abs(colors(tiles, 0) - colors(tiles, cell)).mean()
+    assert np.abs(colors(tiles, 0) - colors(tiles, 2 * cell)).mean() < 0.2 * variation
+    rich = build_place("room", 0).materials
+    assert np.abs(colors(rich, 0) - colors(rich, 2 * cell)).mean() > 0.5 * np.abs(colors(rich, 0) - colors(rich, cell)).mean()

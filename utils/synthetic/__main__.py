@@ -7,6 +7,7 @@ from pathlib import Path
 from utils.errors import ConfigError, V2WError
 from utils.synthetic.inconsistency import WARPS
 from utils.synthetic.scenes import LAYOUTS
+from utils.synthetic.texture import TEXTURES
 from utils.synthetic.world import WorldConfig, make_world, save_world
 
 
@@ -39,6 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="changes the place, its textures and the inconsistency")
     parser.add_argument("--path-scale", type=float, default=1.0, help="camera speed; larger means wider baselines")
     parser.add_argument("--warp", choices=WARPS, default="smooth", help="how the shown space differs between frames")
+    parser.add_argument("--texture", choices=TEXTURES, default="rich", help="weak is nearly of one colour, repeated is chequered tiles")
+    parser.add_argument("--occluders", type=int, default=0, help="slender posts close to the camera")
+    parser.add_argument("--vanishing", type=float, default=0.0, help="share of the objects that appear and disappear, 0 to 1")
     return parser
 
 
@@ -54,6 +58,9 @@ def main() -> int:
             seed=args.seed,
             path_scale=args.path_scale,
             warp=args.warp,
+            texture=args.texture,
+            occluders=args.occluders,
+            vanishing=args.vanishing,
         )
         save_world(make_world(config), args.out)
     except V2WError as error:

@@ -46,6 +46,9 @@ SMOOTH_SHARE = {"smooth": 1.0, "sharp": 0.6, "object": 0.6}
 JUMP_STEP = 0.0035
 OBJECT_SHIFT_STEP = 0.003
 OBJECT_TURN_STEP = 0.003
+# Things that come and go: how long a coming and going takes, in frames, and the share of it for which they are there.
+PRESENCE_PERIODS = (18.0, 40.0)
+PRESENCE_SHARE = 0.6
 
 
 def severity_value(severity: str | float) -> float:
@@ -177,6 +180,30 @@ def make_inconsistency(
         noise=DEPTH_NOISE * severity,
         outliers=min(1.0, EDGE_OUTLIERS * severity),
     )
+
+
+def object_presence(frames: int, num_objects: int, share: float, seed: int) -> Array:
+    """(F, N) bool, the object is there in the frame; the fixed structure (object 0) always is.
+
+    Args:
+        frames: how many.
+        num_objects: N.
+        share: of the objects that come and go, 0..1.
+        seed: of all random numbers.
+    """
+    rng = np.random.default_rng([seed, 313])
+    order = rng.permutation(np.arange(1, num_objects))
+    fleeting = np.zeros(num_objects, bool)
+    fleeting[order[: round(share * len(order))]] = True
+    period, phase = rng.uniform(*PRESENCE_PERIODS, num_objects), rng.random(num_objects)
+    cycle = (np.arange(frames)[:, None] / period + phase) % 1.0
+    return (cycle < PRESENCE_SHARE) | ~fleeting
+
+
+def present_shapes(shapes: Primitives, present: Array) -> Primitives:
+    """The primitives of the objects that are there; `present` is (N,) bool."""
+    keep = present[shapes.object_id]
+    return shapes if keep.all() else Primitives(*(column[keep] for column in shapes))
 
 
 def object_centers(shapes: Primitives) -> Array:

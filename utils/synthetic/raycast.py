@@ -6,7 +6,8 @@ where the shapes are: Y(t) = p(t) - w(Y(t)). Which primitive is seen is found on
 of each image tile. The hit on that primitive is then polished by Newton's method with the exact w, so depth and canonical
 position are exact to the last digits; only the silhouettes of occluders are approximate, by a small part of a pixel.
 
-Primitives are unit shapes under an affine map. Directions have camera z = 1, so the ray parameter t *is* the depth.
+Primitives are unit shapes under an affine map, coloured by `texture.surface_color`. Directions have camera z = 1, so the ray parameter
+t *is* the depth.
 """
 
 from typing import NamedTuple

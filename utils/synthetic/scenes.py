@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.errors import ConfigError
 from utils.synthetic.raycast import BOX, CYLINDER, ELLIPSOID, Primitives
-from utils.synthetic.texture import BRICKS, FOLIAGE, PATCHES, PLANKS, PLASTER, Materials
+from utils.synthetic.texture import BRICKS, FOLIAGE, PATCHES, PLANKS, PLASTER, Materials, with_texture
 from utils.types import Array
 
 LAYOUTS = ("room", "corridor", "object", "outdoor")
@@ -20,6 +20,12 @@ LAYOUTS = ("room", "corridor", "object", "outdoor")
 TURNING_PROGRESS = 1.6
 # Share of the random palettes' chroma that is kept: 1 looks like a toy shop.
 SATURATION = 0.6
+# Occluders stand between these shares of the way from the camera to what it looks at ...
+OCCLUDER_REACH = (0.22, 0.5)
+# ... across this half width, and at least so far from every camera; both in lengths of that way.
+OCCLUDER_SPREAD = 0.6
+OCCLUDER_CLEARANCE = 0.14
+OCCLUDER_TRIES = 200
 
 
 @dataclass(frozen=True)
@@ -180,8 +186,14 @@ class Place:
     path: Path
 
 
-def build_place(layout: str, seed: int) -> Place:
+def build_place(layout: str, seed: int, *, occluders: int = 0, texture: str = "rich") -> Place:
     """The place of a layout and seed.
+
+    Args:
+        layout: one of `LAYOUTS`.
+        seed: of everything random.
+        occluders: posts near the camera, in front of the rest.
+        texture: see `texture.with_texture`.
 
     Raises:
         ConfigError: unknown layout.
@@ -196,7 +208,34 @@ def build_place(layout: str, seed: int) -> Place:
         "outdoor": _outdoor,
     }
     path = build[layout](builder)
-    return Place(builder.primitives(), builder.material_table(), path)
+    builder.rng = np.random.default_rng([LAYOUTS.index(layout), seed, 5])  # so that the rest does not depend on the occluders
+    _posts(builder, path, occluders)
+    return Place(builder.primitives(), with_texture(builder.material_table(), texture), path)
+
+
+def _posts(b: SceneBuilder, path: Path, count: int) -> None:
+    """Slender posts between the camera and what it looks at, each an object, off the camera's way.
+
+    Raises:
+        ConfigError: no room for so many.
+    """
+    eyes = np.stack([path.c2w(progress)[:3, 3] for progress in np.linspace(0, TURNING_PROGRESS, 24)])
+    middle = path.c2w(0.5 * TURNING_PROGRESS)
+    way = float(np.linalg.norm(path.target.mean(0) - middle[:3, 3]))
+    for _ in range(OCCLUDER_TRIES):
+        if count == 0:
+            return
+        forward = b.rng.uniform(*OCCLUDER_REACH) * way
+        aside = b.rng.uniform(-1, 1) * OCCLUDER_SPREAD * forward
+        center = middle[:3, 3] + forward * middle[:3, 2] + aside * middle[:3, 0]
+        if np.linalg.norm((eyes - center)[:, [0, 2]], axis=1).min() < OCCLUDER_CLEARANCE * way:
+            continue
+        b.new_object()
+        half = np.array([b.rng.uniform(0.006, 0.016) * way, b.rng.uniform(0.2, 0.4) * forward, b.rng.uniform(0.006, 0.016) * way])
+        b.add(CYLINDER if b.rng.random() < 0.5 else BOX, center, half, b.random_material(0.15 * way))
+        count -= 1
+    if count:
+        raise ConfigError(f"no room for {count} of the occluders", "ask for fewer")
 
 
 def _shell(b: SceneBuilder, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float], materials: dict[str, int]) -> None:

@@ -2,7 +2,7 @@
 
 Noise is summed over octaves from the size of an object down to that of a pixel, because optical flow needs contrast at every
 scale; octaves finer than a pixel's footprint are faded out, because they would alias and flicker between frames. Cell patterns
-(bricks, planks, patches) take each cell's colour from a hash of its index, so nothing repeats.
+(bricks, planks, patches) take each cell's colour from a hash of its index, so nothing repeats; tiles alternate, so all of it does.
 """
 
 from typing import NamedTuple
@@ -12,18 +12,23 @@ from numba import njit
 
 from utils.types import Array
 
-PLASTER, BRICKS, PLANKS, PATCHES, FOLIAGE = range(5)
+PLASTER, BRICKS, PLANKS, PATCHES, FOLIAGE, TILES = range(6)
+TEXTURES = ("rich", "weak", "repeated")
 
 MAX_OCTAVES = 9
 # Amplitude ratio of successive octaves. 0.5 would be smooth clouds; closer to 1 leaves contrast at the scale of a pixel.
 OCTAVE_GAIN = 0.85
+# What weak texture keeps of the colour differences, and repeated texture of the noise that tells one tile from another.
+WEAK_SHARE = 0.12
+REPEATED_NOISE = 0.06
+TILE_SHARE = 0.3  # edge of a tile, in the coarsest wavelengths of its material
 
 
 class Materials(NamedTuple):
     """One row per material.
 
     Attributes:
-        kind: (M,) int64, one of PLASTER, BRICKS, PLANKS, PATCHES, FOLIAGE.
+        kind: (M,) int64, one of PLASTER, BRICKS, PLANKS, PATCHES, FOLIAGE, TILES.
         wavelength: (M,) float64, coarsest noise wavelength in scene units.
         cell: (M, 3) float64, size of a pattern cell in scene units along the object's axes.
         offset: (M, 3) float64, where in the infinite solid texture the object is cut from.
@@ -37,6 +42,24 @@ class Materials(NamedTuple):
     offset: Array
     palette: Array
     contrast: Array
+
+
+def with_texture(materials: Materials, texture: str) -> Materials:
+    """The materials with another texture: "rich" as they are, "weak" nearly of one colour, "repeated" all chequered tiles."""
+    if texture == "rich":
+        return materials
+    if texture == "weak":
+        mean = materials.palette.mean(1, keepdims=True)
+        return materials._replace(
+            kind=np.full_like(materials.kind, PLASTER),
+            palette=mean + WEAK_SHARE * (materials.palette - mean),
+            contrast=WEAK_SHARE * materials.contrast,
+        )
+    return materials._replace(
+        kind=np.full_like(materials.kind, TILES),
+        cell=np.repeat(TILE_SHARE * materials.wavelength[:, None], 3, axis=1),
+        contrast=REPEATED_NOISE * materials.contrast,
+    )
 
 
 @njit(inline="always")
@@ -133,6 +156,9 @@ def _cell_pattern(kind, x, y, z, cell, hue, salt):
         row_y, row_z = np.floor(cy), np.floor(cz)
         cx += (_hash(int(row_y), int(row_z), 7, salt) & 0xFFFF) / 65536.0
         joint = _joint(cz - row_z, 0.06)
+    elif kind == TILES:
+        odd = (int(np.floor(cx)) + int(np.floor(cy)) + int(np.floor(cz))) & 1
+        return 0.9 if odd else 0.1, 0.0, 1.0
     else:
         # Borders of patches are bent by smooth noise.
         bend_x, bend_z = value_noise(0.9 * cx + 3.7, 0.9 * cy - 1.3, 0.9 * cz, salt + 41)
@@ -165,7 +191,10 @@ def surface_color(materials, row, x, y, z, footprint):
     if kind == FOLIAGE:
         bright = 1.6 * abs(bright) - 0.9
     cell_weight = 0.3 if kind == PLASTER else 0.75
-    mix = cell_weight * (pick - 0.5) + 0.22 * hue + 0.5
+    hue_weight = 0.22
+    if kind == TILES:
+        hue_weight = 0.0
+    mix = cell_weight * (pick - 0.5) + hue_weight * hue + 0.5
     mix = 2.0 * min(max(mix, 0.0), 1.0)
     low = 0 if mix < 1.0 else 1
     part = mix - low

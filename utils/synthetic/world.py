@@ -17,13 +17,16 @@ from utils.synthetic.inconsistency import (
     drifted_cameras,
     make_inconsistency,
     object_centers,
+    object_presence,
     pose_shapes,
+    present_shapes,
     rotation_matrices,
     severity_value,
     tint,
 )
 from utils.synthetic.raycast import View, render_view
 from utils.synthetic.scenes import Place, build_place
+from utils.synthetic.texture import TEXTURES
 from utils.types import Array, CameraSet, Scene
 
 REFERENCE_FRAMES = 28  # frames that cover a progress of 1 along the path
@@ -49,6 +52,9 @@ class WorldConfig:
         seed: of the place, its textures and all deviations.
         path_scale: speed of the camera; larger gives wider baselines between frames.
         warp: "smooth", "sharp" or "object": how the shown space differs between frames.
+        texture: "rich", "weak" (nearly of one colour) or "repeated" (chequered tiles): what optical flow has to hold on to.
+        occluders: slender posts close to the camera, which hide and uncover what is behind them.
+        vanishing: share of the objects that appear and disappear during the clip, 0..1; clean views show all of them.
     """
 
     layout: str = "room"
@@ -58,6 +64,9 @@ class WorldConfig:
     seed: int = 0
     path_scale: float = 1.0
     warp: str = "smooth"
+    texture: str = "rich"
+    occluders: int = 0
+    vanishing: float = 0.0
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -66,6 +75,12 @@ class WorldConfig:
             raise ConfigError(f"a world of {self.size[1]}x{self.size[0]} pixels", "ask for at least 16x16")
         if not self.path_scale >= 0:
             raise ConfigError(f"path_scale {self.path_scale} is negative", "1 is the usual speed, 0 a still camera")
+        if self.texture not in TEXTURES:
+            raise ConfigError(f"unknown texture '{self.texture}'", f"choose one of {', '.join(TEXTURES)}")
+        if self.occluders < 0:
+            raise ConfigError(f"{self.occluders} occluders", "ask for 0 or more")
+        if not 0 <= self.vanishing <= 1:
+            raise ConfigError(f"vanishing share {self.vanishing} is outside 0..1", "0 keeps all objects in all frames")
         severity_value(self.severity)
 
     def progress(self, frame: float) -> float:
@@ -270,7 +285,7 @@ def make_world(config: WorldConfig) -> SyntheticWorld:
     Raises:
         ConfigError: unknown layout, warp or severity.
     """
-    place = build_place(config.layout, config.seed)
+    place = build_place(config.layout, config.seed, occluders=config.occluders, texture=config.texture)
     scale, pivot = _probe(place, config.seed)
     inconsistency = make_inconsistency(
         config.frames,
@@ -283,9 +298,11 @@ def make_world(config: WorldConfig) -> SyntheticWorld:
     )
     poses = np.stack([place.path.c2w(config.progress(frame)) for frame in range(config.frames)])
     cameras = _cameras(poses, config.size)
+    present = object_presence(config.frames, len(object_centers(place.shapes)), config.vanishing, config.seed)
     views: list[View] = []
     for frame in range(config.frames):
         shapes = pose_shapes(place.shapes, inconsistency.object_turn[frame], inconsistency.object_shift[frame])
+        shapes = present_shapes(shapes, present[frame])
         warp = inconsistency.warp(frame)
         view = render_view(shapes, place.materials, warp, cameras=cameras, index=frame, scale=scale, salt=config.seed)
         views.append(view)
