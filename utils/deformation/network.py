@@ -49,9 +49,10 @@ class NetworkInverseWarp(InverseWarp):
         self.codes = nn.Parameter(0.01 * torch.randn(len(K), code, generator=torch.Generator().manual_seed(0)))
         widths = [3 + 6 * octaves + code, *([neurons] * layers)]
         hidden = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.SiLU())]
-        self.layers = nn.Sequential(*hidden, nn.Linear(neurons, 6))
-        nn.init.normal_(self.layers[-1].weight, std=1e-2)
-        nn.init.zeros_(self.layers[-1].bias)
+        last = nn.Linear(neurons, 6)
+        nn.init.normal_(last.weight, std=1e-2)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(*hidden, last)
 
     def twist(self, y: Tensor, view: int) -> Tensor:
         """(N, 6) [omega, v / depth] at rigidly transformed points y (N, 3) of a view; differentiable."""

@@ -101,7 +101,7 @@ def _shift(source: Tensor, target: Tensor, mask: Tensor, flow: Tensor, iteration
     mean_x, mean_y = mean_x * inverse_count, mean_y * inverse_count
     stiff = _STIFFNESS * count + 1e-3
     xx, xy, yy = xx - count * mean_x * mean_x + stiff, xy - count * mean_x * mean_y, yy - count * mean_y * mean_y + stiff
-    grid = pixel_grid(*source.shape[2:], source.device)
+    grid = pixel_grid(source.shape[2], source.shape[3], source.device)
     for _ in range(iterations):
         difference = sample(target, grid + flow.permute(0, 2, 3, 1)) - source
         q = gx * flow[:, :1] + gy * flow[:, 1:] - mask * difference
@@ -114,11 +114,11 @@ def _shift(source: Tensor, target: Tensor, mask: Tensor, flow: Tensor, iteration
 
 def _refine(source: Tensor, target: Tensor, mask: Tensor, flow: Tensor) -> Tensor:
     """Flow (B, 2, H, W) after one linearisation of the robust energy at `flow`."""
-    warped = sample(target, pixel_grid(*source.shape[2:], source.device) + flow.permute(0, 2, 3, 1))
+    warped = sample(target, pixel_grid(source.shape[2], source.shape[3], source.device) + flow.permute(0, 2, 3, 1))
     xx, xy, yy, right = _data_term(source, warped, mask)
     right = right + torch.cat([xx * flow[:, :1] + xy * flow[:, 1:], xy * flow[:, :1] + yy * flow[:, 1:]], 1)
-    slope = sum(g.square().sum(1, keepdim=True) for g in gradients(flow))
-    stiff = _SMOOTHNESS * _robust(slope)
+    slope_x, slope_y = (g.square().sum(1, keepdim=True) for g in gradients(flow))
+    stiff = _SMOOTHNESS * _robust(slope_x + slope_y)
     across = F.pad((stiff[..., 1:] + stiff[..., :-1]) / 2, (1, 1))  # weight of the edge to the left neighbour, and one more column
     down = F.pad((stiff[..., 1:, :] + stiff[..., :-1, :]) / 2, (0, 0, 1, 1))
     return relax(xx, xy, yy, right, across, down, flow)

@@ -32,16 +32,16 @@ _MADE_BY = {
 def save_results(folder: Path, scene: Scene) -> Path:
     """Writes `results.npz` in the layout of Depth Anything 3: image, depth, conf, extrinsics (w2c), intrinsics; `ignored` with masks."""
     path = folder / "results.npz"
-    masks = {} if scene.ignored is None else {"ignored": scene.ignored}
-    np.savez(
-        path,
-        image=scene.images,
-        depth=scene.depth.astype(np.float32),
-        conf=scene.confidence.astype(np.float32),
-        extrinsics=scene.cameras.w2c[:, :3].astype(np.float32),
-        intrinsics=scene.cameras.K.astype(np.float32),
-        **masks,
-    )
+    arrays: dict[str, Any] = {
+        "image": scene.images,
+        "depth": scene.depth.astype(np.float32),
+        "conf": scene.confidence.astype(np.float32),
+        "extrinsics": scene.cameras.w2c[:, :3].astype(np.float32),
+        "intrinsics": scene.cameras.K.astype(np.float32),
+    }
+    if scene.ignored is not None:
+        arrays["ignored"] = scene.ignored
+    np.savez(path, **arrays)
     return path
 
 
