@@ -6,7 +6,7 @@ from pathlib import Path
 
 from configs.stage1_align import FrameToModelICPConfig
 from frame_to_model_icp.selection import select_frames
-from utils.alignment_report import write_alignment_report
+from utils.alignment_report import publish_alignment
 from utils.backends.accelerator import cap_accelerator
 from utils.points.confidence import confident_pixels
 from utils.registration import align_sequential, build_cloud, usable_pixels
@@ -16,7 +16,7 @@ from utils.reporting import tensorboard
 from utils.scene import artifacts
 from utils.scene.checkpoints import CheckpointFolder
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import is_current, publish, write_manifest
+from utils.scene.manifest import is_current
 from utils.types import NULL_REPORTER, Reporter
 
 
@@ -49,18 +49,7 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
             result = align_sequential(scene, usable, settings, board, checkpoints=checkpoints)
         cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, vote)
         alignment = to_alignment(scene, result, cloud)
-        with publish(out) as folder:
-            artifacts.save_alignment(folder, alignment, config)
-            seconds = time.perf_counter() - started
-            write_alignment_report(folder, scene, result, alignment, seconds, {}, board)
-            write_manifest(
-                folder,
-                schema=artifacts.ALIGNMENT_SCHEMA,
-                config=config,
-                inputs=inputs,
-                backends={"matcher": config.matching.matcher},
-                seconds=seconds,
-            )
+        publish_alignment(out, scene, result, alignment, config, inputs, started, {}, board)
     checkpoints.remove()
     report.note(f"frame to model: {int(result.aligned.sum())} of {len(scene)} frames aligned, {len(cloud)} points")
     return out

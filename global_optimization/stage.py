@@ -10,7 +10,7 @@ import numpy as np
 from configs.base import from_plain
 from configs.stage1_align import FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
-from utils.alignment_report import write_alignment_report
+from utils.alignment_report import publish_alignment
 from utils.backends.accelerator import cap_accelerator
 from utils.errors import ConfigError
 from utils.points.confidence import confident_pixels
@@ -25,7 +25,7 @@ from utils.reporting import tensorboard
 from utils.scene import artifacts
 from utils.scene.checkpoints import CheckpointFolder
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import is_current, publish, read_manifest, write_manifest
+from utils.scene.manifest import is_current, read_manifest
 from utils.types import NULL_REPORTER, Alignment, Array, Reporter, Scene, StepReport
 
 
@@ -70,18 +70,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
         cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, members, vote, result.color_maps)
         finished = to_alignment(scene, result, cloud)
         heldout = _held_out(scene, usable, blocks, result, chosen, report)
-        with publish(out) as folder:
-            artifacts.save_alignment(folder, finished, config)
-            seconds = time.perf_counter() - started
-            write_alignment_report(folder, scene, result, finished, seconds, {"heldout": heldout}, board)
-            write_manifest(
-                folder,
-                schema=artifacts.ALIGNMENT_SCHEMA,
-                config=config,
-                inputs=inputs,
-                backends={"matcher": config.matching.matcher},
-                seconds=seconds,
-            )
+        publish_alignment(out, scene, result, finished, config, inputs, started, {"heldout": heldout}, board)
     checkpoints.remove()
     report.note(f"joint alignment: {_progress(result.diagnostics)}{int(result.aligned.sum())} of {len(scene)} frames, {len(cloud)} points")
     return out

@@ -1,18 +1,53 @@
-"""What an alignment stage leaves for people beside its result: `report.json`, pictures, TensorBoard scalars."""
+"""What an alignment stage leaves: the artifact, and for people `report.json`, pictures and TensorBoard scalars."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from configs.stage1_align import FrameToModelICPConfig
+from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.alignment_pictures import displacement_plot, residual_matrix, top_down
 from utils.registration.displacement import displacements
 from utils.registration.result import Registration, summary
 from utils.reporting import TensorBoardReporter
-from utils.scene.artifacts import write_json
-from utils.scene.manifest import PICTURES, writing
+from utils.scene.artifacts import ALIGNMENT_SCHEMA, save_alignment, write_json
+from utils.scene.manifest import PICTURES, publish, write_manifest, writing
 from utils.types import Alignment, Array, Reporter, Scene
+
+
+def publish_alignment(
+    out: Path,
+    scene: Scene,
+    result: Registration,
+    alignment: Alignment,
+    config: FrameToModelICPConfig | GlobalOptimizationConfig,
+    inputs: dict[str, str],
+    started: float,
+    extra: dict[str, Any],
+    report: Reporter,
+) -> None:
+    """Writes the artifact with its report, pictures and manifest; the folder appears when all of it is there.
+
+    Args:
+        out: folder of the result.
+        scene: the frames of the alignment, before it.
+        result: what the solve found.
+        alignment: what is published.
+        config: of the stage.
+        inputs: names and ids of what it was made from.
+        started: `time.perf_counter()` at the start of the stage.
+        extra: further entries of the report.
+        report: receives the figures of each frame if it writes TensorBoard scalars.
+    """
+    with publish(out) as folder:
+        save_alignment(folder, alignment, config)
+        seconds = time.perf_counter() - started
+        write_alignment_report(folder, scene, result, alignment, seconds, extra, report)
+        backends = {"matcher": config.matching.matcher}
+        write_manifest(folder, schema=ALIGNMENT_SCHEMA, config=config, inputs=inputs, backends=backends, seconds=seconds)
 
 
 def write_alignment_report(
