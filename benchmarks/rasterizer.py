@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from utils.backends.rasterizer import Rasterizer, SplatMode, load_rasterizer
-from utils.splats.ssim import ssim
+from utils.splats.ssim import l1_and_ssim
 from utils.types import CameraGaussians
 
 NUM_SPLATS = 30_000
@@ -54,7 +54,8 @@ def one_step(
 
     out = rasterizer.render(CameraGaussians(*leaves), K, (target.shape[0], target.shape[1]), mode)
     mark()
-    loss = 0.8 * (out.rgb - target).abs().mean() + 0.2 * (1 - ssim(out.rgb, target))
+    l1, similarity = l1_and_ssim(out.rgb, target)
+    loss = 0.8 * l1 + 0.2 * (1 - similarity)
     if out.normal is not None and out.distortion is not None:
         loss = loss + 0.05 * (out.alpha - out.normal[..., 2]).mean() + 0.01 * out.distortion.mean()
     mark()

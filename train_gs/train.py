@@ -25,7 +25,7 @@ from utils.errors import NonFiniteError
 from utils.splats.checkpoint import TrainedScene
 from utils.splats.gaussians import rigid, view_gaussians
 from utils.splats.lpips_term import load_lpips
-from utils.splats.ssim import ssim
+from utils.splats.ssim import l1_and_ssim
 from utils.types import NULL_REPORTER, Array, CameraSet, RenderOutput, Reporter, Splats, StepReport
 
 NEAR_IN_MEDIAN_DEPTHS = 0.01
@@ -270,10 +270,10 @@ class Trainer:
             if self.config.robust:
                 self.trust.observe(rgb.detach(), target, view)
             rgb, target = weighted_pair(rgb, target, self.trust.weights(view))
-        l1 = (rgb - target).abs().mean()
+        l1, similarity = l1_and_ssim(rgb, target) if self.config.ssim_weight > 0 else ((rgb - target).abs().mean(), None)
         loss = self.config.l1_weight * l1 + self._regularisers(output, splats, view)
-        if self.config.ssim_weight > 0:
-            loss = loss + self.config.ssim_weight * (1.0 - ssim(rgb, target))
+        if similarity is not None:
+            loss = loss + self.config.ssim_weight * (1.0 - similarity)
         if self.lpips is not None:
             loss = loss + self.config.lpips_weight * self.lpips(rgb.clamp(0, 1), target.clamp(0, 1))
         loss.backward()

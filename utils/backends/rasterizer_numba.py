@@ -24,7 +24,7 @@ from utils.backends.rasterizer_numba_projection import (
     project_surfels_vjp,
 )
 from utils.backends.rasterizer_numba_surfels import composite_surfels, composite_surfels_vjp
-from utils.backends.rasterizer_numba_threads import num_chunks, ranges, run_chunks
+from utils.backends.rasterizer_numba_threads import bands, in_parallel, num_chunks, ranges, run_chunks
 from utils.backends.rasterizer_numba_tiles import count_tiles, list_members
 from utils.errors import MissingDependencyError
 from utils.types import Array, CameraGaussians, RenderOutput
@@ -101,12 +101,16 @@ def _prepare(project: Callable[..., None], row_size: int, view: _View, attribute
 
     tiles_x, tiles_y = -(-view.width // TILE), -(-view.height // TILE)
     first, starts = np.empty(count + 1, np.int64), np.empty(tiles_x * tiles_y + 1, np.int64)
-    count_tiles(rects, tiles_x, first, starts)
-    visible = np.flatnonzero(rects[:, 2])
-    order = visible[depth_order(arrays[0][visible, 2])]
+    order = in_parallel(lambda: _visible_by_depth(arrays[0], rects), lambda: count_tiles(rects, tiles_x, first, starts))
     members = np.empty(first[-1], np.int32)
-    list_members(order, rects, tiles_x, starts, members)
+    run_chunks(list_members, bands(tiles_y), order, rects, tiles_x, starts, members)
     return _Drawing(rows, rects, tiles_x, first, starts, members, _tile_chunks(starts))
+
+
+def _visible_by_depth(means: Array, rects: Array) -> Array:
+    """Gaussians that touch the image, from near to far."""
+    visible = np.flatnonzero(rects[:, 2])
+    return visible[depth_order(means[visible, 2])]
 
 
 def depth_order(depth: Array) -> Array:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from utils.types import Array
+
 CHUNKS_PER_THREAD = 6
 """Enough that the last thread to finish is not far behind, few enough that dispatch (about 20 us each) does not show."""
 
@@ -52,8 +54,27 @@ def run_chunks(kernel: Callable[..., None], chunks: Sequence[tuple[Any, ...]], *
         helper.result()
 
 
+def in_parallel(here: Callable[[], Array], beside: Callable[[], None]) -> Array:
+    """Does both, `beside` on another thread if there is one; the result of `here`."""
+    if torch.get_num_threads() == 1:
+        beside()
+        return here()
+    helper = _pool().submit(beside)
+    result = here()
+    helper.result()
+    return result
+
+
+def bands(count: int) -> list[tuple[int, int]]:
+    """Cuts 0..count into one range (begin, end) per thread, for work that reads all of its input in every range."""
+    return _cut(count, torch.get_num_threads())
+
+
 def ranges(count: int) -> list[tuple[int, int]]:
     """Cuts 0..count into chunks (begin, end)."""
-    pieces = num_chunks()
+    return _cut(count, num_chunks())
+
+
+def _cut(count: int, pieces: int) -> list[tuple[int, int]]:
     bounds = [count * i // pieces for i in range(pieces + 1)]
     return [(begin, end) for begin, end in pairwise(bounds) if end > begin]

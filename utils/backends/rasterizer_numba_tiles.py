@@ -66,12 +66,12 @@ def count_tiles(rects, tiles_x, first, starts):
 
 
 @njit(**JIT)
-def list_members(order, rects, tiles_x, starts, members):
-    """Fills `members`: for each tile its Gaussians, front to back. `order` holds the Gaussians by depth."""
+def list_members(top, bottom, order, rects, tiles_x, starts, members):
+    """Fills `members` of the tile rows top..bottom: for each tile its Gaussians, front to back. `order` holds the Gaussians by depth."""
     cursor = starts[:-1].copy()
     for k in range(order.shape[0]):
         g = order[k]
-        for ty in range(rects[g, 1], rects[g, 3]):
+        for ty in range(max(rects[g, 1], top), min(rects[g, 3], bottom)):
             for tx in range(rects[g, 0], rects[g, 2]):
                 tile = ty * tiles_x + tx
                 members[cursor[tile]] = g
