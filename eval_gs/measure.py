@@ -37,7 +37,13 @@ class FrameScore:
 
 
 def score_frame(
-    frame_id: int, heldout: bool, image: Array, through: Array, canonical: Array, lpips: PerceptualDistance | None
+    frame_id: int,
+    heldout: bool,
+    image: Array,
+    through: Array,
+    canonical: Array,
+    lpips: PerceptualDistance | None,
+    used: Array | None = None,
 ) -> FrameScore:
     """Scores of one frame.
 
@@ -48,17 +54,22 @@ def score_frame(
         through: (h, w, 3) uint8, render through its deformation and colour map.
         canonical: (h, w, 3) uint8, render of the world as it is.
         lpips: the perceptual distance, or None.
+        used: (h, w) bool, pixels that no mask takes out; None for all. The others neither count nor show in windows around those that do.
     """
+
+    def expected(render: Array) -> Array:
+        return image if used is None else np.where(used[..., None], image, render)
+
     return FrameScore(
         frame_id=frame_id,
         heldout=heldout,
-        psnr=psnr(through, image),
-        ssim=ssim(through, image),
-        lpips=None if lpips is None else lpips(through, image),
-        canonical_psnr=psnr(canonical, image),
-        canonical_ssim=ssim(canonical, image),
-        sharpness=sharpness(canonical),
-        input_sharpness=sharpness(image),
+        psnr=psnr(through, image, used),
+        ssim=ssim(through, expected(through), used),
+        lpips=None if lpips is None else lpips(through, expected(through)),
+        canonical_psnr=psnr(canonical, image, used),
+        canonical_ssim=ssim(canonical, expected(canonical), used),
+        sharpness=sharpness(canonical, used),
+        input_sharpness=sharpness(image, used),
     )
 
 

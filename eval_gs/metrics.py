@@ -48,10 +48,15 @@ def psnr(image: Array, reference: Array, mask: Array | None = None) -> float:
     return float(min(100.0, -10.0 * np.log10(max(mse, 1e-10))))
 
 
-def ssim(image: Array, reference: Array) -> float:
+def ssim(image: Array, reference: Array, mask: Array | None = None) -> float:
     """Mean structural similarity, -1..1 (Wang et al. 2004), per channel.
 
     Gaussian window of 11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03; only windows that lie inside the image count.
+
+    Args:
+        image: (h, w, 3).
+        reference: (h, w, 3).
+        mask: (h, w) bool, pixels whose windows count; all of them without it.
     """
     a, b = as_float(image), as_float(reference)
 
@@ -66,14 +71,16 @@ def ssim(image: Array, reference: Array) -> float:
     score = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     score /= (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
     border = _SSIM_WINDOW // 2
-    inside = score[border:-border, border:-border]
-    return float((inside if inside.size else score).mean())
+    inside = (slice(border, -border), slice(border, -border)) if min(score.shape[:2]) > 2 * border else (slice(None), slice(None))
+    if mask is not None and mask[inside].any():
+        return float(score[inside][mask[inside]].mean())
+    return float(score[inside].mean())
 
 
-def sharpness(image: Array) -> float:
-    """Variance of the Laplacian of the grey image, in squared 8-bit grey levels; larger is sharper."""
-    grey = cv2.cvtColor(as_uint8(image), cv2.COLOR_RGB2GRAY)
-    return float(cv2.Laplacian(grey, cv2.CV_64F).var())
+def sharpness(image: Array, mask: Array | None = None) -> float:
+    """Variance of the Laplacian of the grey image, in squared 8-bit grey levels; larger is sharper. Over the mask (h, w) if given."""
+    edges = cv2.Laplacian(cv2.cvtColor(as_uint8(image), cv2.COLOR_RGB2GRAY), cv2.CV_64F)
+    return float((edges if mask is None else edges[mask]).var())
 
 
 def dense_flow(image_a: Array, image_b: Array) -> Array:

@@ -19,6 +19,7 @@ from utils.report_html import write_report
 from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import is_current, publish, read_manifest, sha256, write_manifest
+from utils.scene.masks import used_pixels
 from utils.scene.media import list_frames, read_frames, resize_area, write_image
 from utils.scene.trajectories import load_trajectory
 from utils.splats.checkpoint import GS_SCHEMA, load_checkpoint
@@ -139,9 +140,11 @@ def _measure(
         report.note(f"evaluation: no LPIPS. {reason}")
     scores: list[FrameScore] = []
     cameras, heldout = subject.view.trained.cameras, subject.view.trained.heldout
+    used = used_pixels(subject.scene, cameras.frame_ids, cameras.size)
     for i, frame_id in enumerate(cameras.frame_ids):
         through, canonical = _both_views(subject, i)
-        scores.append(score_frame(int(frame_id), bool(heldout[i]), subject.images[i], through, canonical, lpips))
+        counted = None if used is None else used[i]
+        scores.append(score_frame(int(frame_id), bool(heldout[i]), subject.images[i], through, canonical, lpips, counted))
         report.step(StepReport(stage="measure", step=i, total=len(cameras), values={"psnr": scores[-1].psnr}))
     summary = summarize(scores)
     content = {
@@ -150,6 +153,7 @@ def _measure(
         "splats": len(subject.view.splats),
         "size": list(cameras.size),
         **summary,
+        **({} if used is None else {"masked": float(1 - used.mean())}),
         "consistency": {name: values for name, values in consistency.items() if values},
         "frames": scores,
         "seconds": time.perf_counter() - started,

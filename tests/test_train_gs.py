@@ -19,6 +19,7 @@ from train_gs.warp import WarpCache
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp, inverse_of_alignment
 from utils.errors import ConfigError, CorruptArtifactError, MissingArtifactError, NonFiniteError
 from utils.geometry import se3
+from utils.scene.masks import apply_masks
 from utils.splats.checkpoint import load_checkpoint, save_checkpoint
 from utils.splats.gaussians import view_gaussians
 from utils.types import Alignment, CameraSet, CanonicalCloud, LatticeFields, Scene, Splats
@@ -349,6 +350,29 @@ def test_a_broken_loss_names_step_and_frame() -> None:
         trainer.parameters.sh0.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="step 0, frame"):
         trainer.step()
+
+
+@pytest.mark.parametrize("robust", [False, True])
+def test_masked_pixels_change_nothing(robust: bool) -> None:
+    """Trainings whose frames differ only where they are masked end with the same bits and report the same quality."""
+    config = make_config(num_iters=24, robust=robust, robust_from=0.2, shell_share=0.2)
+    scene, alignment = make_world()
+    keep = np.ones((FRAMES, *SIZE), bool)
+    keep[:, 8:16, 10:20] = False
+    cloud = alignment.cloud
+    alignment = replace(alignment, cloud=cloud.select(keep[cloud.frame, cloud.pixel // SIZE[1], cloud.pixel % SIZE[1]]))
+    ends, quality = [], []
+    for color in (0, 255):
+        spoiled = replace(apply_masks(scene, keep), images=np.where(keep[..., None], scene.images, np.uint8(color)))
+        warp = inverse_of_alignment(alignment)
+        trainer = make_trainer(alignment, training_data(spoiled, alignment, config), warp, "numba", torch.device("cpu"), config)
+        trained = train(trainer)
+        ends.append(trained.splats)
+        quality.append([(row["psnr"], row["psnr_rigid"]) for row in measure(trained, trainer.data, trainer.rasterizer, warp, turn=True)])
+        quality[-1] += [row["psnr"] for row in trainer.history]
+    for first, second in zip(vars(ends[0]).values(), vars(ends[1]).values(), strict=True):
+        assert torch.equal(first, second)
+    assert quality[0] == quality[1]
 
 
 def test_settings_that_cannot_be_used() -> None:

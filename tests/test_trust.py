@@ -92,3 +92,12 @@ def test_masks_travel_with_the_scene(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ignored[0], ~keep[3])
     artifacts.save_results(folder, scene)
     assert artifacts.load_scene(tmp_path).ignored is None
+
+
+def test_masked_pixels_do_not_speak_against_their_neighbours() -> None:
+    used = torch.ones(1, *SIZE, dtype=torch.bool)
+    used[0, 4:8, 8:14] = False
+    target = torch.rand(*SIZE, 3, generator=torch.Generator().manual_seed(0))
+    trust = PixelTrust(used, [0], 1, SIZE, torch.device("cpu"))
+    trust.observe(torch.where(used[0, ..., None], target + 0.01, target + 1.0), target, 0)
+    assert float(trust.errors.max()) < 0.02

@@ -41,18 +41,19 @@ def shown_as_frame(output: RenderOutput, scene: TrainedScene, position: int) -> 
 
 
 def measure(scene: TrainedScene, data: TrainingData, rasterizer: Rasterizer, warp: InverseWarp, *, turn: bool) -> list[dict[str, Any]]:
-    """Per frame: PSNR (dB) through the deformation and of the rigid world, both with the frame's colour map."""
+    """Per frame: PSNR (dB) through the deformation and of the rigid world, both with the frame's colour map; masked pixels do not count."""
     rows = []
     for position, frame_id in enumerate(scene.cameras.frame_ids):
         target = data.images[position].to(scene.splats.means.device).float() / 255.0
+        used = None if data.used is None else data.used[position].to(target.device)
         deformed = shown_as_frame(render_frame(scene, position, rasterizer, warp, turn=turn), scene, position)
         consistent = shown_as_frame(render_frame(scene, position, rasterizer, None), scene, position)
         rows.append(
             {
                 "frame_id": int(frame_id),
                 "heldout": bool(scene.heldout[position]),
-                "psnr": image_psnr(deformed, target),
-                "psnr_rigid": image_psnr(consistent, target),
+                "psnr": image_psnr(deformed, target, used),
+                "psnr_rigid": image_psnr(consistent, target, used),
             }
         )
     return rows

@@ -19,7 +19,9 @@ _LEAST_EMPTY = 0.005
 """Share of all cells that must be empty; fewer are holes between points, not sky."""
 
 
-def shell_splats(points: Array, cameras: CameraSet, images: Array, config: GSConfig, median_depth: float) -> Splats | None:
+def shell_splats(
+    points: Array, cameras: CameraSet, images: Array, config: GSConfig, median_depth: float, used: Array | None = None
+) -> Splats | None:
     """Splats on the shell; None where the cloud covers the frames.
 
     Args:
@@ -28,9 +30,10 @@ def shell_splats(points: Array, cameras: CameraSet, images: Array, config: GSCon
         images: (F, H, W, 3) uint8, theirs.
         config: stage settings; at most `shell_share` of the budget is used.
         median_depth: scene units.
+        used: (F, H, W) bool, pixels that no mask takes out; None for all.
     """
     edge = max(1, round(max(cameras.size) / _CELLS_ALONG))
-    seen = [_empty_cells(points, cameras, view, image, edge) for view, image in enumerate(images)]
+    seen = [_empty_cells(points, cameras, view, image, edge, None if used is None else used[view]) for view, image in enumerate(images)]
     directions, colors = np.concatenate([s[0] for s in seen]), np.concatenate([s[1] for s in seen])
     cells = len(images) * (cameras.size[0] // edge) * (cameras.size[1] // edge)
     if len(directions) < _LEAST_EMPTY * cells:
@@ -56,8 +59,11 @@ def shell_splats(points: Array, cameras: CameraSet, images: Array, config: GSCon
     )
 
 
-def _empty_cells(points: Array, cameras: CameraSet, view: int, image: Array, edge: int) -> tuple[Array, Array]:
-    """(M, 3) world directions and (M, 3) mean colours of the frame's cells of edge x edge pixels into which no point falls, nor beside."""
+def _empty_cells(points: Array, cameras: CameraSet, view: int, image: Array, edge: int, used: Array | None) -> tuple[Array, Array]:
+    """(M, 3) world directions and (M, 3) mean colours of the frame's cells of edge x edge pixels into which no point falls, nor beside.
+
+    Cells that a mask touches are left out: what it hides is not what stands far behind.
+    """
     h, w = cameras.size
     rows, columns = h // edge, w // edge
     K, w2c = cameras.K[view], cameras.w2c[view]
@@ -69,7 +75,10 @@ def _empty_cells(points: Array, cameras: CameraSet, view: int, image: Array, edg
     covered = np.zeros((rows + 2, columns + 2), bool)
     covered[row[inside].astype(int) + 1, column[inside].astype(int) + 1] = True
     around = [covered[1 + i : rows + 1 + i, 1 + j : columns + 1 + j] for i in (-1, 0, 1) for j in (-1, 0, 1)]
-    empty_row, empty_column = np.nonzero(~np.any(around, axis=0))
+    empty = ~np.any(around, axis=0)
+    if used is not None:
+        empty &= used[: rows * edge, : columns * edge].reshape(rows, edge, columns, edge).all((1, 3))
+    empty_row, empty_column = np.nonzero(empty)
     blocks = image[: rows * edge, : columns * edge].reshape(rows, edge, columns, edge, 3).mean((1, 3))
     u, v = (empty_column + 0.5) * edge, (empty_row + 0.5) * edge
     rays = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones_like(u)], -1) @ cameras.c2w[view][:3, :3].T

@@ -30,6 +30,7 @@ from utils.runtime import seed_everything
 from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import content_hash, is_current, publish, to_plain, write_manifest
+from utils.scene.masks import used_pixels
 from utils.splats.checkpoint import GS_SCHEMA, MODEL, PREVIEW, TrainedScene, save_checkpoint, unfinished
 from utils.types import NULL_REPORTER, Alignment, Array, Reporter, Scene
 
@@ -120,7 +121,8 @@ def make_trainer(
     shell = None
     if config.shell_share > 0:
         views = np.flatnonzero(~data.heldout)
-        shell = shell_splats(cloud.points, data.cameras.select(views), data.images.numpy()[views], config, data.median_depth)
+        used = None if data.used is None else data.used.numpy()[views]
+        shell = shell_splats(cloud.points, data.cameras.select(views), data.images.numpy()[views], config, data.median_depth, used)
     room = config.target_num_points - (0 if shell is None else len(shell))
     splats = initial_splats(cloud, data.cameras.centers[~data.heldout], replace(config, target_num_points=max(1, room)), data.median_depth)
     if shell is not None:
@@ -155,17 +157,9 @@ def training_data(scene: Scene, alignment: Alignment, config: GSConfig, heldout_
         images=torch.from_numpy(images),
         heldout=heldout,
         median_depth=scene.select(ids).median_depth,
-        used=_used_pixels(scene, ids, size),
+        used=None if (used := used_pixels(scene, ids, size)) is None else torch.from_numpy(used),
         color_maps=alignment.color_maps,
     )
-
-
-def _used_pixels(scene: Scene, frame_ids: Array, size: tuple[int, int]) -> torch.Tensor | None:
-    """(F, H, W) bool pixels that no mask takes out; None without masks."""
-    if scene.ignored is None:
-        return None
-    ignored = [cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR) > 0 for mask in scene.ignored[frame_ids]]
-    return torch.from_numpy(~np.stack(ignored))
 
 
 def heldout_positions(count: int, config: GSConfig) -> Array:

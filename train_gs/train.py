@@ -102,6 +102,7 @@ class Trainer:
         self.order: list[int] = []
         self.generator = torch.Generator().manual_seed(config.seed)
         self._images = data.images.to(device)
+        self._used = None if data.used is None else data.used.to(device)
         self.trust = self._make_trust()
         self.lpips = load_lpips("vgg", str(device)) if config.lpips_weight > 0 else None
         self._values: dict[str, float] = {}
@@ -265,7 +266,7 @@ class Trainer:
         target = self._images[view].float() / 255.0
         output, splats = self._render(view)
         rgb = self.appearance(output.rgb, output.alpha, view) if self.config.appearance == "affine" else output.rgb
-        squared = (rgb.detach().clamp(0, 1) - target).square().mean()
+        squared = _squared_error(rgb.detach(), target, None if self._used is None else self._used[view])
         if self.trust is not None:
             if self.config.robust:
                 self.trust.observe(rgb.detach(), target, view)
@@ -431,9 +432,15 @@ def train(trainer: Trainer, report: Reporter = NULL_REPORTER, save: Any = None, 
     return trainer.result()
 
 
-def image_psnr(image: Tensor, target: Tensor) -> float:
-    """PSNR in dB of an image (H, W, 3), clamped to 0..1, against a target."""
-    return psnr_of(float((image.clamp(0, 1) - target).square().mean()))
+def image_psnr(image: Tensor, target: Tensor, used: Tensor | None = None) -> float:
+    """PSNR in dB of an image (H, W, 3), clamped to 0..1, against a target, over the pixels of `used` (H, W) bool."""
+    return psnr_of(float(_squared_error(image, target, used)))
+
+
+def _squared_error(image: Tensor, target: Tensor, used: Tensor | None) -> Tensor:
+    """Mean over the used pixels and all channels; the image is clamped to 0..1."""
+    squared = (image.clamp(0, 1) - target).square().mean(-1)
+    return squared.mean() if used is None else (squared * used).sum() / used.sum().clamp(min=1)
 
 
 def psnr_of(squared_error: float) -> float:

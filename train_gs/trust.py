@@ -47,7 +47,8 @@ class PixelTrust(nn.Module):
     @torch.no_grad()
     def observe(self, rgb: Tensor, target: Tensor, view: int) -> None:
         """Remembers how a rendered frame (H, W, 3) differs from what it should be."""
-        difference = (rgb - target).permute(2, 0, 1)[None]
+        difference = rgb - target if self._used is None else (rgb - target) * self._used[view][..., None]
+        difference = difference.permute(2, 0, 1)[None]
         cells = torch.nn.functional.avg_pool2d(difference, self._edge, ceil_mode=True, count_include_pad=False)[0]
         self.errors[view].mul_(_MEMORY).add_(cells.norm(dim=0), alpha=1 - _MEMORY)
 

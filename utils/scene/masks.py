@@ -86,6 +86,14 @@ def apply_masks(scene: Scene, keep: Array, names: Sequence[str] | None = None) -
     return replace(scene, depth=depth, confidence=confidence, ignored=ignored)
 
 
+def used_pixels(scene: Scene, rows: Array, size: tuple[int, int]) -> Array | None:
+    """(F, H, W) bool: pixels of these frames, at another size, that lie on no ignored one; None without masks."""
+    if scene.ignored is None:
+        return None
+    shares = [cv2.resize(mask.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_LINEAR) for mask in scene.ignored[rows]]
+    return np.stack(shares) <= 0
+
+
 def mark_sky(scene: Scene, sky: Array) -> Scene:
     """The scene with sky pixels (F, H, W) pushed to the 99th percentile of all other depths, at the lowest confidence."""
     ground = scene.valid & ~sky
