@@ -8,7 +8,9 @@
 
 Every variant trains the same code with the same budget on the same predicted geometry; only what is named differs:
 naive = predicted poses and cloud as they are, no deformation; rigid = stages 1 and 2, no deformation; ours = stages 1, 2 and 3.1;
-with_X and without_X = ours with an ingredient switched. One world per process runs well beside others.
+with_X and without_X = ours with an ingredient switched; network = the other inverse; half and half_supervised = every second frame aligned,
+the others unused or supervising. Bounds: true and true_mean = alignment from the truth (see `splatting_oracle`), consistent = a clip of
+the same world without contradictions. One world per process runs well beside others.
 Novel cameras are carried into the reconstruction by one similarity, fitted between its points and the true ones. No method can see
 a deformation that all frames share, so a third figure takes it out with the truth, all variants alike: each pixel of a render is read where
 the reconstruction puts, on average over the frames, the true point of that pixel. It keeps blur and doubled walls.
@@ -31,8 +33,9 @@ from scipy.spatial import cKDTree
 
 import preprocess_video
 from benchmarks.alignment_metrics import Similarity, fit_to_truth
+from benchmarks.splatting_oracle import true_registration
 from benchmarks.splatting_tables import COLUMNS, Line, read_lines, tables
-from benchmarks.splatting_variants import COMPARED, VARIANTS, ablation
+from benchmarks.splatting_variants import BOUNDS, COMPARED, HALF, VARIANTS, Geometry, ablation
 from configs.evaluation import EvalConfig
 from configs.preprocess import PreprocessConfig
 from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig, PointFilterConfig
@@ -47,10 +50,11 @@ from train_gs import stage as stage32
 from train_inverse_deformation import stage as stage31
 from utils.deformation.artifact import trained_inverse
 from utils.deformation.inverse import FixedPointInverseWarp
+from utils.errors import ConfigError
 from utils.geometry.projection import pixel_centers, project, transform, unproject
 from utils.points.confidence import confident_pixels
 from utils.registration import build_cloud, forward_points, usable_pixels
-from utils.registration.result import to_alignment
+from utils.registration.result import Registration, to_alignment
 from utils.registration.sequential import unaligned
 from utils.reporting import ConsoleReporter
 from utils.runtime import run_stage
@@ -60,32 +64,58 @@ from utils.scene.manifest import publish, write_manifest
 from utils.splats.checkpoint import MODEL, load_checkpoint
 from utils.splats.view import SplatView, resolve_rasterizer, rgb_image
 from utils.synthetic.world import SyntheticWorld, WorldConfig, make_world
-from utils.types import Alignment, Array
+from utils.types import Alignment, Array, Scene
 
 COMMON_POINTS = 200_000
 COMMON_NEIGHBOURS = 32
 
 
-def write_naive(root: Path, frames: int) -> Path:
-    """An alignment artifact of the predicted geometry as it is: what splatting without this project would start from."""
+def write_scene(root: Path, scene: Scene) -> None:
+    """results.npz of a predicted scene."""
+    with publish(SceneLayout(root).npz_dir) as folder:
+        artifacts.save_results(folder, scene)
+        write_manifest(folder, schema="scene/1", config={}, inputs={})
+
+
+def write_alignment(root: Path, name: str, result: Registration) -> Path:
+    """An alignment artifact that no stage made: the folder that takes the place of stage 2's."""
     layout = SceneLayout(root)
     scene = artifacts.load_scene(root)
     as_is = PointFilterConfig(enabled=False)
-    usable = usable_pixels(scene, confident_pixels(scene, AlignmentDataConfig(num_frames=frames, stride=1)), as_is)
-    result = unaligned(scene)
+    data = AlignmentDataConfig(num_frames=len(scene), stride=1)
+    usable = usable_pixels(scene, confident_pixels(scene, data), as_is)
     cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, as_is)
-    out = layout.run("frame_to_model_icp_naive").after_global_optimization
+    out = layout.run(f"frame_to_model_icp_{name}").after_global_optimization
     with publish(out) as folder:
-        artifacts.save_alignment(folder, to_alignment(scene, result, cloud), {"naive": True})
+        artifacts.save_alignment(folder, to_alignment(scene, result, cloud), {name: True})
         write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={}, inputs={"results": artifacts.scene_id(root)})
     return out
 
 
-def align(root: Path, frames: int, report: ConsoleReporter) -> Path:
-    """Stages 1 and 2; the folder of stage 2."""
-    data = AlignmentDataConfig(num_frames=frames, stride=1)
+def align(root: Path, stride: int, report: ConsoleReporter) -> Path:
+    """Stages 1 and 2 on every `stride`-th frame; the folder of stage 2."""
+    data = AlignmentDataConfig(num_frames=-(-len(artifacts.load_scene(root)) // stride), stride=stride)
     run = stage1.run(FrameToModelICPConfig(root_path=root, alignment=data), report).parent.name
     return stage2.run(GlobalOptimizationConfig(root_path=root, run=run), report)
+
+
+def start(root: Path, geometry: Geometry, world: SyntheticWorld | None, report: ConsoleReporter) -> Path:
+    """The alignment that splats start from; made unless it is there. The truth is only for synthetic worlds."""
+    if geometry == "aligned":
+        return align(root, 1, report)
+    if geometry == "half_aligned":
+        return align(root, 2, report)
+    out = SceneLayout(root).run(f"frame_to_model_icp_{geometry}").after_global_optimization
+    if out.is_dir():
+        return out
+    scene = artifacts.load_scene(root)
+    if geometry in ("predicted", "consistent"):
+        return write_alignment(root, geometry, unaligned(scene))
+    if world is None:
+        raise ConfigError(
+            f"a clip has no truth to make the geometry '{geometry}' from", "leave out the variants true, true_mean and consistent"
+        )
+    return write_alignment(root, geometry, true_registration(world, scene, keep_mean=geometry == "true_mean"))
 
 
 @dataclass(frozen=True)
@@ -106,9 +136,10 @@ class Registered:
 
 
 def register(world: SyntheticWorld, root: Path, alignment: Alignment) -> Registered:
-    """Fits the similarity between a reconstruction and the true world."""
-    scene = artifacts.load_scene(root)
-    points = forward_points(scene, alignment.cameras, alignment.fields)
+    """Fits the similarity between a reconstruction and the true world; frames that are not aligned are left out."""
+    scene, ids = artifacts.load_scene(root), alignment.cameras.frame_ids
+    points = np.full((*scene.depth.shape, 3), np.nan, np.float32)
+    points[ids] = forward_points(scene.select(ids), alignment.cameras, alignment.fields)
     mask = world.valid & scene.valid & np.isfinite(points).all(-1)
     return Registered(world, points, mask, fit_to_truth(world, points, mask))
 
@@ -200,16 +231,20 @@ def as_trained(alignment: Alignment, out: Path) -> Alignment:
 def one_world(world: SyntheticWorld, variants: tuple[str, ...], budgets: dict[float, GSConfig], report: ConsoleReporter) -> Iterator[Line]:
     """One line per variant and splat count, as they are done."""
     with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        with publish(SceneLayout(root).npz_dir) as folder:
-            artifacts.save_results(folder, world.predicted_scene())
-            write_manifest(folder, schema="scene/1", config={}, inputs={})
-        folders = {False: write_naive(root, len(world)), True: align(root, len(world), report)}
+        worlds = {"": world}
+        if any(VARIANTS[name].geometry == "consistent" for name in variants):
+            worlds["consistent"] = make_world(replace(world.config, severity="none"))
+        for name, shown in worlds.items():
+            write_scene(Path(temporary) / (name or "shown"), shown.predicted_scene())
         for (count, budget), name in product(budgets.items(), variants):
-            aligned = VARIANTS[name].aligned
-            out, figures = trained(root, folders[aligned], name, budget, report)
-            alignment = as_trained(artifacts.load_alignment(folders[aligned]), out)
-            yield labels(asdict(world.config), name, count, budget) | figures | novel_scores(register(world, root, alignment), out / MODEL)
+            geometry = VARIANTS[name].geometry
+            shown = worlds["consistent" if geometry == "consistent" else ""]
+            root = Path(temporary) / ("consistent" if geometry == "consistent" else "shown")
+            folder = start(root, geometry, shown, report)
+            out, figures = trained(root, folder, name, budget, report)
+            alignment = as_trained(artifacts.load_alignment(folder), out)
+            scores = novel_scores(register(shown, root, alignment), out / MODEL)
+            yield labels(asdict(world.config), name, count, budget) | figures | scores
 
 
 def one_clip(clip: Path, args: argparse.Namespace, budgets: dict[float, GSConfig], report: ConsoleReporter) -> Iterator[Line]:
@@ -219,28 +254,23 @@ def one_clip(clip: Path, args: argparse.Namespace, budgets: dict[float, GSConfig
         preprocess_video.run(
             PreprocessConfig(input_video=(clip,), scene_root=root, max_frames=args.frames, process_res=args.process_res), report
         )
-        frames = len(artifacts.load_scene(root))
-        folders = {False: write_naive(root, frames), True: align(root, frames, report)}
+        world = {"clip": clip.name, "frames": len(artifacts.load_scene(root)), "process_res": args.process_res}
         for (count, budget), name in product(budgets.items(), tuple(expanded(args.variants))):
-            folder = folders[VARIANTS[name].aligned]
+            folder = start(root, VARIANTS[name].geometry, None, report)
             out, figures = trained(root, folder, name, budget, report)
-            evaluation = EvalConfig(
-                root_path=root, run=folder.parent.name, checkpoint_dir=out, out_dir=root / f"eval_{name}", save_images=bool(args.keep),
-                render_gs_video_path=False, render_input_poses=False, report=False, overwrite=True,
-            )  # fmt: skip
-            metrics = artifacts.read_json(evaluate(evaluation, report) / "metrics.json")
-            held = metrics["heldout"]
-            world = {"clip": clip.name, "frames": frames, "process_res": args.process_res}
-            yield (
-                labels(world, name, count, budget)
-                | figures
-                | {
-                    "heldout": held["psnr"],
-                    "heldout_ssim": held["ssim"],
-                    "sharpness": held["sharpness"] / held["input_sharpness"],
-                    **metrics["consistency"]["optimised_poses"],
-                }
-            )
+            yield labels(world, name, count, budget) | figures | clip_scores(root, folder, out, name, args.keep is not None, report)
+
+
+def clip_scores(root: Path, folder: Path, out: Path, name: str, keep: bool, report: ConsoleReporter) -> dict[str, float]:
+    """Figures of trained splats of a clip, by eval_gs."""
+    evaluation = EvalConfig(
+        root_path=root, run=folder.parent.name, checkpoint_dir=out, out_dir=root / f"eval_{name}", save_images=keep,
+        render_gs_video_path=False, render_input_poses=False, report=False, overwrite=True,
+    )  # fmt: skip
+    metrics = artifacts.read_json(evaluate(evaluation, report) / "metrics.json")
+    held = metrics["heldout"]
+    sharpness = {"sharpness": held["sharpness"] / held["input_sharpness"]}
+    return {"heldout": held["psnr"], "heldout_ssim": held["ssim"], **sharpness, **metrics["consistency"]["optimised_poses"]}
 
 
 def labels(world: dict[str, Any], variant: str, count: float, budget: GSConfig) -> Line:
@@ -251,7 +281,7 @@ def labels(world: dict[str, Any], variant: str, count: float, budget: GSConfig) 
 
 def expanded(names: list[str]) -> list[str]:
     """Variants, groups replaced by their members, without doubles."""
-    groups = {"compared": COMPARED, "ablation": ablation()}
+    groups = {"compared": COMPARED, "bounds": BOUNDS, "half_frames": HALF, "ablation": ablation() if "ablation" in names else ()}
     return list(dict.fromkeys(member for name in names for member in groups.get(name, (name,))))
 
 
@@ -282,8 +312,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--counts", nargs="+", type=float, default=[1.0], help="multiples of --splats to train with")
     parser.add_argument("--renderer", default="3dgs", choices=["2dgs", "3dgs"])
     parser.add_argument(
-        "--variants", nargs="+", default=["compared"], choices=["compared", "ablation", *VARIANTS], metavar="NAME",
-        help=f"groups: compared, ablation; variants: {', '.join(VARIANTS)}",
+        "--variants", nargs="+", default=["compared"], choices=["compared", "bounds", "half_frames", "ablation", *VARIANTS], metavar="NAME",
+        help=f"groups: compared, bounds, half_frames, ablation; variants: {', '.join(VARIANTS)}",
     )  # fmt: skip
     parser.add_argument("--clip", type=Path, metavar="FILE", help="a real clip in place of synthetic worlds")
     parser.add_argument("--process-res", type=int, default=252, help="longest side of the clip's working images in pixels")

@@ -50,6 +50,8 @@ class GSConfig:
     """Optimisation steps, one frame each."""
     target_num_points: int = 1_000_000
     """Splat budget; the many copies of one surface in the cloud are merged until it is met."""
+    merge_copies: bool = True
+    """Merge the copies of a surface; off: start from a random choice of the cloud's points."""
     shell_share: float = 0.0
     """Most splats of a shell far around the world, as a share of the budget: sky, where pixels see none of the cloud. 0: no shell."""
     initial_fill: float = 1.0

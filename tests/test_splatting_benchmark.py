@@ -8,10 +8,12 @@ import pytest
 
 from benchmarks.alignment_metrics import Similarity
 from benchmarks.splatting import Registered, common_deformation, without_common
+from benchmarks.splatting_oracle import mean_displacement, true_registration
 from benchmarks.splatting_tables import read_lines, tables
 from benchmarks.splatting_variants import INGREDIENTS, VARIANTS, ablation
 from configs.stage3_gs import GSConfig
 from utils.geometry.projection import pixel_centers, project, transform, unproject
+from utils.registration import forward_points
 from utils.synthetic.world import WorldConfig, make_world
 
 
@@ -40,7 +42,8 @@ def test_every_variant_is_a_valid_setting_and_the_ablation_differs_from_the_defa
         GSConfig(**variant.changes)
     names = ablation()
     assert names[0] == "ours"
-    assert len(names) == 1 + len(INGREDIENTS)
+    assert len(set(names)) == len(names)
+    assert len(names) in (1 + len(INGREDIENTS), 2 + len(INGREDIENTS))  # LPIPS only where it can be had
     for name in names[1:]:
         assert GSConfig(**VARIANTS[name].changes) != defaults or VARIANTS[name].inverse != "fixed_point"
 
@@ -72,3 +75,20 @@ def test_a_deformation_that_all_frames_share_is_taken_out() -> None:
     inside = (u > 2) & (u < 62) & (v > 2) & (v < 34) & (world.novel_depth[2] > 0)
     assert np.abs(u - x)[inside].mean() > 0.5  # the bend is worth taking out
     assert np.median(np.abs(moved - u)[inside]) < 0.25
+
+
+def test_truth_puts_every_frame_in_one_place() -> None:
+    """With the true registration, the points of all frames lie at the truth but for depth noise; with the mean kept, they agree with it."""
+    world = make_world(WorldConfig(layout="room", frames=5, size=(48, 80), severity="high", seed=1))
+    scene = world.predicted_scene()
+    error = {}
+    for keep_mean in (False, True):
+        result = true_registration(world, scene, keep_mean=keep_mean)
+        points = forward_points(scene, result.cameras, result.fields)
+        known = world.valid & np.isfinite(points).all(-1)
+        target = world.canonical[known].astype(np.float64)
+        error[keep_mean] = float(np.median(np.linalg.norm(points[known] - target, axis=1))) / world.median_depth
+        if keep_mean:
+            target += mean_displacement(world, target, world.object_id[known])
+            assert float(np.median(np.linalg.norm(points[known] - target, axis=1))) < 0.01 * world.median_depth
+    assert error[False] < 0.01 < error[True]

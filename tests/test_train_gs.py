@@ -275,6 +275,13 @@ def test_merge_meets_the_budget_and_joins_copies() -> None:
     assert len(same) == 20000
 
 
+def test_without_merging_the_splats_are_points_of_the_cloud() -> None:
+    scene, alignment = make_world(0.0)
+    splats = initial_splats(alignment.cloud, scene.cameras.centers, make_config(merge_copies=False, target_num_points=200), DEPTH)
+    given = {tuple(point) for point in alignment.cloud.points.astype(np.float32)}
+    assert len({tuple(mean) for mean in splats.means.numpy()} & given) == len(splats.means) == 200
+
+
 def test_initial_splats_lie_flat_on_the_surface() -> None:
     scene, alignment = make_world(0.0)
     splats = initial_splats(alignment.cloud, scene.cameras.centers, make_config(), DEPTH)

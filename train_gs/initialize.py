@@ -33,7 +33,8 @@ def initial_splats(cloud: CanonicalCloud, camera_centers: Array, config: GSConfi
     Raises:
         DegenerateCloudError: fewer points than neighbours are needed.
     """
-    points, colors = merge_copies(cloud, camera_centers, max(1, round(config.initial_fill * config.target_num_points)))
+    budget = max(1, round(config.initial_fill * config.target_num_points))
+    points, colors = merge_copies(cloud, camera_centers, budget) if config.merge_copies else random_points(cloud, budget, config.seed)
     if len(points) <= config.knn_neighbors:
         raise DegenerateCloudError(
             f"the canonical cloud has only {len(points)} points to start from",
@@ -93,6 +94,12 @@ def merge_copies(cloud: CanonicalCloud, camera_centers: Array, budget: int) -> t
     from train_gs.merge_torch import DeviceCells
 
     return or_on_cpu(lambda: _merged(DeviceCells(points, colors, footprint, level, device), budget), on_cpu, "initial splats")
+
+
+def random_points(cloud: CanonicalCloud, budget: int, seed: int) -> tuple[Array, Array]:
+    """(M, 3) points and (M, 3) colours 0..255 of at most `budget` points of the cloud."""
+    rows = np.random.default_rng(seed).permutation(len(cloud))[:budget]
+    return cloud.points[rows].astype(np.float64), cloud.colors[rows].astype(np.float64)
 
 
 class Cells(Protocol):
