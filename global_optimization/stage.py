@@ -61,12 +61,12 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
         start, members, vote = _registration(alignment), usable, stage1.filter
         if config.method == "parity":
             members = alignment.cloud.pixel_mask(index, scene.cameras.size)
-            result = align_leave_one_out(scene, start, usable, members & ~blocks, chosen, board)
+            result = align_leave_one_out(scene, start, usable, members & ~blocks, chosen, board, checkpoints)
             vote = replace(vote, enabled=False)  # the cloud keeps its points
         else:
             result = align_jointly(scene, start, usable & ~blocks, chosen, board, checkpoints=checkpoints)
             if config.field == "hashgrid":
-                result = refine_matched(scene, result, usable & ~blocks, chosen, board)
+                result = refine_matched(scene, result, usable & ~blocks, chosen, board, checkpoints=checkpoints)
         cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, members, vote, result.color_maps)
         finished = to_alignment(scene, result, cloud)
         heldout = _held_out(scene, usable, blocks, result, chosen, report)

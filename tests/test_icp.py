@@ -1,5 +1,6 @@
 """The published alignment: every term alone, its schedule, and that the whole of it pulls frames together."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from utils.geometry import se3
 from utils.geometry.projection import unproject
 from utils.points.surface import color_gradients, fit_normals, make_tree
 from utils.registration import align_jointly, forward_points, usable_pixels
-from utils.registration.icp import align_frame_to_model, align_leave_one_out, refine_matched, terms
+from utils.registration.icp import align_frame_to_model, align_leave_one_out, matched, refine_matched, terms
 from utils.registration.icp.filtering import ResidualHistory, threshold
 from utils.registration.icp.image_matches import matched_rows, reference_frames
 from utils.registration.icp.lattice_fit import fit_lattice
@@ -353,3 +354,55 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(box):
     np.testing.assert_array_equal(resumed.cameras.c2w, whole.cameras.c2w)
     np.testing.assert_array_equal(resumed.fields.nodes, whole.fields.nodes)
     np.testing.assert_array_equal(kept, kept_again)
+
+
+class DiesAfterSaving(Kept):
+    """A run that is killed as soon as a part of this name is kept."""
+
+    def __init__(self, name, saves):
+        super().__init__()
+        self.name, self.left = name, saves
+
+    def save(self, name, arrays):
+        super().save(name, arrays)
+        self.left -= name == self.name
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+class Steps(NullReporter):
+    """Counts the steps of each phase."""
+
+    def __init__(self):
+        self.count = Counter()
+
+    def step(self, report):
+        self.count[report.stage] += 1
+
+
+def goes_on(run, name, phase, iterations, saves):
+    """`run(checkpoints, report)` killed when `name` was saved for the `saves`th time, then run again, against a run in one go."""
+    whole, parts, report = run(Kept(), Steps()), DiesAfterSaving(name, saves), Steps()
+    with pytest.raises(KeyboardInterrupt):
+        run(parts, NullReporter())
+    resumed = run(Kept(parts), report)
+    assert report.count[phase] == iterations
+    np.testing.assert_array_equal(resumed.cameras.c2w, whole.cameras.c2w)
+    np.testing.assert_array_equal(resumed.fields.nodes, whole.fields.nodes)
+
+
+@pytest.mark.parametrize("field", ["hashgrid", "lattice"])
+def test_leave_one_out_goes_on_from_its_last_interval_with_the_same_bits(box, field):
+    loo = LeaveOneOutConfig(n_iters=8, rebuild_every=3, max_pairs=300, anchor_samples=32, smoothness_weight=1.0)
+    config = GlobalOptimizationConfig(method="parity", field=field, loo=loo, twists=TWISTS)
+    usable, start = usable_of(box), unaligned(box.scene)
+    run = lambda parts, report: align_leave_one_out(box.scene, start, usable, usable, config, report, parts)  # noqa: E731
+    goes_on(run, "leave_one_out", "leave one out", iterations=2, saves=2)
+
+
+def test_hash_grids_on_matches_go_on_with_the_same_bits(box, monkeypatch):
+    monkeypatch.setattr(matched, "_KEEP_EVERY", 3)
+    config = GlobalOptimizationConfig(field="hashgrid", twists=TWISTS, refine=MatchedFieldConfig(n_iters=8, lr=3e-3, max_pairs=300))
+    usable, start, exact = usable_of(box), unaligned(box.scene), ExactMatcher(box)
+    run = lambda parts, report: refine_matched(box.scene, start, usable, config, report, exact, parts)  # noqa: E731
+    goes_on(run, "hash_grids", "hash grids", iterations=5, saves=1)

@@ -25,7 +25,9 @@ from utils.registration.icp.frames import (
     stored_fields,
     unit_scale,
 )
+from utils.registration.icp.kept import KeptTraining
 from utils.registration.result import Registration
+from utils.registration.resume import NO_CHECKPOINTS, Checkpoints
 from utils.runtime import cpu_count
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
 
@@ -97,6 +99,7 @@ def align_leave_one_out(
     kept: Array,
     config: GlobalOptimizationConfig,
     report: Reporter = NULL_REPORTER,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
 ) -> Registration:
     """Poses and fields refined jointly.
 
@@ -107,6 +110,7 @@ def align_leave_one_out(
         kept: (F, H, W) bool, pixels of the canonical cloud: what is optimised.
         config: of stage 2; `loo` and `twists` are used.
         report: progress.
+        checkpoints: the last interval between two updates of the surface that an interrupted run finished.
 
     Raises:
         NoOverlapError: no frame lies near another.
@@ -125,7 +129,7 @@ def align_leave_one_out(
     fields = [make_field(kind, box, config.twists, device) for box in boxes]
     joint = Frames(displaced, pose_twists(start.cameras.select(active), scale), fields, device)
     shade = np.concatenate([f.intensity for f in frames])
-    optimise(joint, boxes, shade, loo, config.twists.seed, report)
+    optimise(joint, boxes, shade, loo, config.twists.seed, report, checkpoints)
 
     def displacement(f: int) -> Array | None:
         if f not in active:
@@ -141,7 +145,15 @@ def align_leave_one_out(
     return Registration(replace(start.cameras, c2w=c2w), stored, start.aligned, replace(start.diagnostics, seconds=seconds))
 
 
-def optimise(joint: Frames, boxes: list[FrameBox], shade: Array, config: LeaveOneOutConfig, seed: int, report: Reporter) -> None:
+def optimise(
+    joint: Frames,
+    boxes: list[FrameBox],
+    shade: Array,
+    config: LeaveOneOutConfig,
+    seed: int,
+    report: Reporter,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
+) -> None:
     """Trains poses and fields in place; see `align_leave_one_out`."""
     device = joint.points.device
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -150,6 +162,8 @@ def optimise(joint: Frames, boxes: list[FrameBox], shade: Array, config: LeaveOn
         anchored = [field(p) for field, p in zip(joint.fields, anchors, strict=True)]
     parameters = [joint.twists, *(p for field in list(joint.fields)[1:] for p in field.parameters())]
     adam = torch.optim.Adam(parameters, lr=config.lr, fused=True)
+    kept = KeptTraining(checkpoints, "leave_one_out", parameters, adam, generator, rng)
+    first = kept.restore()
     surface = SharedSurface.of(joint.place_all(), shade, config)
     steps = terms.axis_steps(config.smoothness_step, device)
     weights = {
@@ -159,8 +173,9 @@ def optimise(joint: Frames, boxes: list[FrameBox], shade: Array, config: LeaveOn
         "anchor": config.anchor_weight,
         "smoothness": config.smoothness_weight,
     }
-    for iteration in range(config.n_iters):
-        if iteration > 0 and iteration % config.rebuild_every == 0:
+    for iteration in range(first, config.n_iters):
+        if iteration > first and iteration % config.rebuild_every == 0:
+            kept.save(iteration)
             surface = SharedSurface.of(joint.place_all(), shade, config)
         pairs = draw_pairs(joint, surface, config, rng)
         if len(pairs.weight) == 0:

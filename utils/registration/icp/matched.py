@@ -17,10 +17,14 @@ from utils.registration.geometry import AlignedGeometry
 from utils.registration.icp import terms
 from utils.registration.icp.frame_to_model import torch_device
 from utils.registration.icp.frames import UNITS_PER_DEPTH, displaced_points, field_displacement, frame_points, stored_fields, unit_scale
+from utils.registration.icp.kept import KeptTraining
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
 from utils.registration.result import Registration
+from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
+
+_KEEP_EVERY = 50  # iterations from one kept state to the next
 
 
 def refine_matched(
@@ -30,6 +34,7 @@ def refine_matched(
     config: GlobalOptimizationConfig,
     report: Reporter = NULL_REPORTER,
     matcher: Matcher | None = None,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
 ) -> Registration:
     """The alignment with a hash grid per frame added to its displacement; poses stay.
 
@@ -42,6 +47,7 @@ def refine_matched(
         config: of stage 2; `refine`, `twists`, `matching` and the match sigma of `fine` are used.
         report: progress.
         matcher: replaces the one named in the config.
+        checkpoints: matches and training that an interrupted run finished.
 
     Raises:
         NoOverlapError: no pair of frames has matches.
@@ -52,7 +58,7 @@ def refine_matched(
     resolve_backend(config.twists, device, report.note)
     clock = time.perf_counter()
     active = np.flatnonzero(start.aligned)
-    found = _matches(scene, start, active, usable, config, report, matcher)
+    found = _matches(scene, start, active, usable, config, report, matcher, checkpoints)
     frames = frame_points(scene, usable & start.aligned[:, None, None])
     moved = {int(f): displaced_points(scene, start.cameras, start.fields, int(f), frames[f].points, scale) for f in active}
     fields: dict[int, nn.Module] = {}
@@ -60,7 +66,7 @@ def refine_matched(
         box = FrameBox.around(points, frames[f].box.K, frames[f].box.size, frames[f].box.inv_depth)
         fields[f] = make_field("hashgrid", box, config.twists, device)
     ends = _Ends(scene, start, found, scale, device)
-    fit(fields, ends, config.refine, config.fine.match_sigma * UNITS_PER_DEPTH, config.twists.seed, report)
+    fit(fields, ends, config.refine, config.fine.match_sigma * UNITS_PER_DEPTH, config.twists.seed, report, checkpoints)
 
     def displacement(f: int) -> Array | None:
         return moved[f] + field_displacement(fields[f], moved[f], device) - frames[f].points if f in fields else None
@@ -100,15 +106,28 @@ class _Ends:
         return len(self.depth)
 
 
-def fit(fields: dict[int, nn.Module], ends: _Ends, config: MatchedFieldConfig, sigma: float, seed: int, report: Reporter) -> None:
+def fit(
+    fields: dict[int, nn.Module],
+    ends: _Ends,
+    config: MatchedFieldConfig,
+    sigma: float,
+    seed: int,
+    report: Reporter,
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
+) -> None:
     """Trains the fields in place; sigma is the expected distance of matches at the median depth, units."""
     generator = torch.Generator().manual_seed(seed)
-    adam = torch.optim.Adam([p for field in fields.values() for p in field.parameters()], lr=config.lr, fused=True)
+    parameters = [p for field in fields.values() for p in field.parameters()]
+    adam = torch.optim.Adam(parameters, lr=config.lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(config.n_iters, 1))
+    kept = KeptTraining(checkpoints, "hash_grids", parameters, adam, generator)
+    first = schedule.last_epoch = kept.restore()
     weights = {"match": 1.0, "smoothness": config.smoothness_weight, "magnitude": config.magnitude_weight}
     steps = terms.axis_steps(config.smoothness_step, ends.points.device)
     count = min(config.max_pairs, len(ends))
-    for iteration in range(config.n_iters):
+    for iteration in range(first, config.n_iters):
+        if iteration > first and iteration % _KEEP_EVERY == 0:
+            kept.save(iteration)
         rows = torch.randperm(len(ends), generator=generator)[:count].to(ends.points.device)
         loss, values = terms.total(weights, _terms(fields, ends, rows, steps, config, sigma, generator))
         if not torch.isfinite(loss):
@@ -163,12 +182,14 @@ def _matches(
     config: GlobalOptimizationConfig,
     report: Reporter,
     matcher: Matcher | None,
+    checkpoints: Checkpoints,
 ) -> list[MatchSet]:
     """Matches of the joint solver's pairs, from the aligned geometry."""
     geometry = AlignedGeometry(scene, start.cameras, start.fields)
     pairs = choose_pairs(overlaps(geometry, active), active, config.matching)
     grid = match_grid(scene, len(pairs), config.matching)
     chosen: Matcher = matcher or MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
+    chosen = keeping_matches(chosen, checkpoints, "matches_hash_grids")
     prepare_pairs(chosen, pairs, report)
     found = match_pairs(chosen, pairs, geometry, lambda n: report.step(StepReport("matching for hash grids", n - 1, len(pairs))))
     found = supported_matches(found, scene.cameras.size[0] * scene.cameras.size[1] / grid**2)
