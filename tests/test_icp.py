@@ -396,7 +396,7 @@ def test_leave_one_out_goes_on_from_its_last_interval_with_the_same_bits(box, fi
     loo = LeaveOneOutConfig(n_iters=8, rebuild_every=3, max_pairs=300, anchor_samples=32, smoothness_weight=1.0)
     config = GlobalOptimizationConfig(method="parity", field=field, loo=loo, twists=TWISTS)
     usable, start = usable_of(box), unaligned(box.scene)
-    run = lambda parts, report: align_leave_one_out(box.scene, start, usable, usable, config, report, parts)  # noqa: E731
+    run = lambda parts, report: align_leave_one_out(box.scene, start, usable, usable, config, report, parts)
     goes_on(run, "leave_one_out", "leave one out", iterations=2, saves=2)
 
 
@@ -404,5 +404,5 @@ def test_hash_grids_on_matches_go_on_with_the_same_bits(box, monkeypatch):
     monkeypatch.setattr(matched, "_KEEP_EVERY", 3)
     config = GlobalOptimizationConfig(field="hashgrid", twists=TWISTS, refine=MatchedFieldConfig(n_iters=8, lr=3e-3, max_pairs=300))
     usable, start, exact = usable_of(box), unaligned(box.scene), ExactMatcher(box)
-    run = lambda parts, report: refine_matched(box.scene, start, usable, config, report, exact, parts)  # noqa: E731
+    run = lambda parts, report: refine_matched(box.scene, start, usable, config, report, exact, parts)
     goes_on(run, "hash_grids", "hash grids", iterations=5, saves=1)
