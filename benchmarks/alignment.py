@@ -8,6 +8,7 @@ minus the oracle's. Lengths are in percent of the median depth.
     python -m benchmarks.alignment --layouts room --seeds 0 --frames 8 --variants ours exact --json room.jsonl
     python -m benchmarks.alignment --layouts room --seeds 0 --frames 16 --variants ablation
     python -m benchmarks.alignment --table *.jsonl                     # markdown tables of earlier runs
+    python -m benchmarks.alignment_jobs OUT                            # the command lines of all tables, for many cores
     python -m benchmarks.alignment --speed 50 --size 280 504           # wall time and memory of one long clip
 """
 
@@ -34,7 +35,7 @@ from utils.synthetic.texture import TEXTURES
 
 GROUPS = {"compared": COMPARED, "ablation": ("ours", *ABLATIONS), "all": tuple(VARIANTS)}
 # Sizes of the published method in `--parity quick`: log2 of the table, points of a frame, pairs and places of an iteration.
-QUICK_TABLE, QUICK_POINTS, QUICK_PAIRS, QUICK_ANCHORS = 16, 5000, 5000, 1024
+QUICK_TABLE, QUICK_POINTS, QUICK_PAIRS, QUICK_ANCHORS = 14, 3000, 3000, 1024
 REPORTED = {
     "consistency": "consistency_median_percent",
     "thickness": "thickness_percent",

@@ -1,4 +1,8 @@
-"""Markdown tables from the JSON lines of `benchmarks.alignment`: medians over seeds (and layouts), and the least."""
+"""Markdown tables from the JSON lines of `benchmarks.alignment`: medians over seeds (and layouts), and the least.
+
+"Over" tables compare two variants within each world: how much more of the removable error one removes than the other (which cannot exceed
+100 over the other's share), and how many times the median distance of corresponding points it leaves.
+"""
 
 import json
 from collections import defaultdict
@@ -7,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.alignment_variants import VARIANTS
+from benchmarks.alignment_variants import ABLATIONS, VARIANTS
 
 Line = dict[str, Any]
 
@@ -24,10 +28,17 @@ def read_lines(paths: Iterable[Path]) -> list[Line]:
 
 
 def tables(lines: list[Line]) -> str:
-    """Of every setting (all of a world but layout, seed and length): removed by layout, and all figures by variant."""
+    """Of every setting (all of a world but layout, seed and length): removed by layout, all figures by variant, and comparisons."""
     parts = []
     for setting, part in _grouped(lines, _setting).items():
-        parts.append(f"### {setting}\n\nRemoved, percent: median over seeds (least).\n\n{removed_table(part)}\n\n{variant_table(part)}")
+        parts.append(f"### {setting}")
+        if any(line["variant"] in ABLATIONS for line in part):
+            parts.append(ablation_table(part))
+            continue
+        parts.append(f"Removed, percent: median over seeds (least).\n\n{removed_table(part)}\n\n{variant_table(part)}")
+        compared = over_table(part)
+        if compared:
+            parts.append(compared)
     failed = [f"{line['variant']} ({line['error']})" for line in lines if line.get("error")]
     if failed:
         parts.append("Not run: " + "; ".join(sorted(set(failed))))
@@ -61,6 +72,53 @@ def variant_table(lines: list[Line]) -> str:
             own = [line for line in part if line["variant"] == variant]
             rows.append([f"{frames}, {variant}", *_figures(own)])
     return _markdown(columns, rows)
+
+
+def ablation_table(lines: list[Line]) -> str:
+    """One row per variant: `ours` with one thing changed, its figures and the change of the share that is removed, within a world."""
+    done = [line for line in lines if "removed" in line]
+    ours = {_world(line): line for line in done if line["variant"] == "ours"}
+    rows = []
+    for variant in _variants(done):
+        own = [line for line in done if line["variant"] == variant and variant not in ("input", "oracle")]
+        if own:
+            change = [line["removed"] - ours[_world(line)]["removed"] for line in own if _world(line) in ours]
+            moved = f"{median(change):+.1f}" if change and variant != "ours" else ""
+            cells = _figures(own)
+            rows.append([variant, cells[0], cells[1], moved, cells[3], cells[5], cells[8], cells[10], cells[-1]])
+    columns = [
+        "variant",
+        "worlds",
+        "removed (least)",
+        "against ours",
+        "thickness",
+        "error to truth / input's (worst)",
+        "ATE / input's (worst)",
+    ]
+    return _markdown([*columns, "fit scale", "seconds"], rows)
+
+
+def over_table(lines: list[Line]) -> str:
+    """One row per length and other variant: `ours` over it within a world, median (least); empty if nothing is to be compared."""
+    rows = []
+    for frames, part in _grouped([line for line in lines if "removed" in line], lambda line: line["world"]["frames"]).items():
+        ours = {_world(line): line for line in part if line["variant"] == "ours"}
+        for variant in _variants(part):
+            if variant in ("input", "ours", "oracle"):
+                continue
+            pairs = [(ours[_world(line)], line) for line in part if line["variant"] == variant and _world(line) in ours]
+            if not pairs:
+                continue
+            more = [a["removed"] / b["removed"] if b["removed"] > 0 else float("inf") for a, b in pairs]
+            left = [b["consistency"] / a["consistency"] for a, b in pairs]
+            better = sum(a["removed"] > b["removed"] for a, b in pairs)
+            cells = [f"{median(v):.2f} ({min(v):.2f})" for v in (more, left)]
+            rows.append([f"{frames}, ours over {variant}", f"{better}/{len(pairs)}", *cells])
+    return _markdown(["frames, variants", "better on", "removed, times (least)", "distance left, times less (least)"], rows) if rows else ""
+
+
+def _world(line: Line) -> str:
+    return json.dumps(line["world"], sort_keys=True)
 
 
 def _figures(lines: list[Line]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import alignment, alignment_open3d
+from benchmarks import alignment, alignment_jobs, alignment_open3d
 from benchmarks.alignment_tables import read_lines, tables
 from benchmarks.alignment_variants import ABLATIONS, VARIANTS, ExactMatcher, PlainFlowMatcher, ProjectiveMatcher, grid_of
 from configs.stage1_align import FrameToModelICPConfig, MatchingConfig, SolverConfig
@@ -109,3 +109,29 @@ def test_lines_merge_and_tables_show_medians_and_the_least(tmp_path, capsys, mon
     printed = capsys.readouterr().out
     assert "| room, 8 frames | 96.0 (90.0) |" in printed
     assert "| 8, ours | 3 | 96.0 (90.0) | 0.500 |" in printed and "0.50 (0.50)" in printed and "0/3" in printed
+
+
+def line_of(variant, removed, consistency, seed=0, frames=8):
+    world = {"layout": "room", "frames": frames, "size": [64, 112], "severity": "medium", "seed": seed}
+    return {"world": world, "variant": variant, "removed": removed, "consistency": consistency, "left_out": 0, "seconds": 1.0} | {
+        "error_to_truth": 0.5, "error_to_truth_input": 1.0, "ate": 0.1, "ate_input": 0.2, "thickness": 0.1, "fit_scale": 1.0}  # fmt: skip
+
+
+def test_tables_compare_within_a_world():
+    lines = [line_of("ours", 90, 0.1, seed=s) for s in (0, 1)] + [line_of("parity", 30, 0.2), line_of("parity", 45, 0.4, seed=1)]
+    assert "| 8, ours over parity | 2/2 | 2.50 (2.00) | 3.00 (2.00) |" in tables(lines)
+
+
+def test_ablations_are_rows_with_their_change():
+    text = tables([line_of("ours", 90, 0.1), line_of("no-ridge", 70, 0.2)])
+    assert "| no-ridge | 1 | 70.0 (70.0) | -20.0 |" in text and "room, 8" not in text
+
+
+def test_job_lines_name_worlds_the_parser_takes(tmp_path, monkeypatch):
+    lines = [job.line(tmp_path) for name in alignment_jobs.TABLES for job in alignment_jobs.TABLES[name]()]
+    assert len(lines) == len(set(lines)) > 100
+    for line in [*lines, f" benchmarks.alignment {alignment_jobs.WARM_UP} > x"]:
+        arguments = line.split("benchmarks.alignment ")[1].split(" > ")[0].split()
+        monkeypatch.setattr(sys, "argv", ["alignment", *arguments])
+        args = alignment.parse_arguments()
+        assert alignment.world_config(args, args.layouts[0], args.seeds[0], args.frames[0]).frames == args.frames[0]
