@@ -33,6 +33,10 @@ def view_gaussians(
         from utils.splats import gaussians_triton
 
         return gaussians_triton.view_gaussians(splats, c2w, local, active_degree=active_degree, turn=turn, higher=higher)
+    if splats.means.device.type == "cpu" and splats.means.dtype == torch.float32:
+        from utils.splats import gaussians_numba
+
+        return gaussians_numba.view_gaussians(splats, c2w, local, active_degree=active_degree, turn=turn, higher=higher)
     sh = splats.sh if higher is None else torch.cat([splats.sh, higher], 1)
     quats = quat_multiply(matrix_to_quat(c2w[:3, :3].T), splats.quats)
     rotation = local.rotation_quaternions if turn else None

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 # Normalisation of the real spherical harmonics, with the signs (Condon-Shortley) of the files that 3DGS programs exchange.
-_C0 = 0.28209479177387814
-_C1 = 0.4886025119029199
-_C2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)
-_C3 = (0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154, 1.445305721320277)
+C0 = 0.28209479177387814
+C1 = 0.4886025119029199
+C2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)
+C3 = (0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154, 1.445305721320277)
 
 MAX_DEGREE = 3
 
@@ -22,7 +22,7 @@ def evaluate_sh(sh: Tensor, directions: Tensor, active_degree: int) -> Tensor:
     """
     bands = (active_degree + 1) ** 2
     if active_degree == 0:
-        return torch.clamp_min(0.5 + _C0 * sh[:, 0], 0.0)
+        return torch.clamp_min(0.5 + C0 * sh[:, 0], 0.0)
     basis = sh_basis(torch.nn.functional.normalize(directions, dim=-1), active_degree)
     return torch.clamp_min(0.5 + (basis[:, :, None] * sh[:, :bands]).sum(1), 0.0)
 
@@ -33,19 +33,19 @@ def sh_basis(directions: Tensor, degree: int) -> Tensor:
         raise ValueError(f"degree {degree} is not in 0..{MAX_DEGREE}")
     x, y, z = directions.unbind(-1)
     xx, yy, zz = x * x, y * y, z * z
-    terms = [torch.full_like(x, _C0)]
+    terms = [torch.full_like(x, C0)]
     if degree >= 1:
-        terms += [-_C1 * y, _C1 * z, -_C1 * x]
+        terms += [-C1 * y, C1 * z, -C1 * x]
     if degree >= 2:
-        terms += [_C2[0] * x * y, -_C2[0] * y * z, _C2[1] * (2 * zz - xx - yy), -_C2[0] * x * z, _C2[2] * (xx - yy)]
+        terms += [C2[0] * x * y, -C2[0] * y * z, C2[1] * (2 * zz - xx - yy), -C2[0] * x * z, C2[2] * (xx - yy)]
     if degree >= 3:
         terms += [
-            -_C3[0] * y * (3 * xx - yy),
-            _C3[1] * x * y * z,
-            -_C3[2] * y * (4 * zz - xx - yy),
-            _C3[3] * z * (2 * zz - 3 * xx - 3 * yy),
-            -_C3[2] * x * (4 * zz - xx - yy),
-            _C3[4] * z * (xx - yy),
-            -_C3[0] * x * (xx - 3 * yy),
+            -C3[0] * y * (3 * xx - yy),
+            C3[1] * x * y * z,
+            -C3[2] * y * (4 * zz - xx - yy),
+            C3[3] * z * (2 * zz - 3 * xx - 3 * yy),
+            -C3[2] * x * (4 * zz - xx - yy),
+            C3[4] * z * (xx - yy),
+            -C3[0] * x * (xx - 3 * yy),
         ]
     return torch.stack(terms, dim=-1)
