@@ -2,7 +2,7 @@
 
     python preprocess_video.py --input_video clip.mp4 [--scene_root scene] [--max_frames 100] [--max_stride 8]
 
-Writes `frames/`, `frames_subsampled/`, `preprocess_frames.json`, `exports/npz/results.npz` and `gs_video/`.
+Writes `frames/`, `frames_subsampled/`, `preprocess_frames.json`, `exports/npz/results.npz`, `exports/cameras/` and `gs_video/`.
 """
 
 import argparse
@@ -70,8 +70,10 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
         frames = dataclasses.replace(frames, images=_straightened(frames.images, lens))
     estimator = _make_backend(backend, config)
     scene = _masked(estimator.estimate(frames, report), frames, config, lens, report)
-    kept = [source.frames[picked[row]] for row in scene.cameras.frame_ids]
+    positions = [picked[row] for row in scene.cameras.frame_ids]
+    kept = [source.frames[position] for position in positions]
     _write_subsampled(config, layout, kept, lens)
+    _write_clip_cameras(config, layout, source, scene, positions, lens, report)
     _write_extras(config, layout, source, scene, len(kept))
     with publish(layout.npz_dir) as folder:
         from utils.scene.artifacts import save_results
@@ -270,6 +272,43 @@ def _write_subsampled(config: PreprocessConfig, layout: "SceneLayout", kept: lis
                 write_image(target, read_image(path))
 
 
+def _write_clip_cameras(
+    config: PreprocessConfig,
+    layout: "SceneLayout",
+    source: Source,
+    scene: "Scene",
+    positions: list[int],
+    lens: "Lens | None",
+    report: "Reporter",
+) -> None:
+    """Cameras of every frame of the clip at its own size, as it lies on disk: transforms.json, a COLMAP model and the scene's points."""
+    import cv2
+    import numpy as np
+
+    from utils.backends.clip_cameras import place_clip
+    from utils.exports.clip import write_clip
+    from utils.scene.manifest import publish
+    from utils.scene.media import image_size, read_image, resize_area
+
+    def gray(position: int) -> "Array":
+        image = read_image(source.frames[position])
+        return cv2.cvtColor(resize_area(image if lens is None else lens.undistorted(image), scene.cameras.size), cv2.COLOR_RGB2GRAY)
+
+    if not config.every_frame:
+        source = dataclasses.replace(source, frames=[source.frames[p] for p in positions], totals=[len(positions)])
+        positions = list(range(len(positions)))
+    found = place_clip(scene, np.array(positions), source.totals, gray, report)
+    missing = [frame.name for frame, placed in zip(source.frames, found.placed, strict=True) if not placed]
+    if missing:
+        report.note(f"cameras: {len(missing)} of {len(source.frames)} frames of the clip could not be placed: {_abridged(missing)}")
+    with publish(layout.clip_cameras) as folder:
+        write_clip(folder, found, source.frames, image_size(source.frames[0]), scene, lens)
+
+
+def _abridged(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+
+
 def _write_extras(config: PreprocessConfig, layout: "SceneLayout", source: Source, scene: "Scene", count: int) -> None:
     """`preprocess_frames.json` and the fly-through path."""
     from utils.scene.artifacts import write_json
@@ -318,10 +357,12 @@ def parse(arguments: list[str] | None = None) -> PreprocessConfig:
     parser.add_argument("--process_res", type=int, default=defaults["process_res"], help="longest side of images and depth")
     parser.add_argument("--between_frames", type=int, default=defaults["between_frames"], help="helper frames in each gap")
     parser.add_argument("--prefer_sharp", action="store_true", help="choose the sharpest frame near each position")
+    parser.add_argument("--chosen_frames_only", action="store_true", help="do not place the clip's other frames (exports/cameras)")
     parser.add_argument("--seed", type=int, default=defaults["seed"], help="makes mapping repeatable")
     parser.add_argument("--overwrite", action="store_true", help="make the scene again even if it is current")
     values = vars(parser.parse_args(arguments))
     values["input_video"] = tuple(values["input_video"] or ())
+    values["every_frame"] = not values.pop("chosen_frames_only")
     return PreprocessConfig(**values)
 
 

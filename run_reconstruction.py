@@ -94,6 +94,9 @@ def _preprocess(config: PipelineConfig, root: Path) -> PreprocessConfig:
         commercial_safe=config.commercial_safe,
         cameras=config.preprocess_cameras,
         masks=config.preprocess_masks,
+        mask_overlays=config.preprocess_mask_overlays,
+        mask_sky=config.preprocess_mask_sky,
+        prefer_sharp=config.preprocess_prefer_sharp,
         lens=config.preprocess_lens,
         overwrite=config.preprocess_overwrite or config.overwrite,
     )

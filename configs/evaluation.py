@@ -53,6 +53,9 @@ class EvalConfig:
     render_optimised_poses: bool = True
     """Render the poses as refined by alignment and training."""
 
+    render_clip_poses: bool = False
+    """Render every frame of the clip, those between the chosen ones too, from where it was taken (exports/cameras)."""
+
     extra_paths: tuple[Literal["orbit", "spiral", "dolly"], ...] = ()
     """Further paths, made from the cameras: a circle around the point looked at, a spiral, a move forward and back."""
 

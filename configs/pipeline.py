@@ -66,6 +66,12 @@ class PipelineConfig:
     """Cameras from a COLMAP model or nerfstudio's transforms.json instead of estimated ones."""
     preprocess_masks: Path | None = None
     """Folder of masks named like the frames: white is used, black ignored."""
+    preprocess_mask_overlays: bool = False
+    """Ignore opaque logos and watermarks: what stands still while the picture around it moves."""
+    preprocess_mask_sky: bool = False
+    """Treat what looks like sky (smooth, bright, joined to the upper edge) as far and least certain."""
+    preprocess_prefer_sharp: bool = False
+    """Choose the sharpest frame near each position instead of exactly that one."""
     preprocess_lens: str = "none"
     """Radial distortion to take out of real footage: none, estimate, or FOCAL,K (focal length in longest sides, coefficient)."""
     preprocess_backend: str = "auto"

@@ -47,6 +47,8 @@ class PreprocessConfig:
     """Longest side of the scene's images and depth in pixels; both sides become multiples of 14."""
     between_frames: int = 3
     """Frames between two chosen ones that may help to measure depth; 0 uses the chosen frames alone."""
+    every_frame: bool = True
+    """Place the other frames of the clip too, by the depth of the chosen ones, and write all cameras to exports/cameras."""
     seed: int = 0
     """Makes mapping repeatable."""
     overwrite: bool = False

@@ -1,10 +1,16 @@
-"""Camera paths made from the trained cameras: orbit, spiral, dolly. All look where the clip looked."""
+"""Camera paths made from the trained cameras: orbit, spiral, dolly, which all look where the clip looked, and every frame of the clip."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import torch
 
+from train_gs.extend import blended
 from utils.errors import ConfigError
+from utils.geometry import se3
+from utils.scene.artifacts import read_json
+from utils.scene.importers.cameras import read_transforms
 from utils.types import Array, CameraSet
 
 _ORBIT_DEGREES = 15.0
@@ -31,6 +37,27 @@ def make_path(kind: str, cameras: CameraSet, median_depth: float, frames: int) -
     phase = np.linspace(0, 2 * np.pi, frames, endpoint=False)
     c2w = makers[kind](cameras.c2w[middle], median_depth, phase)
     return replace(cameras, c2w=c2w, K=np.repeat(cameras.K[middle][None], frames, axis=0), frame_ids=np.arange(frames))
+
+
+def clip_path(path: Path, scene: CameraSet, trained: CameraSet) -> CameraSet:
+    """Every frame of the clip, moved along with the frames around it as alignment and training have moved those.
+
+    Args:
+        path: transforms.json of stage 0.
+        scene: its cameras of the scene's frames.
+        trained: the same frames, or some of them, as they are now.
+
+    Raises:
+        ArtifactError: no such file, or an unreadable one.
+    """
+    row_of = {frame["file_path"]: frame.get("scene_frame") for frame in read_json(path)["frames"]}
+    clip = read_transforms(path)
+    rows = np.array([-1 if row_of[name] is None else row_of[name] for name in clip.names])
+    at = np.array([int(np.flatnonzero(rows == frame)[0]) for frame in trained.frame_ids])
+    every = np.arange(len(rows))
+    twists = se3.log(torch.from_numpy(trained.w2c @ scene.c2w[trained.frame_ids])).numpy()
+    w2c = se3.exp(torch.from_numpy(blended(twists, at, every))).numpy() @ np.linalg.inv(clip.c2w)
+    return CameraSet(c2w=np.linalg.inv(w2c), K=blended(trained.K, at, every), size=trained.size, frame_ids=every)
 
 
 def look_at(position: Array, target: Array, down: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 
 from configs.evaluation import EvalConfig
 from eval_gs.measure import FrameScore, lpips_or_reason, score_frame, summarize
-from eval_gs.paths import make_path
+from eval_gs.paths import clip_path, make_path
 from eval_gs.render import FilmOptions, film
 from utils import pictures
 from utils.backends.accelerator import cap_accelerator, or_on_cpu
@@ -126,6 +126,8 @@ def _paths(config: EvalConfig, subject: _Subject, report: Reporter) -> dict[str,
         paths["input_poses"] = subject.scene.cameras
     if config.render_optimised_poses:
         paths["optimised_poses"] = trained
+    if config.render_clip_poses:
+        paths["clip_poses"] = clip_path(SceneLayout(config.root_path).clip_cameras / "transforms.json", subject.scene.cameras, trained)
     for kind in config.extra_paths:
         paths[kind] = make_path(kind, trained, subject.view.median_depth, config.extra_path_frames)
     return {name: cameras.resized(size) for name, cameras in paths.items()}

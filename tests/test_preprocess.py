@@ -13,6 +13,7 @@ from utils.backends.geometry import GEOMETRY, ClipFrames
 from utils.errors import ArtifactError, ConfigError, GeometryError, InputError, UnknownBackendError
 from utils.scene import media
 from utils.scene.artifacts import load_scene
+from utils.scene.importers.cameras import read_cameras, read_transforms
 from utils.scene.layout import SceneLayout
 from utils.scene.lens import Lens
 from utils.scene.trajectories import load_trajectory
@@ -87,6 +88,14 @@ def test_clip_becomes_a_scene(clip: Path) -> None:
     book = json.loads(layout.preprocess_json.read_text())
     assert book["frames_dir"] == "frames_subsampled" and book["num_frames_used"] == 5 and book["source"] == "input_video"
     assert load_trajectory(layout.path_json).size == (42, 70)
+    cameras = read_cameras(layout.clip_cameras)  # plain frames tell no pose: only the scene's own are there
+    assert [Path(name).name for name in cameras.names] == [f"{i + 1:06d}.png" for i in (0, 16, 23, 31, 39)]
+    assert all((layout.clip_cameras / name).is_file() for name in read_transforms(layout.clip_cameras / "transforms.json").names)
+    np.testing.assert_allclose(cameras.c2w, scene.cameras.c2w, atol=1e-6)
+    np.testing.assert_allclose(cameras.K[0], [[0.9 * 64, 0, 32], [0, 0.9 * 70 * 48 / 42, 24], [0, 0, 1]], atol=1e-4)
+    assert any("could not be placed: 000002.png" in line for line in notes.lines)
+    preprocess_video.run(config(clip, every_frame=False), notes := Notes())
+    assert len(read_cameras(layout.clip_cameras).names) == 5 and not any("placed" in line for line in notes.lines)
 
 
 def test_second_run_skips_and_other_settings_do_not(clip: Path) -> None:

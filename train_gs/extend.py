@@ -21,7 +21,7 @@ def with_frames_between(scene: Scene, alignment: Alignment) -> Alignment:
     """
     known, every = alignment.cameras.frame_ids, np.arange(len(scene))
     twists = se3.log(torch.from_numpy(alignment.cameras.w2c @ np.linalg.inv(alignment.original_w2c))).numpy()
-    w2c = se3.exp(torch.from_numpy(_blended(twists, known, every))).numpy() @ scene.cameras.w2c
+    w2c = se3.exp(torch.from_numpy(blended(twists, known, every))).numpy() @ scene.cameras.w2c
     w2c[known] = alignment.cameras.w2c
     K = scene.cameras.resized(alignment.cameras.size).K.copy()
     K[known] = alignment.cameras.K
@@ -30,7 +30,7 @@ def with_frames_between(scene: Scene, alignment: Alignment) -> Alignment:
     aligned = np.ones(len(scene), bool)
     aligned[known] = alignment.aligned
     fields = LatticeFields(
-        nodes=_blended(alignment.fields.nodes, known, every), inv_depth_range=_blended(alignment.fields.inv_depth_range, known, every)
+        nodes=blended(alignment.fields.nodes, known, every), inv_depth_range=blended(alignment.fields.inv_depth_range, known, every)
     )
     return replace(
         alignment,
@@ -38,11 +38,11 @@ def with_frames_between(scene: Scene, alignment: Alignment) -> Alignment:
         fields=fields,
         original_w2c=original,
         aligned=aligned,
-        color_maps=None if alignment.color_maps is None else _blended(alignment.color_maps, known, every),
+        color_maps=None if alignment.color_maps is None else blended(alignment.color_maps, known, every),
     )
 
 
-def _blended(values: Array, known: Array, wanted: Array) -> Array:
+def blended(values: Array, known: Array, wanted: Array) -> Array:
     """Values (F, ...) of the frame ids `known` (ascending), linear in between, and those of the nearest frame beyond the ends."""
     place = np.interp(wanted, known, np.arange(len(known)))
     low = np.minimum(place.astype(int), max(len(known) - 2, 0))

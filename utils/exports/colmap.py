@@ -12,10 +12,10 @@ from scipy.spatial.transform import Rotation
 
 from utils.types import Array, CameraSet
 
-_PINHOLE = 1
+_PINHOLE, _OPENCV = 1, 4
 
 
-def write_colmap_text(folder: Path, cameras: CameraSet, names: Sequence[str], points: Array, colors: Array) -> None:
+def write_colmap_text(folder: Path, cameras: CameraSet, names: Sequence[str], points: Array, colors: Array, k1: float = 0.0) -> None:
     """Writes cameras.txt, images.txt and points3D.txt.
 
     Args:
@@ -24,12 +24,13 @@ def write_colmap_text(folder: Path, cameras: CameraSet, names: Sequence[str], po
         names: F image file names.
         points: (N, 3).
         colors: (N, 3) uint8.
+        k1: radial distortion of all images; not 0, and the camera model is OPENCV instead of PINHOLE.
     """
     h, w = cameras.size
     with (folder / "cameras.txt").open("w") as out:
-        out.write("# CAMERA_ID MODEL WIDTH HEIGHT fx fy cx cy\n")
+        out.write("# CAMERA_ID MODEL WIDTH HEIGHT fx fy cx cy, and k1 k2 p1 p2 of OPENCV\n")
         for i, k in enumerate(cameras.K):
-            out.write(f"{i + 1} PINHOLE {w} {h} {_decimals([k[0, 0], k[1, 1], k[0, 2], k[1, 2]])}\n")
+            out.write(f"{i + 1} {'OPENCV' if k1 else 'PINHOLE'} {w} {h} {_decimals(_parameters(k, k1))}\n")
     with (folder / "images.txt").open("w") as out:
         out.write("# IMAGE_ID qw qx qy qz tx ty tz CAMERA_ID NAME; second line: observations, none here\n")
         for i, (pose, name) in enumerate(zip(_poses(cameras), names, strict=True)):
@@ -40,13 +41,15 @@ def write_colmap_text(folder: Path, cameras: CameraSet, names: Sequence[str], po
             out.write(f"{i + 1} {_decimals(point)} {color[0]} {color[1]} {color[2]} 0\n")
 
 
-def write_colmap_binary(folder: Path, cameras: CameraSet, names: Sequence[str], points: Array, colors: Array) -> None:
+def write_colmap_binary(folder: Path, cameras: CameraSet, names: Sequence[str], points: Array, colors: Array, k1: float = 0.0) -> None:
     """Writes cameras.bin, images.bin and points3D.bin; arguments as in `write_colmap_text`."""
     h, w = cameras.size
     with (folder / "cameras.bin").open("wb") as out:
         out.write(struct.pack("<Q", len(cameras)))
         for i, k in enumerate(cameras.K):
-            out.write(struct.pack("<iiQQ4d", i + 1, _PINHOLE, w, h, k[0, 0], k[1, 1], k[0, 2], k[1, 2]))
+            parameters = _parameters(k, k1)
+            model = _OPENCV if k1 else _PINHOLE
+            out.write(struct.pack(f"<iiQQ{len(parameters)}d", i + 1, model, w, h, *parameters))
     with (folder / "images.bin").open("wb") as out:
         out.write(struct.pack("<Q", len(cameras)))
         for i, (pose, name) in enumerate(zip(_poses(cameras), names, strict=True)):
@@ -56,6 +59,11 @@ def write_colmap_binary(folder: Path, cameras: CameraSet, names: Sequence[str], 
     table["id"] = np.arange(1, len(points) + 1)
     table["xyz"], table["rgb"] = points, colors
     (folder / "points3D.bin").write_bytes(struct.pack("<Q", len(points)) + table.tobytes())
+
+
+def _parameters(K: Array, k1: float) -> list[float]:
+    """Parameters fx fy cx cy, and k1 k2 p1 p2 where there is distortion."""
+    return [K[0, 0], K[1, 1], K[0, 2], K[1, 2], *((k1, 0.0, 0.0, 0.0) if k1 else ())]
 
 
 def _poses(cameras: CameraSet) -> Array:

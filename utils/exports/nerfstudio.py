@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from utils.types import CameraSet
 OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
-def write_transforms(path: Path, cameras: CameraSet, names: Sequence[str], ply_name: str) -> None:
+def write_transforms(
+    path: Path, cameras: CameraSet, names: Sequence[str], ply_name: str, k1: float = 0.0, more: Sequence[dict[str, Any]] = ()
+) -> None:
     """Writes the file.
 
     Args:
@@ -20,6 +23,8 @@ def write_transforms(path: Path, cameras: CameraSet, names: Sequence[str], ply_n
         cameras: F cameras; nerfstudio expects a world whose z axis points up.
         names: F image paths relative to the file's folder.
         ply_name: a point cloud in the same world, relative to the file's folder.
+        k1: radial distortion of all images.
+        more: F further entries, one dict for each frame; other programs skip what they do not know.
     """
     h, w = cameras.size
     frames = [
@@ -35,5 +40,7 @@ def write_transforms(path: Path, cameras: CameraSet, names: Sequence[str], ply_n
         }
         for c2w, k, name in zip(cameras.c2w, cameras.K, names, strict=True)
     ]
-    content = {"camera_model": "OPENCV", "ply_file_path": ply_name, "frames": frames}
+    if more:
+        frames = [frame | entries for frame, entries in zip(frames, more, strict=True)]
+    content = {"camera_model": "OPENCV", "k1": k1, "ply_file_path": ply_name, "frames": frames}
     path.write_text(json.dumps(content, indent=2))

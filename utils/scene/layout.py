@@ -51,6 +51,10 @@ class SceneLayout:
         return self.npz_dir / "results.npz"
 
     @property
+    def clip_cameras(self) -> Path:
+        return self.root / "exports" / "cameras"
+
+    @property
     def frames(self) -> Path:
         return self.root / "frames"
 

@@ -40,6 +40,14 @@ class Lens:
         corner = (np.hypot(*size) / 2 / (self.focal * max(size))) ** 2
         return 1.0 + max(self.k, 0.0) * float(corner)
 
+    def as_camera(self, focal: float, size: tuple[int, int]) -> tuple[float, float]:
+        """Focal length in pixels and k1 of the original image, whose undistorted image was found to have the focal length given.
+
+        That one may differ a little from the lens's own; then rays do too, and the coefficient, which counts in squared rays, with them.
+        """
+        ratio = self.focal * max(size) * self.enlarged(size) / focal
+        return self.focal * max(size) / ratio, self.k / ratio**2
+
     def sources(self, size: tuple[int, int]) -> Array:
         """(h, w, 2) float32: for each pixel of the undistorted image its pixel coordinate in the original."""
         height, width = size
