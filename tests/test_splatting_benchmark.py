@@ -1,13 +1,15 @@
 """The splatting benchmark's variants and tables; and one tiny world through it."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.alignment_metrics import Similarity
-from benchmarks.splatting import Registered, common_deformation, without_common
+from benchmarks.splatting import Registered, common_deformation, parse_arguments, without_common
+from benchmarks.splatting_jobs import SETS, commands
 from benchmarks.splatting_oracle import mean_displacement, true_registration
 from benchmarks.splatting_tables import read_lines, tables
 from benchmarks.splatting_variants import INGREDIENTS, VARIANTS, ablation
@@ -92,3 +94,16 @@ def test_truth_puts_every_frame_in_one_place() -> None:
             target += mean_displacement(world, target, world.object_id[known])
             assert float(np.median(np.linalg.norm(points[known] - target, axis=1))) < 0.01 * world.median_depth
     assert error[False] < 0.01 < error[True]
+
+
+def test_every_job_is_a_valid_command_with_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = commands(list(SETS), tmp_path)
+    flags = []
+    for line in lines:
+        words = shlex.split(line)
+        flags.append(words[words.index("benchmarks.splatting") + 1 : words.index(">")])
+    for given in flags:
+        monkeypatch.setattr("sys.argv", ["splatting", *given])
+        args = parse_arguments()
+        assert len(args.layouts) == len(args.seeds) == len(args.severity) == 1
+    assert len({tuple(given) for given in flags}) == len({given[-1] for given in flags}) == len(lines)
