@@ -40,6 +40,7 @@ class BlendShape:
         back_chunk: Gaussians per step of the backward pass.
         back_warps: warps per tile of the backward pass.
         dot: sums over pixels on the tensor cores rather than by shuffles (3DGS backward).
+        segment: Gaussians per program of the backward pass, a multiple of both chunks.
     """
 
     tile: int = 8
@@ -48,6 +49,7 @@ class BlendShape:
     back_chunk: int = 16
     back_warps: int = 1
     dot: bool = True
+    segment: int = 64
 
 
 SHAPES: dict[SplatMode, BlendShape] = {"3dgs": BlendShape(), "2dgs": BlendShape(back_chunk=8, back_warps=2)}
@@ -94,6 +96,7 @@ class TritonRasterizer:
             near,
             self.shape or SHAPES[mode],
             self.budget,
+            torch.is_grad_enabled() and any(a.requires_grad for a in attributes),
         )
         if mode == "3dgs":
             return RenderOutput(*_Gaussians.apply(*arguments))
@@ -147,18 +150,49 @@ def _project_and_bin(
     return _Binned(records, counts, gaussian_of[by_tile], torch.searchsorted(tile_of, bounds), (tiles_y, tiles_x))
 
 
+@dataclass(frozen=True)
+class _Segments:
+    """The lists of all tiles cut into segments, and what the forward pass leaves for the way back.
+
+    Attributes:
+        first: (tiles + 1,) int32 first segment of each tile.
+        tile: (S,) int32 tile of each segment; the number of tiles where there is no segment, since S is an upper bound.
+        states: (S, channels, pixels) transmittance and sums in front of each segment.
+        stops: (tiles,) int32 first row of each tile that nothing is seen of any more.
+    """
+
+    first: Tensor
+    tile: Tensor
+    states: Tensor
+    stops: Tensor
+
+    @classmethod
+    def of(cls, binned: _Binned, shape: BlendShape, channels: int) -> "_Segments":
+        """For lists as they are, without asking the device how long they are."""
+        tiles, pairs = len(binned.starts) - 1, len(binned.gaussians)
+        most = -(-pairs // shape.segment) + tiles
+        counts = (binned.starts.diff() + (shape.segment - 1)) // shape.segment
+        ends = counts.cumsum(0, dtype=torch.int32)
+        tile = torch.searchsorted(ends, torch.arange(most, dtype=torch.int32, device=ends.device), right=True, out_int32=True)
+        first = torch.nn.functional.pad(ends, (1, 0))
+        states = binned.records.new_empty(most, channels, shape.tile**2)
+        return cls(first, tile, states, torch.empty_like(ends))
+
+
 class _Gaussians(torch.autograd.Function):
-    """3DGS: (means, quats, scales, opacities, colors, K, size, near, shape, budget) -> rgb, alpha, depth."""
+    """3DGS: (means, quats, scales, opacities, colors, K, size, near, shape, budget, differentiable) -> rgb, alpha, depth."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        inputs, (size, near, shape, budget) = tuple(a.contiguous() for a in arguments[:6]), arguments[6:]
+        inputs, (size, near, shape, budget, keep) = tuple(a.contiguous() for a in arguments[:6]), arguments[6:]
         binned = _project_and_bin(project_gaussians, inputs, size, near, shape, budget)
         rgb, alpha, depth = inputs[0].new_empty(*size, 3), inputs[0].new_empty(size), inputs[0].new_empty(size)
         tiles_y, tiles_x = binned.tiles
+        ctx.segments = _Segments.of(binned, shape, 6) if keep else None
+        left = (ctx.segments.first, ctx.segments.states, ctx.segments.stops) if keep else (binned.starts, rgb, binned.starts)
         blend_gaussians[(tiles_y * tiles_x,)](
-            binned.records, binned.gaussians, binned.starts, rgb, alpha, depth, size[1], size[0], tiles_x,
-            TILE=shape.tile, CHUNK=shape.chunk, num_warps=shape.warps,
+            binned.records, binned.gaussians, binned.starts, rgb, alpha, depth, *left, size[1], size[0], tiles_x,
+            TILE=shape.tile, CHUNK=shape.chunk, SEGMENT=shape.segment, KEEP=keep, num_warps=shape.warps,
         )  # fmt: skip
         ctx.save_for_backward(*inputs[:3], inputs[5], rgb, alpha, depth)
         ctx.binned, ctx.size, ctx.shape = binned, size, shape
@@ -168,12 +202,13 @@ class _Gaussians(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         means, quats, scales, K, rgb, alpha, depth = ctx.saved_tensors
-        binned, (height, width), shape = ctx.binned, ctx.size, ctx.shape
+        binned, cut, (height, width), shape = ctx.binned, ctx.segments, ctx.size, ctx.shape
         gradients = torch.zeros_like(binned.records)
         tiles_y, tiles_x = binned.tiles
-        blend_gaussians_backward[(tiles_y * tiles_x,)](
+        blend_gaussians_backward[(len(cut.tile),)](
             binned.records, binned.gaussians, binned.starts, rgb, alpha, depth, *(g.contiguous() for g in incoming), gradients,
-            width, height, tiles_x, TILE=shape.tile, CHUNK=shape.back_chunk, DOT=shape.dot, num_warps=shape.back_warps,
+            cut.first, cut.tile, cut.states, cut.stops, width, height, tiles_x, tiles_y * tiles_x,
+            TILE=shape.tile, CHUNK=shape.back_chunk, SEGMENT=shape.segment, DOT=shape.dot, num_warps=shape.back_warps,
         )  # fmt: skip
         return _project_backward(project_gaussians_backward, (means, quats, scales, K), binned, gradients, ctx.size)
 
@@ -183,14 +218,17 @@ class _Surfels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        inputs, (size, near, shape, budget) = tuple(a.contiguous() for a in arguments[:6]), arguments[6:]
+        inputs, (size, near, shape, budget, keep) = tuple(a.contiguous() for a in arguments[:6]), arguments[6:]
         binned = _project_and_bin(project_surfels, inputs, size, near, shape, budget)
         rgb, normal, moments = (inputs[0].new_empty(*size, channels) for channels in (3, 3, 2))
         alpha, depth, distortion = (inputs[0].new_empty(size) for _ in range(3))
         tiles_y, tiles_x = binned.tiles
+        ctx.segments = _Segments.of(binned, shape, 10) if keep else None
+        left = (ctx.segments.first, ctx.segments.states, ctx.segments.stops) if keep else (binned.starts, rgb, binned.starts)
         blend_surfels[(tiles_y * tiles_x,)](
-            binned.records, binned.gaussians, binned.starts, rgb, alpha, depth, normal, distortion, moments, size[1], size[0], tiles_x,
-            near, TILE=shape.tile, CHUNK=shape.chunk, num_warps=shape.warps,
+            binned.records, binned.gaussians, binned.starts, rgb, alpha, depth, normal, distortion, moments, *left,
+            size[1], size[0], tiles_x, near,
+            TILE=shape.tile, CHUNK=shape.chunk, SEGMENT=shape.segment, KEEP=keep, num_warps=shape.warps,
         )  # fmt: skip
         ctx.save_for_backward(*inputs[:3], inputs[5], rgb, alpha, normal, moments)
         ctx.binned, ctx.size, ctx.near, ctx.shape = binned, size, near, shape
@@ -200,12 +238,13 @@ class _Surfels(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         means, quats, scales, K, rgb, alpha, normal, moments = ctx.saved_tensors
-        binned, (height, width), shape = ctx.binned, ctx.size, ctx.shape
+        binned, cut, (height, width), shape = ctx.binned, ctx.segments, ctx.size, ctx.shape
         gradients = torch.zeros_like(binned.records)
         tiles_y, tiles_x = binned.tiles
-        blend_surfels_backward[(tiles_y * tiles_x,)](
+        blend_surfels_backward[(len(cut.tile),)](
             binned.records, binned.gaussians, binned.starts, rgb, alpha, normal, moments, *(g.contiguous() for g in incoming), gradients,
-            width, height, tiles_x, ctx.near, TILE=shape.tile, CHUNK=shape.back_chunk, num_warps=shape.back_warps,
+            cut.first, cut.tile, cut.states, cut.stops, width, height, tiles_x, tiles_y * tiles_x, ctx.near,
+            TILE=shape.tile, CHUNK=shape.back_chunk, SEGMENT=shape.segment, num_warps=shape.back_warps,
         )  # fmt: skip
         return _project_backward(project_surfels_backward, (means, quats, scales, K), binned, gradients, ctx.size)
 
@@ -226,4 +265,4 @@ def _project_backward(
         kernel[(triton.cdiv(len(means), BLOCK),)](
             means, quats, scales, K, binned.records, gradients, binned.counts, *results, len(means), size[1], size[0], BLOCK=BLOCK
         )
-    return (*results, None, None, None, None, None)
+    return (*results, None, None, None, None, None, None)

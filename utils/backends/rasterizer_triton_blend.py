@@ -5,6 +5,9 @@ stays within a thread. The backward pass walks front to back too: what lies behi
 been passed, so neither a last index nor a division of transmittances is needed. Sums over pixels, which a shuffle tree would
 dominate, are products with a small matrix of pixel features (1, x, y, x^2, xy, y^2, the image gradients) on the tensor cores, in
 three TF32 terms, which is float32 accuracy. Positions are relative to the tile's centre, where those features are exact.
+
+The way back has one program per segment of a tile's list instead of one per tile, since the longest list would decide how long it takes
+(Mallick et al., "Taming 3DGS", 2024): the forward pass leaves transmittance and sums in front of every segment.
 """
 
 import triton
@@ -51,21 +54,49 @@ def _blend(alpha, transmittance):
 
 
 @triton.jit
+def _state(states, segment, lane, CHANNELS: tl.constexpr, PIXELS: tl.constexpr):
+    """Where a segment keeps the first of its channels (transmittance, then sums) for each pixel of its tile."""
+    return states + segment.to(tl.int64) * (CHANNELS * PIXELS) + lane
+
+
+@triton.jit
+def _segment_bounds(tile, segment, starts, segments, stops, SEGMENT: tl.constexpr):
+    """First row of the tile, and rows of the segment; none where the forward pass had stopped before."""
+    first = tl.load(starts + tile).to(tl.int32)
+    position = first + (segment - tl.load(segments + tile)) * SEGMENT
+    return first, position, tl.minimum(position + SEGMENT, tl.load(stops + tile))
+
+
+@triton.jit
 def _column(matrix, columns, k: tl.constexpr):
     """(CHUNK,) column k of a (CHUNK, 16) block."""
     return tl.sum(tl.where(columns == k, matrix, 0.0), axis=1)
 
 
 @triton.jit
-def blend_gaussians(records, gaussians, starts, rgb, alpha_out, depth_out, width, height, tiles_x, TILE: tl.constexpr, CHUNK: tl.constexpr):
-    """3DGS colour, alpha and depth of one tile."""
+def blend_gaussians(
+    records, gaussians, starts, rgb, alpha_out, depth_out, segments, states, stops, width, height, tiles_x,
+    TILE: tl.constexpr, CHUNK: tl.constexpr, SEGMENT: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """3DGS colour, alpha and depth of one tile; with KEEP also what the way back needs."""
     tile = tl.program_id(0)
     center_x, center_y, x, y, pixel, inside = _tile_pixels(tile, tiles_x, width, height, TILE)
     position, end = tl.load(starts + tile).to(tl.int32), tl.load(starts + tile + 1).to(tl.int32)
+    first, stop, lane = position, position, tl.arange(0, TILE * TILE)
     transmittance = tl.where(inside, 1.0, 0.0)
     red, green, blue = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
     total, depth = tl.zeros_like(x), tl.zeros_like(x)
     while position < end:
+        if KEEP:
+            if (position - first) % SEGMENT == 0:
+                state = _state(states, tl.load(segments + tile) + (position - first) // SEGMENT, lane, 6, TILE * TILE)
+                tl.store(state, transmittance)
+                tl.store(state + TILE * TILE, red)
+                tl.store(state + 2 * TILE * TILE, green)
+                tl.store(state + 3 * TILE * TILE, blue)
+                tl.store(state + 4 * TILE * TILE, total)
+                tl.store(state + 5 * TILE * TILE, depth)
+        stop = tl.minimum(position + CHUNK, end)
         rows = position + tl.arange(0, CHUNK)
         mask = rows < end
         record = records + tl.load(gaussians + rows, mask, 0).to(tl.int64) * _RECORD
@@ -88,27 +119,37 @@ def blend_gaussians(records, gaussians, starts, rgb, alpha_out, depth_out, width
     tl.store(rgb + pixel * 3 + 2, blue, inside)
     tl.store(alpha_out + pixel, total, inside)
     tl.store(depth_out + pixel, depth, inside)
+    if KEEP:
+        tl.store(stops + tile, stop)
 
 
 @triton.jit
 def blend_gaussians_backward(
-    records, gaussians, starts, rgb, alpha_out, depth_out, g_rgb, g_alpha, g_depth, gradients, width, height, tiles_x,
-    TILE: tl.constexpr, CHUNK: tl.constexpr, DOT: tl.constexpr,
+    records, gaussians, starts, rgb, alpha_out, depth_out, g_rgb, g_alpha, g_depth, gradients, segments, tile_of, states, stops,
+    width, height, tiles_x, num_tiles, TILE: tl.constexpr, CHUNK: tl.constexpr, SEGMENT: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Adds the gradients of one tile's pixels to those of the records (atomics, one row of 16 per Gaussian and tile)."""
-    tile = tl.program_id(0)
+    """Adds the gradients of a tile's pixels to those of one segment's records (atomics, one row of 16 per Gaussian and tile)."""
+    segment = tl.program_id(0)
+    tile = tl.load(tile_of + segment)
+    if tile >= num_tiles:
+        return
+    _, position, end = _segment_bounds(tile, segment, starts, segments, stops, SEGMENT)
+    if position >= end:
+        return
     center_x, center_y, x, y, pixel, inside = _tile_pixels(tile, tiles_x, width, height, TILE)
-    position, end = tl.load(starts + tile).to(tl.int32), tl.load(starts + tile + 1).to(tl.int32)
-    transmittance = tl.where(inside, 1.0, 0.0)
+    state = _state(states, segment, tl.arange(0, TILE * TILE), 6, TILE * TILE)
+    transmittance = tl.load(state)
     gr, gg, gb = (
         tl.load(g_rgb + pixel * 3, inside, 0.0),
         tl.load(g_rgb + pixel * 3 + 1, inside, 0.0),
         tl.load(g_rgb + pixel * 3 + 2, inside, 0.0),
     )
     ga, gd = tl.load(g_alpha + pixel, inside, 0.0), tl.load(g_depth + pixel, inside, 0.0)
-    remaining = gr * tl.load(rgb + pixel * 3, inside, 0.0) + gg * tl.load(rgb + pixel * 3 + 1, inside, 0.0)
-    remaining += gb * tl.load(rgb + pixel * 3 + 2, inside, 0.0) + ga * tl.load(alpha_out + pixel, inside, 0.0)
-    remaining += gd * tl.load(depth_out + pixel, inside, 0.0)
+    remaining = gr * (tl.load(rgb + pixel * 3, inside, 0.0) - tl.load(state + TILE * TILE))
+    remaining += gg * (tl.load(rgb + pixel * 3 + 1, inside, 0.0) - tl.load(state + 2 * TILE * TILE))
+    remaining += gb * (tl.load(rgb + pixel * 3 + 2, inside, 0.0) - tl.load(state + 3 * TILE * TILE))
+    remaining += ga * (tl.load(alpha_out + pixel, inside, 0.0) - tl.load(state + 4 * TILE * TILE))
+    remaining += gd * (tl.load(depth_out + pixel, inside, 0.0) - tl.load(state + 5 * TILE * TILE))
     columns = tl.arange(0, 16)[None, :]
     if DOT:
         px, py = x[:, None], y[:, None]
@@ -163,7 +204,7 @@ def blend_gaussians_backward(
         sums = tl.where(columns == 2, (-0.5 * uxx)[:, None], tl.where(columns == 3, (-uxy)[:, None], sums))
         sums = tl.where(columns == 4, (-0.5 * uyy)[:, None], tl.where(columns == 5, (s0 / tl.maximum(opacity, _ALPHA_MIN))[:, None], sums))
         tl.atomic_add(gradients + index[:, None] + columns, sums, mask=(hit > 0.0)[:, None] & (columns < 10), sem="relaxed")
-        position = tl.where(tl.max(transmittance, axis=0) > _STOP, position + CHUNK, end)
+        position += CHUNK
 
 
 @triton.jit
@@ -181,21 +222,36 @@ def _meet(dx, dy, i00, i01, i10, i11, p, q, z):
 
 @triton.jit
 def blend_surfels(
-    records, gaussians, starts, rgb, alpha_out, depth_out, normal, distortion, moments_out, width, height, tiles_x, near,
-    TILE: tl.constexpr, CHUNK: tl.constexpr,
+    records, gaussians, starts, rgb, alpha_out, depth_out, normal, distortion, moments_out, segments, states, stops,
+    width, height, tiles_x, near, TILE: tl.constexpr, CHUNK: tl.constexpr, SEGMENT: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """2DGS colour, alpha, depth, normal and distortion of one tile; `moments_out` keeps the centred depth moments for the way back."""
     tile = tl.program_id(0)
     center_x, center_y, x, y, pixel, inside = _tile_pixels(tile, tiles_x, width, height, TILE)
     position, end = tl.load(starts + tile).to(tl.int32), tl.load(starts + tile + 1).to(tl.int32)
     # The distortion does not change when all depths shift; the nearest Gaussian's depth as origin avoids cancellation.
-    first = tl.load(gaussians + position, position < end, 0).to(tl.int64)
-    origin = tl.load(records + first * _RECORD + 8, position < end, 0.0)
+    nearest = tl.load(gaussians + position, position < end, 0).to(tl.int64)
+    origin = tl.load(records + nearest * _RECORD + 8, position < end, 0.0)
+    first, stop, lane = position, position, tl.arange(0, TILE * TILE)
     transmittance = tl.where(inside, 1.0, 0.0)
     red, green, blue = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
     nx, ny, nz = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
     total, d1, d2 = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
     while position < end:
+        if KEEP:
+            if (position - first) % SEGMENT == 0:
+                state = _state(states, tl.load(segments + tile) + (position - first) // SEGMENT, lane, 10, TILE * TILE)
+                tl.store(state, transmittance)
+                tl.store(state + TILE * TILE, red)
+                tl.store(state + 2 * TILE * TILE, green)
+                tl.store(state + 3 * TILE * TILE, blue)
+                tl.store(state + 4 * TILE * TILE, total)
+                tl.store(state + 5 * TILE * TILE, d1)
+                tl.store(state + 6 * TILE * TILE, d2)
+                tl.store(state + 7 * TILE * TILE, nx)
+                tl.store(state + 8 * TILE * TILE, ny)
+                tl.store(state + 9 * TILE * TILE, nz)
+        stop = tl.minimum(position + CHUNK, end)
         rows = position + tl.arange(0, CHUNK)
         mask = rows < end
         record = records + tl.load(gaussians + rows, mask, 0).to(tl.int64) * _RECORD
@@ -230,20 +286,28 @@ def blend_surfels(
     tl.store(distortion + pixel, total * d2 - d1 * d1, inside)
     tl.store(moments_out + pixel * 2, d1, inside)
     tl.store(moments_out + pixel * 2 + 1, d2, inside)
+    if KEEP:
+        tl.store(stops + tile, stop)
 
 
 @triton.jit
 def blend_surfels_backward(
     records, gaussians, starts, rgb, alpha_out, normal, moments, g_rgb, g_alpha, g_depth, g_normal, g_distortion, gradients,
-    width, height, tiles_x, near, TILE: tl.constexpr, CHUNK: tl.constexpr,
+    segments, tile_of, states, stops, width, height, tiles_x, num_tiles, near,
+    TILE: tl.constexpr, CHUNK: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
-    """Adds the gradients of one tile's pixels to those of the records, as `blend_gaussians_backward`."""
-    tile = tl.program_id(0)
+    """Adds the gradients of a tile's pixels to those of one segment's records, as `blend_gaussians_backward`."""
+    segment = tl.program_id(0)
+    tile = tl.load(tile_of + segment)
+    if tile >= num_tiles:
+        return
+    first, position, end = _segment_bounds(tile, segment, starts, segments, stops, SEGMENT)
+    if position >= end:
+        return
     center_x, center_y, x, y, pixel, inside = _tile_pixels(tile, tiles_x, width, height, TILE)
-    position, end = tl.load(starts + tile).to(tl.int32), tl.load(starts + tile + 1).to(tl.int32)
-    first = tl.load(gaussians + position, position < end, 0).to(tl.int64)
-    origin = tl.load(records + first * _RECORD + 8, position < end, 0.0)
-    transmittance = tl.where(inside, 1.0, 0.0)
+    origin = tl.load(records + tl.load(gaussians + first).to(tl.int64) * _RECORD + 8)
+    state = _state(states, segment, tl.arange(0, TILE * TILE), 10, TILE * TILE)
+    transmittance = tl.load(state)
     gr, gg, gb = (
         tl.load(g_rgb + pixel * 3, inside, 0.0),
         tl.load(g_rgb + pixel * 3 + 1, inside, 0.0),
@@ -260,10 +324,14 @@ def blend_surfels_backward(
     # depth = d1 + origin total, distortion = total d2 - d1^2; each weight enters total, d1 and d2.
     ga = tl.load(g_alpha + pixel, inside, 0.0) + gd * origin + gt * d2
     g1, g2 = gd - 2.0 * gt * d1, gt * total
-    remaining = gr * tl.load(rgb + pixel * 3, inside, 0.0) + gg * tl.load(rgb + pixel * 3 + 1, inside, 0.0)
-    remaining += gb * tl.load(rgb + pixel * 3 + 2, inside, 0.0) + ga * total + g1 * d1 + g2 * d2
-    remaining += gnx * tl.load(normal + pixel * 3, inside, 0.0) + gny * tl.load(normal + pixel * 3 + 1, inside, 0.0)
-    remaining += gnz * tl.load(normal + pixel * 3 + 2, inside, 0.0)
+    remaining = gr * (tl.load(rgb + pixel * 3, inside, 0.0) - tl.load(state + TILE * TILE))
+    remaining += gg * (tl.load(rgb + pixel * 3 + 1, inside, 0.0) - tl.load(state + 2 * TILE * TILE))
+    remaining += gb * (tl.load(rgb + pixel * 3 + 2, inside, 0.0) - tl.load(state + 3 * TILE * TILE))
+    remaining += ga * (total - tl.load(state + 4 * TILE * TILE)) + g1 * (d1 - tl.load(state + 5 * TILE * TILE))
+    remaining += g2 * (d2 - tl.load(state + 6 * TILE * TILE))
+    remaining += gnx * (tl.load(normal + pixel * 3, inside, 0.0) - tl.load(state + 7 * TILE * TILE))
+    remaining += gny * (tl.load(normal + pixel * 3 + 1, inside, 0.0) - tl.load(state + 8 * TILE * TILE))
+    remaining += gnz * (tl.load(normal + pixel * 3 + 2, inside, 0.0) - tl.load(state + 9 * TILE * TILE))
     columns = tl.arange(0, 16)[None, :]
     plane = tl.where(columns == 0, 1.0, tl.where(columns == 1, x[:, None], tl.where(columns == 2, y[:, None], 0.0)))
     image = tl.where(columns == 10, gr[:, None], tl.where(columns == 11, gg[:, None], tl.where(columns == 12, gb[:, None], 0.0)))
@@ -315,4 +383,4 @@ def blend_surfels_backward(
         g_opacity = tl.sum(e, axis=1) / tl.maximum(opacity, _ALPHA_MIN)
         sums = tl.where(columns == 8, tl.sum(g_hit, axis=1)[:, None], tl.where(columns == 9, g_opacity[:, None], sums))
         tl.atomic_add(gradients + index[:, None] + columns, sums, mask=(tl.max(weight, axis=1) > 0.0)[:, None], sem="relaxed")
-        position = tl.where(tl.max(transmittance, axis=0) > _STOP, position + CHUNK, end)
+        position += CHUNK

@@ -78,7 +78,7 @@ def _norm(x, y, z):
     return tl.sqrt(x * x + y * y + z * z)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num"])
 def _invert(
     nodes, camera, points, solved, jacobian, residual, num, nu, nv, nz, tolerance, least,
     FIXED_POINT_STEPS: tl.constexpr, NEWTON_STEPS: tl.constexpr, BLOCK: tl.constexpr,
@@ -89,7 +89,7 @@ def _invert(
     y0, y1, y2 = tl.load(points + row * 3, mask, 0.0), tl.load(points + row * 3 + 1, mask, 0.0), tl.load(points + row * 3 + 2, mask, 1.0)
     scale = tl.maximum(_norm(y0, y1, y2), 1e-30)
     q0, q1, q2 = y0, y1, y2
-    for _ in tl.static_range(FIXED_POINT_STEPS):
+    for _ in range(FIXED_POINT_STEPS):  # not unrolled: six copies of the field in one kernel take half a minute to compile
         d0, d1, d2, _, _, _, _, _, _, _, _, _ = _field(nodes, camera, q0, q1, q2, nu, nv, nz, mask)
         q0, q1, q2 = y0 - d0, y1 - d1, y2 - d2
     d0, d1, d2, m00, m01, m02, m10, m11, m12, m20, m21, m22 = _field(nodes, camera, q0, q1, q2, nu, nv, nz, mask)
