@@ -14,12 +14,15 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
 
 from configs.stage1_align import SolverConfig  # noqa: E402
+from train_gs import cameras_triton  # noqa: E402
+from train_gs.refine import interpolation  # noqa: E402
 from utils.backends.rasterizer_torch import TorchRasterizer  # noqa: E402
 from utils.backends.rasterizer_triton import BlendShape, TritonRasterizer  # noqa: E402
 from utils.deformation import lattice_triton, node_shift  # noqa: E402
 from utils.deformation.inverse import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWTON_STEPS, TOLERANCE, FixedPointInverseWarp, LocalWarp  # noqa: E402
 from utils.deformation.lattice import LatticeField  # noqa: E402
 from utils.geometry import se3  # noqa: E402
+from utils.geometry.rotations import matrix_to_quat  # noqa: E402
 from utils.registration import flow_torch, flow_triton, solver, solver_triton  # noqa: E402
 from utils.registration.matching import MatchSet  # noqa: E402
 from utils.splats import gaussians, gaussians_triton, ssim, ssim_triton  # noqa: E402
@@ -217,3 +220,34 @@ def test_flow_relaxation_agrees_with_torch():
     expected = flow_torch.relax(*arguments)
     got = flow_triton.relax(*(a.to(DEVICE) for a in arguments), flow_torch.RELAXATIONS)
     assert relative(got, expected.double()) < 1e-5
+
+
+def test_gradient_of_corrections_agrees_with_that_of_the_nodes_they_are_spread_over():
+    counts, coarse, num = (5, 9, 14), (2, 4, 5), 300
+    camera = torch.tensor([9.0, 6.5, 6.0, 4.0, 8.0, -0.5, 1e-3], dtype=torch.float64)
+    points, gradient = normal(1, num, 3), normal(2, num, 3)
+    points[:, 2] = points[:, 2].abs() + 1
+    gradient[5:20], gradient[64:128] = 0, 0
+    jacobian = torch.eye(3, dtype=torch.float64) + 0.2 * normal(3, num, 3, 3)
+    layers = torch.linspace(4.0, 1.0, 5, dtype=torch.float64)
+    by_node = node_shift._shift_vjp_torch(counts, points, jacobian, camera, gradient) * layers[:, None, None, None]
+    spread = [interpolation(c, n, torch.device("cpu")).double() for c, n in zip(coarse, counts, strict=True)]
+    expected = torch.einsum("zyxk,zc,yb,xa->cbak", by_node, *spread)
+    arrays = (t.float().to(DEVICE) for t in (camera, layers, points, jacobian, gradient))
+    assert relative(lattice_triton.correction_vjp(counts, coarse, *arrays), expected) < 1e-5
+
+
+@pytest.mark.parametrize("size", [0.02, 0.9, 2.8])
+def test_pose_agrees_with_torch(size):
+    scale, w2c = torch.tensor([1.0, 1, 1, 3, 3, 3], dtype=torch.float64), se3.exp(normal(1, 6))
+    expected = (size * torch.nn.functional.normalize(normal(0, 6), dim=0)).requires_grad_()
+    got = expected.detach().float().to(DEVICE).requires_grad_()
+    c2w = se3.inverse(se3.exp(expected * scale) @ w2c)
+    quat = matrix_to_quat(c2w[:3, :3].T)
+    found, turn = cameras_triton.pose(got, scale.float().to(DEVICE), w2c.float().to(DEVICE))
+    assert relative(found, c2w) < 1e-6
+    assert relative(turn, quat) < 1e-6
+    weights, others = normal(2, 4, 4)[:3], normal(3, 4)
+    ((c2w[:3] * weights).sum() + (quat * others).sum()).backward()
+    ((found[:3] * weights.to(found)).sum() + (turn * others.to(turn)).sum()).backward()
+    assert relative(got.grad, expected.grad) < 1e-5

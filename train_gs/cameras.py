@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.backends.triton_support import triton_ready
 from utils.geometry import se3
 from utils.types import CameraSet
 
@@ -24,6 +25,14 @@ class CameraRefinement(nn.Module):
     def c2w(self, view: int) -> Tensor:
         """(4, 4) refined pose, differentiable in the frame's twist."""
         return se3.inverse(se3.exp(self.twists[view] * self.scale) @ self.w2c[view])
+
+    def pose(self, view: int) -> tuple[Tensor, Tensor | None]:
+        """`c2w`, and on a GPU also the quaternion (4,) of the world-to-camera rotation, where one kernel makes both."""
+        if not (self.w2c.is_cuda and triton_ready()):
+            return self.c2w(view), None
+        from train_gs import cameras_triton
+
+        return cameras_triton.pose(self.twists[view], self.scale, self.w2c[view])
 
     def penalty(self, view: int) -> Tensor:
         """Squared twist, in squared radians and median depths."""

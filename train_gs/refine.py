@@ -6,12 +6,14 @@ would also take up what belongs into the world.
 """
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from train_gs.cameras import interpolate_untrained
+from utils.backends.triton_support import triton_ready
 from utils.deformation.inverse import FixedPointInverseWarp, LocalWarp
 from utils.deformation.node_shift import node_shift
 
@@ -39,6 +41,20 @@ class FieldRefinement(nn.Module):
         cameras = np.stack([field.affine_coordinates(i) for i in range(frames)])
         self._cameras = torch.from_numpy(cameras).to(device, torch.float32 if device.type == "cuda" else torch.float64)
         self.corrections = nn.ParameterList([nn.Parameter(torch.zeros(*counts, 3, device=device)) for _ in range(frames)])
+        self._dense = self._whole_spread() if self._fused() else None
+
+    def _fused(self) -> bool:
+        """Whether one kernel takes the gradient of a frame's corrections."""
+        if self._cameras.device.type != "cuda" or not triton_ready():
+            return False
+        from utils.deformation import lattice_triton
+
+        return lattice_triton.fits(tuple(self.corrections[0].shape[:3]))  # type: ignore[arg-type]
+
+    def _whole_spread(self) -> Tensor:
+        """(nodes, coarse nodes) weights along all three axes at once."""
+        along_z, along_v, along_u = self._spread
+        return torch.kron(torch.kron(along_z, along_v), along_u)
 
     def nodes(self, view: int) -> Tensor:
         """(nz, nv, nu, 3) the frame's refined nodes, differentiable."""
@@ -53,8 +69,29 @@ class FieldRefinement(nn.Module):
     @torch.no_grad()
     def solve(self, y: Tensor, view: int) -> LocalWarp:
         """The local warp of the frame as it is refined now."""
-        self.warp.field.nodes[view] = self.nodes(view)
+        if self._dense is None:
+            self.warp.field.nodes[view] = self.nodes(view)
+        else:  # the same in two launches instead of a dozen
+            aligned = self._aligned[view]
+            moved = (self._dense @ self.corrections[view].view(-1, 3)).view_as(aligned)
+            torch.addcmul(aligned, moved, self._depth[view], out=self.warp.field.nodes[view])
         return self.warp.linearize(y, view)
+
+    def moved(self, means: Tensor, local: LocalWarp, view: int, *, fresh: bool) -> Tensor:
+        """(N, 3) means after what the corrections have moved since `solve` gave `local`, with the gradient of the corrections.
+
+        Args:
+            means: (N, 3) camera-space positions that `local` gave.
+            local: the frame's warp.
+            view: the frame.
+            fresh: `local` was solved for this step, so nothing has moved.
+        """
+        if not fresh or self._dense is None or local.jacobian is None:
+            return means + self.shift(local, view, fresh=fresh)
+        shape = tuple(self._aligned.shape[1:4])
+        return _WithCorrection.apply(  # type: ignore[no-any-return]
+            means, self.corrections[view], self._cameras[view], self._depth[view].reshape(-1), local.q0, local.jacobian, shape
+        )
 
     def shift(self, local: LocalWarp, view: int, *, fresh: bool) -> Tensor:
         """(N, 3) what the corrections have moved since `solve` gave `local`, with their gradient; `fresh`: it was solved for this step."""
@@ -84,6 +121,24 @@ class FieldRefinement(nn.Module):
             finer = self._finer(correction.reshape(self.corrections[view].shape))
             result.field.nodes[view] = self._aligned[view] + finer * self._depth[view]
         return result
+
+
+class _WithCorrection(torch.autograd.Function):
+    """Means (N, 3) as they are; the way back also finds the gradient of a frame's corrections, see `node_shift`."""
+
+    @staticmethod
+    def forward(ctx: Any, means: Tensor, correction: Tensor, *others: Any) -> Tensor:
+        *tensors, ctx.counts = others
+        ctx.coarse = tuple(correction.shape[:3])
+        ctx.save_for_backward(*tensors)
+        return means.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        from utils.deformation import lattice_triton
+
+        found = lattice_triton.correction_vjp(ctx.counts, ctx.coarse, *ctx.saved_tensors, grads[0])
+        return grads[0], found.contiguous(), None, None, None, None, None
 
 
 def interpolation(coarse: int, fine: int, device: torch.device) -> Tensor:

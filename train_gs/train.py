@@ -306,11 +306,12 @@ class Trainer:
         splats = self.parameters.base()
         higher = self.parameters.shN if self.bands_active and self.parameters.shN.shape[1] else None
         degree = 0 if higher is None else self.config.sh_degree
-        c2w = self.poses.c2w(view)
+        c2w, quat = self.poses.pose(view)
         local, fresh = self.warps.at(self._rigid_means(splats, c2w), view)
-        gaussians = view_gaussians(splats, c2w, local, active_degree=degree, turn=self.config.deform_inverse_rotations, higher=higher)
+        turn = self.config.deform_inverse_rotations
+        gaussians = view_gaussians(splats, c2w, local, active_degree=degree, turn=turn, higher=higher, quat=quat)
         if self.refinement is not None and self.refinement.corrections[view].requires_grad:
-            gaussians = replace(gaussians, means=gaussians.means + self.refinement.shift(local, view, fresh=fresh))
+            gaussians = replace(gaussians, means=self.refinement.moved(gaussians.means, local, view, fresh=fresh))
         return self._rasterize(gaussians, view), splats
 
     def _rasterize(self, gaussians: Any, view: int) -> RenderOutput:

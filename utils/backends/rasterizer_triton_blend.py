@@ -73,7 +73,7 @@ def _column(matrix, columns, k: tl.constexpr):
     return tl.sum(tl.where(columns == k, matrix, 0.0), axis=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "height", "tiles_x"])
 def blend_gaussians(
     records, gaussians, starts, rgb, alpha_out, depth_out, segments, states, stops, width, height, tiles_x,
     TILE: tl.constexpr, CHUNK: tl.constexpr, SEGMENT: tl.constexpr, KEEP: tl.constexpr,
@@ -123,7 +123,7 @@ def blend_gaussians(
         tl.store(stops + tile, stop)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "height", "tiles_x", "num_tiles"])
 def blend_gaussians_backward(
     records, gaussians, starts, rgb, alpha_out, depth_out, g_rgb, g_alpha, g_depth, gradients, segments, tile_of, states, stops,
     width, height, tiles_x, num_tiles, TILE: tl.constexpr, CHUNK: tl.constexpr, SEGMENT: tl.constexpr, DOT: tl.constexpr,
@@ -220,7 +220,7 @@ def _meet(dx, dy, i00, i01, i10, i11, p, q, z):
     return u, v, inverse, hits, 0.5 * tl.where(hits, on_disc, low_pass), z[:, None] * inverse
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "height", "tiles_x"])
 def blend_surfels(
     records, gaussians, starts, rgb, alpha_out, depth_out, normal, distortion, moments_out, segments, states, stops,
     width, height, tiles_x, near, TILE: tl.constexpr, CHUNK: tl.constexpr, SEGMENT: tl.constexpr, KEEP: tl.constexpr,
@@ -290,7 +290,7 @@ def blend_surfels(
         tl.store(stops + tile, stop)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "height", "tiles_x", "num_tiles"])
 def blend_surfels_backward(
     records, gaussians, starts, rgb, alpha_out, normal, moments, g_rgb, g_alpha, g_depth, g_normal, g_distortion, gradients,
     segments, tile_of, states, stops, width, height, tiles_x, num_tiles, near,

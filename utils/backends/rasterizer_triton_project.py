@@ -111,7 +111,7 @@ def _gaussian_rows(x, y, z, qw, qx, qy, qz, s0, s1, s2, fx, fy, cx, cy, width, h
     return u0, u1, u2, v0, v1, v2, tx, ty, tx == raw_x, ty == raw_y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num", "width", "height"])
 def project_gaussians(
     means, quats, scales, opacities, colors, K, records, rects, counts, depths, num, width, height, near,
     TILE: tl.constexpr, BLOCK: tl.constexpr,
@@ -155,7 +155,7 @@ def project_gaussians(
     tl.store(depths + row, tl.where(drawn, depth, float("inf")), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num", "width", "height"])
 def project_gaussians_backward(
     means, quats, scales, K, records, gradients, counts, g_means, g_quats, g_scales, g_opacities, g_colors, num, width, height,
     BLOCK: tl.constexpr,
@@ -219,7 +219,7 @@ def _surfel_frame(x, y, z, qw, qx, qy, qz, s0, s1, fx, fy):
     return u0, u1, v0, v1, r20 * s0 * inv_z, r21 * s1 * inv_z, tl.where(open_, determinant, 1.0), open_
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num", "width", "height"])
 def project_surfels(
     means, quats, scales, opacities, colors, K, records, rects, counts, depths, num, width, height, near,
     TILE: tl.constexpr, BLOCK: tl.constexpr,
@@ -276,7 +276,7 @@ def project_surfels(
     tl.store(depths + row, tl.where(drawn, depth, float("inf")), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num", "width", "height"])
 def project_surfels_backward(
     means, quats, scales, K, records, gradients, counts, g_means, g_quats, g_scales, g_opacities, g_colors, num, width, height,
     BLOCK: tl.constexpr,
@@ -336,7 +336,7 @@ def project_surfels_backward(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["capacity"])
+@triton.jit(do_not_specialize=["num", "capacity", "tiles_x"])
 def expand_tiles(order, offsets, counts, rects, tile_of, gaussian_of, num, capacity, tiles_x, BLOCK: tl.constexpr):
     """Writes the tiles of all Gaussians in depth order: `offsets` (N,) are inclusive sums of the counts in that order."""
     position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

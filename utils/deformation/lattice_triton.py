@@ -7,6 +7,10 @@ from torch import Tensor
 
 BLOCK = 128
 _COPIES = 32
+_PROGRAMS = 264
+_DOT_BLOCK = 32
+LARGEST_CORRECTION = 2048
+"""Most entries of a correction, each count rounded up to a power of two, that `correction_vjp` holds in registers."""
 
 
 @triton.jit
@@ -158,6 +162,102 @@ def invert_lattice(nodes: Tensor, camera: Tensor, points: Tensor, settings: tupl
 
 
 @triton.jit
+def _spread(low, high, weight, per, near, far, count, SIZE: tl.constexpr, AXIS: tl.constexpr):
+    """Weights of `count` coarse nodes at places between two fine nodes, (SIZE, N) or (N, SIZE); `near`, `far`: factors of these two."""
+    node = tl.expand_dims(tl.arange(0, SIZE), AXIS)
+    at_low = tl.maximum(1.0 - tl.abs(tl.expand_dims(low.to(tl.float32) * per, 1 - AXIS) - node), 0.0)
+    at_high = tl.maximum(1.0 - tl.abs(tl.expand_dims(high.to(tl.float32) * per, 1 - AXIS) - node), 0.0)
+    value = tl.expand_dims((1.0 - weight) * near, 1 - AXIS) * at_low + tl.expand_dims(weight * far, 1 - AXIS) * at_high
+    return tl.where(node < count, value, 0.0)
+
+
+@triton.jit(do_not_specialize=["num"])
+def _correction_vjp(
+    camera, layers, points, jacobian, gradient, sums, num, nu, nv, nz, cu, cv, cz, per_u, per_v, per_z,
+    PU: tl.constexpr, PV: tl.constexpr, PZ: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sums over points of (weights along z and v) x (weights along u, components): a matrix product per block, and no atomics."""
+    total = tl.zeros([PZ * PV, PU * 4], tl.float32)
+    begin = tl.program_id(0) * BLOCK
+    while begin < num:
+        row = begin + tl.arange(0, BLOCK)
+        mask = row < num
+        g0, g1 = tl.load(gradient + row * 3, mask, 0.0), tl.load(gradient + row * 3 + 1, mask, 0.0)
+        g2 = tl.load(gradient + row * 3 + 2, mask, 0.0)
+        if tl.max(tl.abs(g0) + tl.abs(g1) + tl.abs(g2)) > 0.0:  # most blocks of a world lie outside of a view
+            x, y, z = (
+                tl.load(points + row * 3, mask, 0.0),
+                tl.load(points + row * 3 + 1, mask, 0.0),
+                tl.load(points + row * 3 + 2, mask, 1.0),
+            )
+            inverse = 1.0 / tl.maximum(z, tl.load(camera + 6))
+            a0, a1, wa, _ = _cell(tl.load(camera) * x * inverse + tl.load(camera + 1), nu)
+            b0, b1, wb, _ = _cell(tl.load(camera + 2) * y * inverse + tl.load(camera + 3), nv)
+            c0, c1, wc, _ = _cell(tl.load(camera + 4) * inverse + tl.load(camera + 5), nz)
+            one = tl.full([BLOCK], 1.0, tl.float32)
+            along_u = _spread(a0, a1, wa, per_u, one, one, cu, PU, 0)
+            along_v = _spread(b0, b1, wb, per_v, one, one, cv, PV, 1)
+            along_z = _spread(c0, c1, wc, per_z, tl.load(layers + c0), tl.load(layers + c1), cz, PZ, 1)
+            left = tl.reshape(along_z[:, None, :] * along_v[None, :, :], [PZ * PV, BLOCK])
+            place = jacobian + row.to(tl.int64) * 9
+            j0, j1, j2 = tl.load(place, mask, 0.0), tl.load(place + 1, mask, 0.0), tl.load(place + 2, mask, 0.0)
+            j3, j4, j5 = tl.load(place + 3, mask, 0.0), tl.load(place + 4, mask, 0.0), tl.load(place + 5, mask, 0.0)
+            j6, j7, j8 = tl.load(place + 6, mask, 0.0), tl.load(place + 7, mask, 0.0), tl.load(place + 8, mask, 0.0)
+            component = tl.arange(0, 4)[None, :]
+            back = tl.where(component == 0, -(j0 * g0 + j3 * g1 + j6 * g2)[:, None], 0.0)
+            back = tl.where(component == 1, -(j1 * g0 + j4 * g1 + j7 * g2)[:, None], back)
+            back = tl.where(component == 2, -(j2 * g0 + j5 * g1 + j8 * g2)[:, None], back)
+            right = tl.reshape(along_u[:, :, None] * back[:, None, :], [BLOCK, PU * 4])
+            total = tl.dot(left, right, total, input_precision="tf32x3")
+        begin += PROGRAMS * BLOCK
+    place = tl.arange(0, PZ * PV)[:, None] * (PU * 4) + tl.arange(0, PU * 4)[None, :]
+    tl.store(sums + tl.program_id(0) * (PZ * PV * PU * 4) + place, total)
+
+
+def padded(coarse: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Sides (z, v, u) that the tensor cores take: powers of two, at least 16 rows (z, v) and 16 columns (u, component)."""
+    pz, pv, pu = (triton.next_power_of_2(n) for n in coarse)
+    return pz, max(pv, 16 // pz, 1), max(pu, 4)
+
+
+def fits(coarse: tuple[int, int, int]) -> bool:
+    """Whether `correction_vjp` serves corrections of this many nodes."""
+    pz, pv, pu = padded(coarse)
+    return pz * pv * pu * 4 <= LARGEST_CORRECTION
+
+
+def correction_vjp(
+    counts: tuple[int, int, int],
+    coarse: tuple[int, int, int],
+    camera: Tensor,
+    layers: Tensor,
+    points: Tensor,
+    jacobian: Tensor,
+    gradient: Tensor,
+) -> Tensor:
+    """Gradient (cz, cv, cu, 3) with respect to corrections that are spread linearly over the nodes and scaled by a factor per layer.
+
+    Args:
+        counts: (nz, nv, nu) nodes of the lattice.
+        coarse: (cz, cv, cu) nodes of the corrections, with the same ends.
+        camera: (7,) or longer, see `invert_lattice`.
+        layers: (nz,) factor of each layer of nodes.
+        points: (N, 3) solved points.
+        jacobian: (N, 3, 3) dq/dy.
+        gradient: (N, 3) with respect to the solved points.
+    """
+    (nz, nv, nu), (cz, cv, cu) = counts, coarse
+    pz, pv, pu = padded(coarse)
+    per_z, per_v, per_u = ((c - 1) / max(n - 1, 1) for c, n in zip(coarse, counts, strict=True))
+    sums = points.new_empty(_PROGRAMS, pz, pv, pu, 4)
+    _correction_vjp[(_PROGRAMS,)](
+        camera, layers, points, jacobian, gradient.contiguous(), sums, len(points), nu, nv, nz, cu, cv, cz, per_u, per_v, per_z,
+        PU=pu, PV=pv, PZ=pz, PROGRAMS=_PROGRAMS, BLOCK=_DOT_BLOCK,
+    )  # fmt: skip
+    return sums.sum(0)[:cz, :cv, :cu, :3]
+
+
+@triton.jit(do_not_specialize=["num"])
 def _shift_vjp(
     camera, points, jacobian, gradient, sums, num, nu, nv, nz, COPIES: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip

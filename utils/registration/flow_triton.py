@@ -8,7 +8,7 @@ from torch import Tensor
 BLOCK = 256
 
 
-@triton.jit(do_not_specialize=["num"])
+@triton.jit(do_not_specialize=["num", "height", "width"])
 def _relax(xx, xy, yy, right, across, down, flow, out, num, height, width, BLOCK: tl.constexpr):
     """One Jacobi step at every pixel; arrays as in `relax`, all contiguous."""
     element = (tl.program_id(0).to(tl.int64)) * BLOCK + tl.arange(0, BLOCK)

@@ -17,7 +17,14 @@ NEAR_IN_MEDIAN_DISTANCES = 0.01
 
 
 def view_gaussians(
-    splats: Splats, c2w: Tensor, local: LocalWarp, *, active_degree: int, turn: bool, higher: Tensor | None = None
+    splats: Splats,
+    c2w: Tensor,
+    local: LocalWarp,
+    *,
+    active_degree: int,
+    turn: bool,
+    higher: Tensor | None = None,
+    quat: Tensor | None = None,
 ) -> CameraGaussians:
     """What the rasteriser draws for one view.
 
@@ -28,17 +35,18 @@ def view_gaussians(
         active_degree: highest band of the colours.
         turn: whether the deformation's local rotation also turns the splats.
         higher: (N, B - 1, 3) bands above 0, if `splats.sh` holds only the base colour.
+        quat: (4,) of the world-to-camera rotation, if it is known already.
     """
     if splats.means.is_cuda and splats.means.dtype == torch.float32 and triton_ready():
         from utils.splats import gaussians_triton
 
-        return gaussians_triton.view_gaussians(splats, c2w, local, active_degree=active_degree, turn=turn, higher=higher)
-    if splats.means.device.type == "cpu" and splats.means.dtype == torch.float32:
+        return gaussians_triton.view_gaussians(splats, c2w, local, active_degree=active_degree, turn=turn, higher=higher, quat=quat)
+    if splats.means.device.type == "cpu" and splats.means.dtype == torch.float32 and quat is None:
         from utils.splats import gaussians_numba
 
         return gaussians_numba.view_gaussians(splats, c2w, local, active_degree=active_degree, turn=turn, higher=higher)
     sh = splats.sh if higher is None else torch.cat([splats.sh, higher], 1)
-    quats = quat_multiply(matrix_to_quat(c2w[:3, :3].T), splats.quats)
+    quats = quat_multiply(matrix_to_quat(c2w[:3, :3].T) if quat is None else quat, splats.quats)
     rotation = local.rotation_quaternions if turn else None
     return CameraGaussians(
         means=local(camera_from_world(splats.means, c2w)),

@@ -132,7 +132,7 @@ def _place(sh, higher, row, column, STORED: tl.constexpr, SPLIT: tl.constexpr):
     return place
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num"])
 def _forward(
     means, quats, log_scales, logits, sh, higher, c2w, turn_pose, y0, q0, jacobian,
     out_means, out_quats, out_scales, out_opacities, out_colors, num,
@@ -175,7 +175,7 @@ def _forward(
     _store3(out_colors, row, mask, tl.maximum(red, 0.0), tl.maximum(green, 0.0), tl.maximum(blue, 0.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num"])
 def _backward(
     means, quats, c2w, turn_pose, jacobian, scales, opacities, colors,
     i_means, i_quats, i_scales, i_opacities, i_colors,
@@ -238,9 +238,13 @@ def _backward(
         _store3(g_sh, row, mask, _SH0 * h0, _SH0 * h1, _SH0 * h2)
     else:
         column = tl.arange(0, 64)[None, :]
-        term = tl.where(column % 3 == 0, h0[:, None], tl.where(column % 3 == 1, h1[:, None], h2[:, None]))
-        term = tl.where(column < 3 * ACTIVE, term * _table(_basis(d0, d1, d2), column // 3), 0.0)
-        tl.store(_place(g_sh, g_higher, row[:, None], column, STORED, SPLIT), term, mask[:, None] & (column < 3 * STORED))
+        place, stored = _place(g_sh, g_higher, row[:, None], column, STORED, SPLIT), mask[:, None] & (column < 3 * STORED)
+        if tl.max(tl.abs(h0) + tl.abs(h1) + tl.abs(h2)) > 0.0:
+            term = tl.where(column % 3 == 0, h0[:, None], tl.where(column % 3 == 1, h1[:, None], h2[:, None]))
+            term = tl.where(column < 3 * ACTIVE, term * _table(_basis(d0, d1, d2), column // 3), 0.0)
+            tl.store(place, term, stored)
+        else:  # most blocks of a world lie outside of a view
+            tl.store(place, tl.zeros([BLOCK, 64], tl.float32), stored)
 
 
 class _View(torch.autograd.Function):
@@ -288,10 +292,17 @@ class _View(torch.autograd.Function):
 
 
 def view_gaussians(
-    splats: Splats, c2w: Tensor, local: LocalWarp, *, active_degree: int, turn: bool, higher: Tensor | None = None
+    splats: Splats,
+    c2w: Tensor,
+    local: LocalWarp,
+    *,
+    active_degree: int,
+    turn: bool,
+    higher: Tensor | None = None,
+    quat: Tensor | None = None,
 ) -> CameraGaussians:
     """The same as `utils.splats.gaussians.view_gaussians`, for float32 on the GPU."""
-    pose = matrix_to_quat(c2w[:3, :3].T)
+    pose = matrix_to_quat(c2w[:3, :3].T) if quat is None else quat
     warp = None if local.jacobian is None else (local.y0.contiguous(), local.q0.contiguous(), local.jacobian.contiguous())
     inputs = (splats.means, splats.quats, splats.log_scales, splats.logit_opacities, splats.sh, higher, c2w, pose)
     return CameraGaussians(*_View.apply(*inputs, warp, turn, (active_degree + 1) ** 2))

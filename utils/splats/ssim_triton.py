@@ -27,7 +27,7 @@ def _place(num, width, BLOCK: tl.constexpr):
     return element, (element // 3) % width, element // (3 * width), element < num
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num", "height", "width"])
 def _forward(a, b, similarity, d_mean, d_square, d_product, num, height, width, BLOCK: tl.constexpr):
     """Similarity of every value, and its derivatives with respect to the blurred a, a^2 and a b."""
     element, column, row, mask = _place(num, width, BLOCK)
@@ -53,7 +53,7 @@ def _forward(a, b, similarity, d_mean, d_square, d_product, num, height, width, 
     tl.store(d_product + element, 2 * n1 / (m1 * m2), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num", "height", "width"])
 def _backward(a, b, d_mean, d_square, d_product, scale, gradient, num, height, width, BLOCK: tl.constexpr):
     """Gradient of `scale` times the sum of similarities with respect to a: the window is its own adjoint."""
     element, column, row, mask = _place(num, width, BLOCK)
