@@ -35,7 +35,7 @@ def _cross(a0, a1, a2, b0, b1, b2):
 
 @triton.jit
 def _turned(o0, o1, o2, p0, p1, p2, first, second):
-    """p + first (omega x p) + second (omega x (omega x p))."""
+    """P + first (omega x p) + second (omega x (omega x p))."""
     c0, c1, c2 = _cross(o0, o1, o2, p0, p1, p2)
     d0, d1, d2 = _cross(o0, o1, o2, c0, c1, c2)
     return p0 + first * c0 + second * d0, p1 + first * c1 + second * d1, p2 + first * c2 + second * d2
