@@ -26,6 +26,8 @@ from utils.types import Array, CameraSet, Scene
 
 _WEAKER = 0.01  # factor of a regulariser in the ablations without it; zero would leave the solve singular
 _NOT_ROBUST = 1e3  # sigmas: a Geman-McClure scale at which every match counts in full
+_RIGID = 0.03  # prior of poses that have to explain everything
+_HALF_FREE = 3.0  # prior at which poses and fields share what a frame shows wrongly
 _PROJECTIVE_ROUNDS = 3  # solves, each with new partners, as ICP does
 _PROJECTIVE_TOLERANCE = 0.05  # relative depth difference up to which a projected pixel is a partner
 
@@ -287,13 +289,14 @@ ABLATIONS: dict[str, Variant] = {
     "no-robust": changed(solver=lambda c: replace(c, robust_scales=(_NOT_ROBUST,) * len(c.robust_scales))),
     "one-reweighting": changed(solver=lambda c: replace(c, robust_scales=c.robust_scales[:1])),
     "no-ridge": changed(solver=_times(_WEAKER, "ridge")),
-    "free-poses": changed(solver=_times(_WEAKER, "pose_ridge")),
+    "free-poses": changed(solver=lambda c: replace(c, pose_evidence=0.0)),
+    "half-free-poses": changed(solver=lambda c: replace(c, pose_evidence=0.0, pose_ridge=_HALF_FREE)),
 }
 
 VARIANTS: dict[str, Variant] = {
     "input": input_geometry,
     # Without fields to share the work with, poses need no prior that holds them.
-    "rigid": changed(solver=lambda c: replace(c, rigid_only=True, pose_ridge=_WEAKER * c.pose_ridge)),
+    "rigid": changed(solver=lambda c: replace(c, rigid_only=True, pose_ridge=_RIGID)),
     "open3d": open3d,
     "none": projective,
     "ours": both_stages,

@@ -89,8 +89,11 @@ class SolverConfig:
     """Weight of differences between neighbouring nodes; higher is stiffer."""
     ridge: float = 0.01
     """Weight that holds the mean displacement of all frames at zero (the gauge)."""
-    pose_ridge: float = 3.0
-    """Weight that holds the poses at those given; low, and the cameras take up what their frames show wrongly."""
+    pose_evidence: float = 0.4
+    """The cameras move only if moving them alone removes a larger share of the median distance of matches, 0..1; else what frames show
+    wrongly is put down to their fields, and the poses stay as given. 0: they always move."""
+    pose_ridge: float = 0.1
+    """Weight that holds the poses near those given where they move; low, and the cameras take up what their frames show wrongly."""
     match_sigma: float = 0.003
     """Expected distance of matched points, in depths."""
     robust_scales: tuple[float, ...] = (12.0, 6.0, 3.0)
@@ -103,6 +106,8 @@ class SolverConfig:
     def __post_init__(self) -> None:
         if min(self.lattice) < 2:
             raise ConfigError(f"solver.lattice is {self.lattice}", "give at least 2 nodes along each axis")
+        if not 0 <= self.pose_evidence <= 1:
+            raise ConfigError(f"solver.pose_evidence is {self.pose_evidence}", "give a share in 0..1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +140,7 @@ class FrameToModelICPConfig:
     """Write TensorBoard scalars to <run>/tensorboard/ (needs the tensorboard package)."""
     alignment: AlignmentDataConfig = field(default_factory=AlignmentDataConfig)
     matching: MatchingConfig = field(default_factory=lambda: MatchingConfig(matches_per_frame=8000))
-    solver: SolverConfig = field(default_factory=lambda: SolverConfig(cg_iterations=20, ridge=0.1, pose_ridge=1.0))
+    solver: SolverConfig = field(default_factory=lambda: SolverConfig(cg_iterations=20, ridge=0.1))
     filter: PointFilterConfig = field(default_factory=PointFilterConfig)
     min_fitness: float = 0.2
     """A frame is left out if a smaller share of its matches agrees after its registration, 0..1."""

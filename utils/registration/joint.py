@@ -12,6 +12,7 @@ from utils.registration.colour import estimate_color_maps
 from utils.registration.geometry import AlignedGeometry
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
+from utils.registration.pose_evidence import held_or_free
 from utils.registration.result import (
     AGREEING_SIGMAS,
     Registration,
@@ -107,8 +108,10 @@ def _round(
     problem = build_problem(matches, scene.cameras, shape, config.match_sigma)
     state = initial_state(scene.cameras, shape)
     before = errors_by_pair(problem, state, shape, matches)
+    errors = np.concatenate(_current_errors(geometry, matches))
+    config = held_or_free(matches, scene, shape.inv_depth, config, samples, errors, report)
     kept = StepsKept(checkpoints, f"solve_{index}")
-    state = solve(problem, state, shape, config, samples, np.concatenate(_current_errors(geometry, matches)), kept)
+    state = solve(problem, state, shape, config, samples, errors, kept)
     after = errors_by_pair(problem, state, shape, matches)
     clock.append(time.perf_counter())
     seconds = {"matching": clock[1] - clock[0], "solving": clock[2] - clock[1]}

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from configs.stage1_align import FrameToModelICPConfig
+from configs.stage1_align import FrameToModelICPConfig, SolverConfig
 from utils.backends.accelerator import accelerator
 from utils.registration.geometry import AlignedGeometry
 from utils.registration.lattice import zero_fields
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
+from utils.registration.pose_evidence import held_or_free
 from utils.registration.result import AGREEING_SIGMAS, Diagnostics, Registration, diagnose
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
 from utils.registration.solver import LatticeShape, build_problem, initial_state, relative_errors, solve, to_fields
@@ -61,6 +62,9 @@ def align_sequential(
     found = match_pairs(matcher, [(j, i) for i, j in pairs], geometry, on_pair)
     seconds = {"matching": time.perf_counter() - start, "solving": 0.0}
     unit = scene.median_depth
+    start = time.perf_counter()
+    solver = held_or_free(supported_matches(found, samples), scene, fields.inv_depth_range, config.solver, samples, None, report)
+    seconds["solving"] += time.perf_counter() - start
     for block in _blocks(frames):
         geometry = AlignedGeometry(scene, cameras, fields)
         start = time.perf_counter()
@@ -71,7 +75,7 @@ def align_sequential(
             name = f"frame_{block[0]}" if len(block) == 1 else f"frames_{block[0]}_{block[-1]}"
             done = checkpoints.load(name)
             if done is None:
-                done = _register(block, matches, geometry, config, samples, unit)
+                done = _register(block, matches, geometry, solver, samples, unit)
                 checkpoints.save(name, done)
             ends = np.cumsum([len(m) for m in matches])[:-1]
             used += matches
@@ -107,7 +111,7 @@ def _blocks(frames: int) -> list[list[int]]:
 
 
 def _register(
-    block: list[int], matches: list[MatchSet], geometry: AlignedGeometry, config: FrameToModelICPConfig, samples: float, unit: float
+    block: list[int], matches: list[MatchSet], geometry: AlignedGeometry, config: SolverConfig, samples: float, unit: float
 ) -> dict[str, Array]:
     """Registers frames that move against all others, which do not.
 
@@ -115,12 +119,12 @@ def _register(
         c2w (B, 4, 4), nodes (B, nz, nv, nu, 3), and errors (M,) of all matches before and after.
     """
     cameras: CameraSet = geometry.cameras.select(block)
-    shape = LatticeShape(config.solver.lattice, geometry.fields.inv_depth_range[block], unit)
+    shape = LatticeShape(config.lattice, geometry.fields.inv_depth_range[block], unit)
     place = {frame: position for position, frame in enumerate(block)}
     targets = [None if m.target in place else geometry.lift(m.target, m.target_px, m.target_depth) for m in matches]
     own = [replace(m, source=place[m.source], target=place.get(m.target, -1)) for m in matches]
-    problem = build_problem(own, cameras, shape, config.solver.match_sigma, targets)
+    problem = build_problem(own, cameras, shape, config.match_sigma, targets)
     start = initial_state(cameras, shape)
-    state = solve(problem, start, shape, config.solver, samples)
+    state = solve(problem, start, shape, config, samples)
     before, after = (relative_errors(problem, s, shape) for s in (start, state))
     return {"c2w": state.c2w, "nodes": to_fields(state, shape).nodes, "before": before, "after": after}

@@ -9,12 +9,13 @@ A pixel with camera point p lies at `Q(p) = c2w p + sum_k w_k z_k X_k`. Minimise
 
 by iteratively reweighted least squares (Geman-McClure, c from lenient to strict). Each step relinearises the poses and runs
 preconditioned conjugate gradients. The ridge is the gauge: what the matches leave open takes the value of least displacement summed over
-all frames, so no frame is trusted more than another.
+all frames, so no frame is trusted more than another. Whether the cameras move at all is decided in `pose_evidence`.
 """
 
 import functools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ _PARTS = 4  # accumulators of the parallel sums; fixed, so that a result does no
 _SMOOTH_SCALE = 0.0017  # displacement difference of neighbouring nodes that costs `smoothness`, in median depths
 _RIDGE_SCALE = 0.0067  # displacement that costs `ridge`, in median depths
 _SHIFT_SCALE = 0.0011  # camera shift that costs `pose_ridge`, in median depths
+_HELD = 1e6  # `pose_ridge` of cameras that stay: they would move by a millionth of what they may otherwise
 _TURN_SCALE = 0.001  # camera turn that costs `pose_ridge`, in radians
 DATA_WEIGHT = 0.05  # per match, when a pair has the number of samples below
 REFERENCE_SAMPLES = 504 * 280 / 16  # an image of that size, every fourth pixel in both axes
@@ -219,11 +221,14 @@ def solve(
         problem: the matches.
         state: where to start; not changed.
         shape: of the lattices.
-        config: weights and schedule.
+        config: weights and schedule; with an infinite `pose_ridge` the cameras keep the bits they came with.
         samples: pixels of a pair that were tried as matches; the data weight is inverse to it, so that sampling does not matter.
         first_errors: (M,) errors in depths that set the weights of the first step, if not those of `state`.
         kept: steps that an interrupted run finished (CPU only: the GPU is done before a step is on disk).
     """
+    if math.isinf(config.pose_ridge):
+        done = solve(problem, state, shape, replace(config, pose_ridge=_HELD), samples, first_errors, kept)
+        return State(state.c2w.copy(), done.nodes, state.update.copy())
     alone = len(state.c2w) == 1  # one frame is solved on the CPU in less time than the launches take
     if not alone and accelerator() is not None and triton_ready():
         from utils.registration import solver_triton

@@ -1,0 +1,71 @@
+"""Whether the cameras move: what frames show wrongly can be put down to their poses or to their displacement fields.
+
+Both explain the rigid part of what a frame shows wrongly, and no match tells them apart. Poses that take it up bend the path where it is
+the frames that are bent; fields can take up all of it where poses are nearly right. So the cameras stay at the given ones unless moving
+them alone, without fields, removes much of what matches disagree by: then it is the poses that are wrong.
+"""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from configs.stage1_align import SolverConfig
+from utils.registration.matching import MatchSet
+from utils.registration.solver import LatticeShape, build_problem, initial_state, relative_errors, solve
+from utils.types import Array, Reporter, Scene
+
+_MATCHES = 2000  # of a frame, that are looked at
+_LATTICE = (2, 2, 2)  # not used: the fields stay still
+_LEAST_LEFT = 1e-3  # share that even true poses leave: noise
+_RIDGE = 0.01  # of poses that have to explain everything
+
+
+def held_or_free(
+    matches: list[MatchSet], scene: Scene, inv_depth: Array, config: SolverConfig, samples: float, first: Array | None, report: Reporter
+) -> SolverConfig:
+    """The settings, with poses that stay (an infinite `pose_ridge`) unless the matches speak against them, and then as free as these ask.
+
+    Says which.
+
+    Args:
+        matches: of any pairs.
+        scene: the frames with the cameras as given.
+        inv_depth: (F, 2) inverse-depth bounds of the lattices.
+        config: `pose_evidence` is the share of the median distance of matches above which the cameras move.
+        samples: pixels of a pair that were tried as matches.
+        first: (M,) errors of all matches in depths that set the weights of the first step, if not those of the cameras as given.
+        report: told what was decided.
+    """
+    if config.rigid_only or config.pose_evidence <= 0 or math.isinf(config.pose_ridge) or not matches:
+        return config
+    share = rigid_share(matches, scene, inv_depth, config, samples, first)
+    moved = share > config.pose_evidence
+    report.note(
+        f"cameras {'move' if moved else 'stay'}: moving them alone would remove {100 * max(share, 0.0):.0f} % of what matches disagree by "
+        f"(they move above {100 * config.pose_evidence:.0f} %)"
+    )
+    # What the cameras explain against what they leave is how much more freedom they get than fields.
+    return replace(config, pose_ridge=config.pose_ridge * max(1.0 - share, _LEAST_LEFT) / share if moved else math.inf)
+
+
+def rigid_share(
+    matches: list[MatchSet], scene: Scene, inv_depth: Array, config: SolverConfig, samples: float, first: Array | None
+) -> float:
+    """Part of the median distance of matches, at most 1, that goes when the cameras move and nothing else does."""
+    every = max(1, sum(len(m) for m in matches) // (_MATCHES * len(scene)))
+    ends = np.cumsum([0, *(len(m) for m in matches)])
+    weights = None if first is None else np.concatenate([first[a:b:every] for a, b in itertools.pairwise(ends)])
+    shape = LatticeShape(_LATTICE, inv_depth, scene.median_depth)
+    rigid = replace(config, lattice=_LATTICE, rigid_only=True, pose_ridge=_RIDGE)
+    problem = build_problem([_thinned(m, every) for m in matches], scene.cameras, shape, config.match_sigma)
+    start = initial_state(scene.cameras, shape)
+    state = solve(problem, start, shape, rigid, samples / every, weights)
+    before, after = (float(np.median(relative_errors(problem, s, shape))) for s in (start, state))
+    return 1.0 - after / before if before > 0 else 0.0
+
+
+def _thinned(match: MatchSet, every: int) -> MatchSet:
+    columns = (match.source_px, match.target_px, match.source_depth, match.target_depth)
+    return MatchSet(match.source, match.target, *(column[::every] for column in columns))
