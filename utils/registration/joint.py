@@ -109,7 +109,7 @@ def _round(
     state = initial_state(scene.cameras, shape)
     before = errors_by_pair(problem, state, shape, matches)
     errors = np.concatenate(_current_errors(geometry, matches))
-    config = held_or_free(matches, scene, shape.inv_depth, config, samples, errors, report)
+    config = held_or_free(matches, scene, shape.inv_depth, config, samples, errors, report, StepsKept(checkpoints, f"evidence_{index}"))
     kept = StepsKept(checkpoints, f"solve_{index}")
     state = solve(problem, state, shape, config, samples, errors, kept)
     after = errors_by_pair(problem, state, shape, matches)

@@ -13,7 +13,7 @@ import numpy as np
 
 from configs.stage1_align import SolverConfig
 from utils.registration.matching import MatchSet
-from utils.registration.solver import LatticeShape, build_problem, initial_state, relative_errors, solve
+from utils.registration.solver import LatticeShape, StepsKept, build_problem, initial_state, relative_errors, solve
 from utils.types import Array, Reporter, Scene
 
 _MATCHES = 2000  # of a frame, that are looked at
@@ -23,7 +23,14 @@ _RIDGE = 0.01  # of poses that have to explain everything
 
 
 def held_or_free(
-    matches: list[MatchSet], scene: Scene, inv_depth: Array, config: SolverConfig, samples: float, first: Array | None, report: Reporter
+    matches: list[MatchSet],
+    scene: Scene,
+    inv_depth: Array,
+    config: SolverConfig,
+    samples: float,
+    first: Array | None,
+    report: Reporter,
+    kept: StepsKept | None = None,
 ) -> SolverConfig:
     """The settings, with poses that stay (an infinite `pose_ridge`) unless the matches speak against them, and then as free as these ask.
 
@@ -37,10 +44,11 @@ def held_or_free(
         samples: pixels of a pair that were tried as matches.
         first: (M,) errors of all matches in depths that set the weights of the first step, if not those of the cameras as given.
         report: told what was decided.
+        kept: steps that an interrupted run finished.
     """
     if config.rigid_only or config.pose_evidence <= 0 or math.isinf(config.pose_ridge) or not matches:
         return config
-    share = rigid_share(matches, scene, inv_depth, config, samples, first)
+    share = rigid_share(matches, scene, inv_depth, config, samples, first, kept)
     moved = share > config.pose_evidence
     report.note(
         f"cameras {'move' if moved else 'stay'}: moving them alone would remove {100 * max(share, 0.0):.0f} % of what matches disagree by "
@@ -51,9 +59,15 @@ def held_or_free(
 
 
 def rigid_share(
-    matches: list[MatchSet], scene: Scene, inv_depth: Array, config: SolverConfig, samples: float, first: Array | None
+    matches: list[MatchSet],
+    scene: Scene,
+    inv_depth: Array,
+    config: SolverConfig,
+    samples: float,
+    first: Array | None,
+    kept: StepsKept | None = None,
 ) -> float:
-    """Part of the median distance of matches, at most 1, that goes when the cameras move and nothing else does."""
+    """Part of the median distance of matches, at most 1, that goes when the cameras move and nothing else does; see `held_or_free`."""
     every = max(1, sum(len(m) for m in matches) // (_MATCHES * len(scene)))
     ends = np.cumsum([0, *(len(m) for m in matches)])
     weights = None if first is None else np.concatenate([first[a:b:every] for a, b in itertools.pairwise(ends)])
@@ -61,7 +75,7 @@ def rigid_share(
     rigid = replace(config, lattice=_LATTICE, rigid_only=True, pose_ridge=_RIDGE)
     problem = build_problem([_thinned(m, every) for m in matches], scene.cameras, shape, config.match_sigma)
     start = initial_state(scene.cameras, shape)
-    state = solve(problem, start, shape, rigid, samples / every, weights)
+    state = solve(problem, start, shape, rigid, samples / every, weights, kept)
     before, after = (float(np.median(relative_errors(problem, s, shape))) for s in (start, state))
     return 1.0 - after / before if before > 0 else 0.0
 

@@ -14,7 +14,7 @@ from utils.registration.pairs import choose_pairs, overlaps
 from utils.registration.pose_evidence import held_or_free
 from utils.registration.result import AGREEING_SIGMAS, Diagnostics, Registration, diagnose
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
-from utils.registration.solver import LatticeShape, build_problem, initial_state, relative_errors, solve, to_fields
+from utils.registration.solver import LatticeShape, StepsKept, build_problem, initial_state, relative_errors, solve, to_fields
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
 
 BLOCK = 8
@@ -63,7 +63,8 @@ def align_sequential(
     seconds = {"matching": time.perf_counter() - start, "solving": 0.0}
     unit = scene.median_depth
     start = time.perf_counter()
-    solver = held_or_free(supported_matches(found, samples), scene, fields.inv_depth_range, config.solver, samples, None, report)
+    supported, kept = supported_matches(found, samples), StepsKept(checkpoints, "evidence")
+    solver = held_or_free(supported, scene, fields.inv_depth_range, config.solver, samples, None, report, kept)
     seconds["solving"] += time.perf_counter() - start
     for block in _blocks(frames):
         geometry = AlignedGeometry(scene, cameras, fields)
