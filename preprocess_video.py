@@ -148,15 +148,42 @@ def _frames_on_disk(config: PreprocessConfig, layout: "SceneLayout", report: "Re
 
     if not config.input_video:
         frames = list_frames(_folder(config))
+        _require_two(len(frames), str(_folder(config)))
         return Source(frames=frames, totals=[len(frames)], folder=_folder(config))
     totals: list[int] = []
+    clips = list_clips(config.input_video)
+    _require_one_size(clips)
     with publish(layout.frames) as folder:
-        for clip in list_clips(config.input_video):
+        for clip in clips:
             info = extract_frames(clip, folder, extension=config.image_ext, first=1 + sum(totals))
             totals.append(len(info.frames))
             if info.broken:
                 report.note(f"{clip.name} breaks off after {len(info.frames)} frames ({info.broken}); they are used")
+        _require_two(sum(totals), ", ".join(clip.name for clip in clips))
     return Source(frames=list_frames(layout.frames), totals=totals, folder=layout.frames)
+
+
+def _require_two(count: int, where: str) -> None:
+    if count < 2:
+        raise InputError(
+            f"{where}: {count} frame, at least 2 are needed, 24 or more are sensible",
+            "use a clip or folder that shows the scene from several positions",
+        )
+
+
+def _require_one_size(clips: list[Path]) -> None:
+    """All clips of a scene must show frames of one size; told before minutes of decoding."""
+    from utils.scene.media import decode
+
+    if len(clips) < 2:
+        return
+    sizes = [next(decode(clip)).shape[:2] for clip in clips]
+    for clip, (height, width) in zip(clips, sizes, strict=True):
+        if (height, width) != sizes[0]:
+            raise InputError(
+                f"{clip.name} is {width}x{height}, but {clips[0].name} is {sizes[0][1]}x{sizes[0][0]}",
+                "clips of one scene are taken for one camera: crop or resize them to the same size first, or leave this one out",
+            )
 
 
 def _clip_frames(config: PreprocessConfig, source: Source, report: "Reporter") -> tuple["ClipFrames", list[int]]:
@@ -227,7 +254,7 @@ def _masked(scene: "Scene", frames: "ClipFrames", config: PreprocessConfig, lens
         report.note(f"masks: {overlay.mean():.1%} of the picture is a static overlay")
         scene = apply_masks(scene, ~overlay[None].repeat(len(scene), axis=0), names)
     if config.masks is not None:
-        keep = load_masks(config.masks, names, scene.cameras.size)
+        keep = load_masks(config.masks, names, scene.cameras.size, frames.images.shape[1:3])
         if lens is not None:
             import numpy as np
 

@@ -1,11 +1,12 @@
 """Accuracy, coverage and time of the weight-free geometry backend.
 
-python -m benchmarks.geometry [--only synthetic redkitchen clips decoding] [--scenes room:none:0 ...] [--sizes 252] [--frames 28]
-    [--data FOLDER] [--clips NAME ...] [--out FOLDER] [--json]
+python -m benchmarks.geometry --data FOLDER [--sizes 252 504] [--only synthetic redkitchen clips decoding] [--scenes room:none:0 ...]
+    [--clips NAME ...] [--frames 28] [--out FOLDER] [--json] [--again]
 
-Prints Markdown tables, or one JSON object a line, and writes a picture of depth beside its frame for every clip. `--data` holds
-clips (*.mp4) and, if there, `rgbd_redkitchen/` with `color/`, `depth/`, `poses.txt` and `intrinsics.json`. The table `decoding` times
-the `ffmpeg` on the path (or in $FFMPEG_FOLDER) beside ours.
+Prints Markdown tables, or one JSON object a line, and writes a picture of depth beside its frame for every clip. Every row is added to
+`rows.jsonl` in the output folder as soon as it is measured, and rows that are there already are not measured again: the same command
+goes on where it was stopped. `--data` holds clips (*.mp4) and, if there, `rgbd_redkitchen/` with `color/`, `depth/`, `poses.txt` and
+`intrinsics.json`. The table `decoding` times the `ffmpeg` on the path (or in $FFMPEG_FOLDER) beside ours.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from utils.backends.clip_cameras import place_clip
 from utils.backends.geometry import ClipFrames
 from utils.backends.geometry_sfm import SfmGeometry
 from utils.backends.sfm_poses import estimate_lens
@@ -56,6 +58,7 @@ class Run:
 
     scene: Scene
     seconds: float
+    cpu_seconds: float
     chosen: Array
 
 
@@ -71,9 +74,18 @@ def estimate(images: Array, count: int, longest: int) -> Run:
         size=working_size((images.shape[1], images.shape[2]), longest),
         names=tuple(str(i) for i in used),
     )
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     scene = SfmGeometry(seed=0).estimate(frames, Notes([]))
-    return Run(scene, time.perf_counter() - started, chosen[scene.cameras.frame_ids])
+    return Run(scene, time.perf_counter() - started, time.process_time() - busy, chosen[scene.cameras.frame_ids])
+
+
+def placed_frames(run: Run, images: Array) -> int:
+    """How many frames of the whole clip (T, h, w, 3) get a pose."""
+
+    def gray(frame: int) -> Array:
+        return cv2.cvtColor(resize_area(images[frame], run.scene.cameras.size), cv2.COLOR_RGB2GRAY)
+
+    return int(place_clip(run.scene, run.chosen, [len(images)], gray, Notes([])).placed.sum())
 
 
 def trajectory_error(centers: Array, truth: Array) -> float:
@@ -126,14 +138,34 @@ def picture(scene: Scene, path: Path, rows: int = 4) -> None:
 
 
 class Table:
-    """Prints rows as they come: Markdown under a header, or JSON lines."""
+    """Prints rows as they come, Markdown under a header or JSON lines, and keeps them in a file.
 
-    def __init__(self, as_json: bool):
-        self._as_json = as_json
+    Args:
+        path: the file, one JSON object a line: `row`, what was asked for, and the cells.
+        as_json: print JSON lines.
+    """
+
+    def __init__(self, path: Path, as_json: bool):
+        self._path, self._as_json = path, as_json
         self._columns: list[str] = []
+        lines = path.read_text().splitlines() if path.is_file() else []
+        self._stored: dict[str, dict[str, object]] = {entry["row"]: entry["cells"] for entry in map(json.loads, filter(None, lines))}
 
-    def row(self, cells: dict[str, object]) -> None:
-        """One row; a header comes first whenever the columns change."""
+    def stored(self, *asked: object) -> bool:
+        """Prints the row of this question if it is known."""
+        cells = self._stored.get(json.dumps(asked))
+        if cells is not None:
+            self._show(cells)
+        return cells is not None
+
+    def row(self, cells: dict[str, object], *asked: object) -> None:
+        """One row and what was asked for."""
+        with self._path.open("a") as stream:
+            stream.write(json.dumps({"row": json.dumps(asked), "cells": cells}) + "\n")
+        self._show(cells)
+
+    def _show(self, cells: dict[str, object]) -> None:
+        """A header comes first whenever the columns change."""
         if self._as_json:
             print(json.dumps(cells), flush=True)
             return
@@ -157,6 +189,7 @@ def accuracy(run: Run, centers: Array, truth: Array, focal_ratio: float) -> dict
         "> 10 % *": round(100 * off10, 1),
         "measured": round(float((scene.confidence > 1.1).mean()), 3),
         "s a frame": round(run.seconds / len(scene), 2),
+        "CPU s a frame": round(run.cpu_seconds / len(scene), 2),
     }
 
 
@@ -164,22 +197,27 @@ def synthetic(table: Table, out: Path, frames: int, sizes: list[int], scenes: li
     """Rendered worlds, named layout:severity:seed."""
     for size in sizes:
         for name in scenes:
+            if table.stored("synthetic", name, size, frames):
+                continue
             layout, severity, seed = name.split(":")
             height = round(size * 9 / 16 / 2) * 2
             world = make_world(WorldConfig(layout=layout, severity=severity, seed=int(seed), size=(height, size), frames=frames))
             try:
                 run = estimate(world.images, frames, size)
             except V2WError as error:
-                table.row({"scene": name, "size": size, "failed": error.message})
+                table.row({"scene": name, "size": size, "failed": error.message}, "synthetic", name, size, frames)
                 continue
             truth = np.stack([nearest(world.depth[i], run.scene.cameras.size) for i in run.chosen])
             ratio = run.scene.cameras.K[0, 0, 0] / world.cameras.resized(run.scene.cameras.size).K[0, 0, 0]
-            table.row({"scene": name} | accuracy(run, world.cameras.centers[run.chosen], truth, ratio))
+            table.row({"scene": name} | accuracy(run, world.cameras.centers[run.chosen], truth, ratio), "synthetic", name, size, frames)
             picture(run.scene, out / f"synthetic_{name.replace(':', '_')}_{size}.png")
 
 
 def redkitchen(table: Table, data: Path, out: Path, frames: int, sizes: list[int]) -> None:
     """The captured RGB-D clip against its sensor depth and poses, as it is and with its lens distortion taken out."""
+    cases = [case for case in itertools.product(sizes, (False, True)) if not table.stored("redkitchen", *case, frames)]
+    if not cases:
+        return
     folder = data / "rgbd_redkitchen"
     images = read_frames(list_frames(folder / "color"))
     poses = np.loadtxt(folder / "poses.txt")
@@ -188,7 +226,7 @@ def redkitchen(table: Table, data: Path, out: Path, frames: int, sizes: list[int
     small = np.stack([resize_area(images[i], _bounded(images[i])) for i in choose_uniform(len(images), frames, 0).indices])
     lens = estimate_lens(small, seed=0, report=Notes([]))
     straight = np.stack([lens.undistorted(image) for image in images])
-    for size, with_lens in itertools.product(sizes, (False, True)):
+    for size, with_lens in cases:
         run = estimate(straight if with_lens else images, frames, size)
         truth = []
         for i in run.chosen:
@@ -198,7 +236,7 @@ def redkitchen(table: Table, data: Path, out: Path, frames: int, sizes: list[int
         centers = poses[run.chosen, 1:].reshape(-1, 4, 4)[:, :3, 3]
         ratio = run.scene.cameras.K[0, 0, 0] / run.scene.cameras.size[1] / focal
         name = "redkitchen, lens estimated" if with_lens else "redkitchen"
-        table.row({"scene": name} | accuracy(run, centers, np.stack(truth), ratio))
+        table.row({"scene": name} | accuracy(run, centers, np.stack(truth), ratio), "redkitchen", size, with_lens, frames)
         picture(run.scene, out / f"{name.replace(', ', '_').replace(' ', '_')}_{size}.png")
 
 
@@ -207,46 +245,57 @@ def clips(table: Table, data: Path, out: Path, frames: int, sizes: list[int], na
     for clip in sorted(data.glob("*.mp4")):
         if names and not any(name in clip.stem for name in names):
             continue
-        images = np.stack([resize_area(image, _bounded(image)) for image in decode(clip)])
-        for size in sizes:
+        missing = [size for size in sizes if not table.stored("clips", clip.stem, size, frames)]
+        images = np.stack([resize_area(image, _bounded(image)) for image in decode(clip)]) if missing else np.zeros(0)
+        for size in missing:
             try:
                 run = estimate(images, frames, size)
             except V2WError as error:
-                table.row({"clip": clip.stem, "size": size, "failed": error.message})
+                table.row({"clip": clip.stem, "size": size, "failed": error.message}, "clips", clip.stem, size, frames)
                 continue
             scene = run.scene
             table.row(
                 {
                     "clip": clip.stem,
                     "size": f"{scene.cameras.size[1]}x{scene.cameras.size[0]}",
-                    "registered": f"{len(scene)}/{frames}",
+                    "registered": f"{len(scene)}/{min(frames, len(images))}",
+                    "placed of the clip": f"{placed_frames(run, images)}/{len(images)}",
                     "focal / longest side": round(float(scene.cameras.K[0, 0, 0] / max(scene.cameras.size)), 3),
                     "measured": round(float((scene.confidence > 1.1).mean()), 3),
                     "s in all": round(run.seconds, 1),
                     "s a frame": round(run.seconds / len(scene), 2),
-                }
+                    "CPU s a frame": round(run.cpu_seconds / len(scene), 2),
+                },
+                "clips",
+                clip.stem,
+                size,
+                frames,
             )
             picture(scene, out / f"{clip.stem}_{size}.png")
 
 
 def decoding(table: Table, data: Path, names: list[str]) -> None:
-    """Decoding every frame to PNG files, against the ffmpeg command line doing the same, if it is installed."""
+    """Decoding every frame to PNG files, against the ffmpeg command line doing the same, if it is installed; the best of three."""
     ffmpeg = shutil.which("ffmpeg") or shutil.which("ffmpeg", path=os.environ.get("FFMPEG_FOLDER", ""))
     for clip in sorted(data.glob("*.mp4")):
         if names and not any(name in clip.stem for name in names):
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
-            info = extract_frames(clip, Path(folder), extension="png")
-            own = time.perf_counter() - started
-        cells: dict[str, object] = {"clip": clip.stem, "frames": len(info.frames), "own s": round(own, 2), "ffmpeg s": "-"}
-        if ffmpeg is not None:
+        if table.stored("decoding", clip.stem):
+            continue
+        own, theirs, count = [], [], 0
+        for _ in range(3):
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()
-                command = [ffmpeg, "-v", "error", "-y", "-i", str(clip), "-fps_mode", "passthrough", f"{folder}/%06d.png"]
-                subprocess.run(command, check=True)
-                cells["ffmpeg s"] = round(time.perf_counter() - started, 2)
-        table.row(cells)
+                count = len(extract_frames(clip, Path(folder), extension="png").frames)
+                own.append(time.perf_counter() - started)
+            if ffmpeg is not None:
+                with tempfile.TemporaryDirectory() as folder:
+                    started = time.perf_counter()
+                    command = [ffmpeg, "-v", "error", "-y", "-i", str(clip), "-fps_mode", "passthrough", f"{folder}/%06d.png"]
+                    subprocess.run(command, check=True)
+                    theirs.append(time.perf_counter() - started)
+        cells = {"clip": clip.stem, "frames": count, "own s": round(min(own), 2), "ffmpeg s": round(min(theirs), 2) if theirs else "-"}
+        table.row(cells, "decoding", clip.stem)
 
 
 def _bounded(image: Array) -> tuple[int, int]:
@@ -265,11 +314,15 @@ def main() -> None:
     parser.add_argument("--scenes", nargs="+", default=scenes, metavar="LAYOUT:SEVERITY:SEED", help="worlds of the synthetic table")
     parser.add_argument("--clips", nargs="*", default=[], metavar="NAME", help="only clips whose names contain one of these")
     parser.add_argument("--frames", type=int, default=28)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[252])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[252, 504])
+    parser.add_argument("--again", action="store_true", help="measure rows again that are known already")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of tables")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    table = Table(args.json)
+    rows = args.out / "rows.jsonl"
+    if args.again:
+        rows.unlink(missing_ok=True)
+    table = Table(rows, args.json)
     if "synthetic" in args.only:
         synthetic(table, args.out, args.frames, args.sizes, args.scenes)
     if "redkitchen" in args.only and (args.data / "rgbd_redkitchen").is_dir():
@@ -279,7 +332,7 @@ def main() -> None:
     if "decoding" in args.only:
         decoding(table, args.data, args.clips)
     if not args.json:
-        print("\n* of the 90 % most confident pixels; times include compiling on the first run")
+        print("\n* of the 90 % most confident pixels; the first row after a change of the code includes compiling")
 
 
 if __name__ == "__main__":

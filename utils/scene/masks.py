@@ -19,6 +19,9 @@ from utils.types import Array, Scene
 SKY_CONFIDENCE = 1.0
 SKY_DEPTH_LIMIT = 200.0
 
+# Width over height of a mask may differ from the frames' by this share (rounding of small masks).
+_SAME_ASPECT = 0.03
+
 # An overlay's pixels vary by less than this (8-bit levels, standard deviation over time): compression noise stays below it.
 _STATIC_LEVELS = 2.5
 # ... while most pixels around it vary by more than this.
@@ -27,22 +30,23 @@ _MOVING_LEVELS = 8.0
 _LARGEST_OVERLAY = 0.05
 
 
-def load_masks(folder: Path, names: Sequence[str], size: tuple[int, int]) -> Array:
+def load_masks(folder: Path, names: Sequence[str], size: tuple[int, int], shown: tuple[int, int] | None = None) -> Array:
     """Masks of the frames, True = use.
 
     A frame `000012.png` finds `000012.<any image>` or `000012.png.<any image>`. A folder with one single image means that image for
     every frame. A pixel of the result is used only if all of the mask under it is white.
 
     Args:
-        folder: of mask images, grey or colour, of any size with the frames' aspect.
+        folder: of mask images, grey or colour, of any size with the frames' aspect, or of the result's.
         names: F frame file names, with or without suffix.
         size: (H, W) of the result.
+        shown: (h, w) of the frames, whose aspect differs a little from the result's; default: the result's.
 
     Returns:
         (F, H, W) bool.
 
     Raises:
-        InputError: no masks, a frame without one, or one that is no image.
+        InputError: no masks, a frame without one, one that is no image, or one of another aspect.
     """
     if not folder.is_dir():
         raise InputError(f"mask folder {folder} does not exist", "give a folder of images: white = use, black = ignore")
@@ -50,7 +54,7 @@ def load_masks(folder: Path, names: Sequence[str], size: tuple[int, int]) -> Arr
     if not files:
         raise InputError(f"mask folder {folder} holds no images", f"masks must end in one of {', '.join(sorted(IMAGE_SUFFIXES))}")
     if len(files) == 1:
-        return np.repeat(_read_mask(files[0], size)[None], len(names), axis=0)
+        return np.repeat(_read_mask(files[0], size, shown)[None], len(names), axis=0)
     by_stem = {p.stem: p for p in files}
     found = [by_stem.get(Path(name).name) or by_stem.get(Path(name).stem) for name in names]
     missing = [name for name, path in zip(names, found, strict=True) if path is None]
@@ -59,12 +63,19 @@ def load_masks(folder: Path, names: Sequence[str], size: tuple[int, int]) -> Arr
             f"{folder} has no mask for {len(missing)} of {len(names)} frames, the first is {missing[0]}",
             "name each mask like its frame, or leave one single image that holds for all frames",
         )
-    return np.stack([_read_mask(path, size) for path in found if path is not None])
+    return np.stack([_read_mask(path, size, shown) for path in found if path is not None])
 
 
-def _read_mask(path: Path, size: tuple[int, int]) -> Array:
+def _read_mask(path: Path, size: tuple[int, int], shown: tuple[int, int] | None) -> Array:
     """(H, W) bool."""
     white = (read_image(path).max(axis=-1) >= 128).astype(np.float32)
+    height, width = white.shape
+    if all(abs(np.log(width * h / (height * w))) > _SAME_ASPECT for h, w in (size, shown or size)):
+        h, w = shown or size
+        raise InputError(
+            f"mask {path} is {width}x{height}, which is no scaled {w}x{h} as the frames are",
+            "masks must show the whole frame, at any size: export them without cropping or turning",
+        )
     shrinks = white.size >= size[0] * size[1]
     share = cv2.resize(white, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
     return share > 0.999
