@@ -1,5 +1,6 @@
 """What structure from motion does with clips that do not determine geometry, or only part of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -116,6 +117,17 @@ def test_part_of_the_frames_is_used_and_named_and_too_few_are_refused(monkeypatc
     stub_mapping(monkeypatch, model_of(7, 90.0), model_of(7, 90.0))
     with pytest.raises(GeometryError, match="only 7 of 12"):
         sfm_poses.map_frames(images, seed=0, report=notes)
+
+
+def test_frames_placed_by_next_to_no_points_do_not_count() -> None:
+    model = model_of(4, 90.0)
+    seen_by = np.repeat([0, 1, 3, 2], [20, 3, 30, 10])
+    rng = np.random.default_rng(0)
+    model = replace(model, points=rng.random((30, 3)), seen_by=seen_by, seen_point=rng.integers(0, 30, 63), seen_at=rng.random((63, 2)))
+    kept = sfm_poses.supported(model)
+    assert kept.frames.tolist() == [0, 2, 3] and len(kept.w2c) == 3
+    assert np.bincount(kept.seen_by).tolist() == [20, 10, 30]
+    np.testing.assert_array_equal(kept.seen_at[kept.seen_by == 2], model.seen_at[seen_by == 3])
 
 
 def bent(images: np.ndarray, lens: Lens) -> np.ndarray:

@@ -161,7 +161,25 @@ def sparse_pairs(count: int) -> list[tuple[int, int]]:
 def _map(database: Path, folder: Path, size: tuple[int, int], seed: int, *, fixed_focal: bool) -> SparseModel | None:
     """The largest model of global mapping, `None` if there is none."""
     found = _reconstruct(database, folder, seed, fixed_focal=fixed_focal)
-    return None if found is None else _to_model(found)
+    return None if found is None else supported(_to_model(found))
+
+
+# Points that a frame must see: with fewer its pose, six numbers, rests on chance.
+_LEAST_SEEN = 10
+
+
+def supported(model: SparseModel) -> SparseModel:
+    """The model without frames that mapping has placed by next to no points."""
+    kept = np.bincount(model.seen_by, minlength=len(model.frames)) >= _LEAST_SEEN
+    mine = kept[model.seen_by]
+    return replace(
+        model,
+        frames=model.frames[kept],
+        w2c=model.w2c[kept],
+        seen_by=(np.cumsum(kept) - 1)[model.seen_by[mine]],
+        seen_point=model.seen_point[mine],
+        seen_at=model.seen_at[mine],
+    )
 
 
 def estimate_lens(images: Array, *, seed: int, report: Reporter) -> Lens:
