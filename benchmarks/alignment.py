@@ -10,11 +10,11 @@ minus the oracle's. Lengths are in percent of the median depth.
     python -m benchmarks.alignment --table *.jsonl                     # markdown tables of earlier runs
     python -m benchmarks.alignment_jobs OUT                            # the command lines of all tables, for many cores
     python -m benchmarks.alignment --speed 50 --size 280 504           # wall time and memory of one long clip
+    python -m benchmarks.alignment --time-sweep 10 25 50 100 200 --size 280 504 --plot time.svg
 """
 
 import argparse
 import json
-import resource
 import time
 from dataclasses import asdict, replace
 from itertools import product
@@ -23,12 +23,13 @@ from typing import Any
 
 from benchmarks.alignment_metrics import Correspondences, evaluate, find_correspondences, removed
 from benchmarks.alignment_tables import read_lines, tables
-from benchmarks.alignment_variants import ABLATIONS, COMPARED, VARIANTS, Outcome, Task, both_stages
+from benchmarks.alignment_time import measure, sweep, words
+from benchmarks.alignment_variants import ABLATIONS, COMPARED, VARIANTS, Outcome, Task
 from configs.stage1_align import FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.errors import MissingDependencyError
 from utils.points.confidence import confident_pixels
-from utils.registration import build_cloud, usable_pixels
+from utils.registration import usable_pixels
 from utils.runtime import run_stage
 from utils.synthetic import WorldConfig, make_world
 from utils.synthetic.texture import TEXTURES
@@ -102,22 +103,12 @@ def quality(args: argparse.Namespace) -> None:
 
 
 def speed(args: argparse.Namespace) -> None:
-    """Prints wall time by part and peak memory for one clip of `args.speed` frames; the second run is warm."""
-    stage1, stage2 = configurations(args)
-    both_stages(make_task(world_config(args, args.layouts[0], 0, 4), stage1, stage2))
-    task = make_task(world_config(args, args.layouts[0], 0, args.speed), stage1, stage2)
-    outcome = both_stages(task)
-    start = time.perf_counter()
-    second = outcome.registration
-    assert second is not None
-    cloud = build_cloud(task.scene, second.cameras, second.fields, second.aligned, task.usable, stage1.filter)
-    seconds = time.perf_counter() - start
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    parts = ", ".join(f"{name} {value:.1f}" for name, value in (outcome.seconds or {}).items())
-    print(
-        f"{args.speed} frames of {args.size[1]}x{args.size[0]}: seconds: {parts}; cloud of {len(cloud)} points {seconds:.1f}; "
-        f"peak memory {memory:.2f} GB with the synthetic world"
-    )
+    """Prints wall time by part and peak memory for one clip of `args.speed` frames."""
+    line = measure(args.layouts[0], args.speed, tuple(args.size), *configurations(args))
+    print(words(line), flush=True)
+    if args.json:
+        with args.json.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def configurations(args: argparse.Namespace) -> tuple[FrameToModelICPConfig, GlobalOptimizationConfig]:
@@ -170,7 +161,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--parity", default="quick", choices=["quick", "full"], help="sizes of the published method and the hash grids")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append one JSON line per world and variant")
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print the tables of JSON lines instead of measuring")
-    parser.add_argument("--speed", type=int, default=0, metavar="FRAMES", help="measure time and memory instead")
+    parser.add_argument("--speed", type=int, default=0, metavar="FRAMES", help="measure time and memory of one clip instead")
+    parser.add_argument(
+        "--time-sweep", nargs="+", type=int, metavar="FRAMES", help="measure time and memory of clips of these lengths instead"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="SVG of the time sweep")
     return parser.parse_args()
 
 
@@ -178,6 +173,8 @@ def main() -> None:
     args = parse_arguments()
     if args.table:
         print(tables(read_lines(args.table)))
+    elif args.time_sweep:
+        print(sweep(args.time_sweep, args.layouts[0], tuple(args.size), args.plot))
     elif args.speed:
         speed(args)
     else:

@@ -2,12 +2,14 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from benchmarks import alignment, alignment_jobs, alignment_open3d
+from benchmarks import alignment, alignment_jobs, alignment_open3d, alignment_time
 from benchmarks.alignment_tables import read_lines, tables
 from benchmarks.alignment_variants import ABLATIONS, VARIANTS, ExactMatcher, PlainFlowMatcher, ProjectiveMatcher, grid_of
 from configs.stage1_align import FrameToModelICPConfig, MatchingConfig, SolverConfig
@@ -135,3 +137,23 @@ def test_job_lines_name_worlds_the_parser_takes(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["alignment", *arguments])
         args = alignment.parse_arguments()
         assert alignment.world_config(args, args.layouts[0], args.seeds[0], args.frames[0]).frames == args.frames[0]
+
+
+def test_time_and_memory_of_a_clip_and_their_plot(monkeypatch):
+    stage1 = FrameToModelICPConfig(matching=MATCHING, solver=SOLVER)
+    stage2 = GlobalOptimizationConfig(matching=MATCHING, coarse=SOLVER, fine=SOLVER)
+    line = alignment_time.measure("room", 5, (64, 112), stage1, stage2)
+    assert line["pairs"] > 5 and 0 < line["seconds"] and line["memory"] >= line["memory_before"] > 0.05
+    assert "5 frames of 112x64" in alignment_time.words(line)
+    twice = line | {"frames": 10, "cpu": 2 * line["cpu"]}
+    assert "power of 1.00" in alignment_time.sweep_table([line, twice])
+    root = ElementTree.fromstring(alignment_time.drawing([line, twice]))
+    assert len(root.findall(".//{*}polyline")) == 2
+
+
+def test_peak_memory_sees_what_was_freed_again():
+    with alignment_time.PeakMemory() as memory:
+        block = np.ones(40_000_000)
+        time.sleep(0.1)
+        del block
+    assert memory.peak - memory.start > 0.2
