@@ -13,6 +13,7 @@ from train_gs.cameras import CameraRefinement, interpolate_untrained
 from train_gs.initialize import initial_splats, merge_copies
 from train_gs.losses import depth_normals
 from train_gs.measure import averages, measure
+from train_gs.normals_torch import smallest_eigenvectors
 from train_gs.stage import heldout_frames, make_trainer, training_data
 from train_gs.train import Trainer, train
 from train_gs.warp import WarpCache
@@ -400,3 +401,15 @@ def test_copies_are_merged_on_a_device_as_on_the_cpu(monkeypatch):
     order = [np.lexsort(np.round(points, 6).T) for points, _ in (expected, found)]
     np.testing.assert_allclose(found[0][order[1]], expected[0][order[0]], atol=1e-9)
     np.testing.assert_allclose(found[1][order[1]], expected[1][order[0]], atol=1e-6)
+
+
+def test_closed_form_normals_are_the_eigenvectors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    offsets = torch.randn(200, 12, 3, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 0.7, 0.02], dtype=torch.float64)
+    matrices = offsets.transpose(1, 2) @ offsets
+    matrices[0] = 0
+    matrices[1] = torch.diag(torch.tensor([2.0, 0.0, 2.0]))
+    found = smallest_eigenvectors(matrices)
+    expected = torch.linalg.eigh(matrices)[1][:, :, 0]
+    assert float((found * expected).sum(-1).abs()[1:].min()) > 1 - 1e-9
+    torch.testing.assert_close(found[0].norm(), torch.tensor(1.0, dtype=torch.float64))

@@ -69,9 +69,18 @@ def _orientations(points: Array, neighbors: Array) -> torch.Tensor:
         offsets = points[rows] - points[rows].mean(1, keepdims=True)
         return np.linalg.eigh(np.einsum("nki,nkj->nij", offsets, offsets))[1][:, :, 0]
 
-    parts = np.array_split(neighbors, max(1, len(points) // _ROWS_AT_ONCE))
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        return normal_to_quat(torch.from_numpy(np.concatenate(list(pool.map(normals, parts)))).float())
+    def on_cpu() -> torch.Tensor:
+        parts = np.array_split(neighbors, max(1, len(points) // _ROWS_AT_ONCE))
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            return torch.from_numpy(np.concatenate(list(pool.map(normals, parts))))
+
+    device = accelerator()
+    if device is None:
+        return normal_to_quat(on_cpu().float())
+    from train_gs.normals_torch import smallest_axes
+
+    found = or_on_cpu(lambda: smallest_axes(torch.from_numpy(points), torch.from_numpy(neighbors), device), on_cpu, "initial normals")
+    return normal_to_quat(found.float())
 
 
 def merge_copies(cloud: CanonicalCloud, camera_centers: Array, budget: int) -> tuple[Array, Array]:

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import content_hash, is_current, publish, to_plain, write_manifest
 from utils.scene.masks import used_pixels
 from utils.splats.checkpoint import GS_SCHEMA, MODEL, PREVIEW, TrainedScene, save_checkpoint, unfinished
-from utils.types import NULL_REPORTER, Alignment, Array, Reporter, Scene
+from utils.types import NULL_REPORTER, Alignment, Array, Reporter, Scene, Splats
 
 # Seconds between two previews, or this many times as long as writing one takes if that is longer.
 _PREVIEW_SECONDS, _PREVIEW_PAUSE = 15.0, 50.0
@@ -74,8 +75,12 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
         resume = ResumeFile(out, content_hash(to_plain(chosen), inputs))
         resume.restore(trainer, report)
         prepared = time.perf_counter()
-        with together(trainer, backend):
-            trained = train(trainer, report, resume.save, Preview(out, report).update)
+        preview = Preview(out, report)
+        try:
+            with together(trainer, backend):
+                trained = train(trainer, report, resume.save, preview.update)
+        finally:
+            preview.finish()
         return trainer, trained, {"prepare": prepared - begun, "train": time.perf_counter() - prepared}
 
     trainer, trained, timings = with_fewer_splats(attempt, config.target_num_points, report)
@@ -220,14 +225,21 @@ def _inputs(config: GSConfig, layout: RunLayout) -> dict[str, str]:
 
 
 def _write(folder: Path, config: GSConfig, trained: TrainedScene, summary: dict[str, Any]) -> None:
-    save_checkpoint(folder / MODEL, trained)
     artifacts.write_json(folder / "config.json", config)
     artifacts.write_json(folder / "report.json", summary)
-    colors = (0.5 + 0.28209479177387814 * trained.splats.sh[:, 0]).clamp(0, 1) * 255 + 0.5
-    artifacts.write_points_ply(
-        folder / "canonical_points_final.ply", trained.splats.means.cpu().numpy(), colors.to(torch.uint8).cpu().numpy()
-    )
-    write_splat_ply(folder / f"splats_{trained.renderer}.ply", export_splats(trained, np.eye(3), 1.0, -1), trained.renderer)
+
+    def points() -> None:
+        colors = (0.5 + 0.28209479177387814 * trained.splats.sh[:, 0]).clamp(0, 1) * 255 + 0.5
+        artifacts.write_points_ply(
+            folder / "canonical_points_final.ply", trained.splats.means.cpu().numpy(), colors.to(torch.uint8).cpu().numpy()
+        )
+
+    def splats() -> None:
+        write_splat_ply(folder / f"splats_{trained.renderer}.ply", export_splats(trained, np.eye(3), 1.0, -1), trained.renderer)
+
+    with ThreadPoolExecutor(3) as pool:  # writing releases the interpreter
+        for written in [pool.submit(work) for work in (lambda: save_checkpoint(folder / MODEL, trained), splats, points)]:
+            written.result()
 
 
 class ResumeFile:
@@ -269,6 +281,8 @@ class ResumeFile:
 class Preview:
     """The splats so far, for people to look at: a checkpoint beside the folder it will become, written again now and then.
 
+    On a GPU a thread writes it while the training goes on.
+
     Args:
         out: the result's folder.
         report: told when previews cannot be written; the training goes on without them.
@@ -276,19 +290,50 @@ class Preview:
 
     def __init__(self, out: Path, report: Reporter):
         self._path, self._report, self._due = unfinished(out) / PREVIEW, report, 0.0
+        self._pool = ThreadPoolExecutor(1)
+        self._writing: Future[float] | None = None
 
     def update(self, trainer: Trainer) -> None:
         """Writes the checkpoint if the last one is old enough."""
-        begin = time.monotonic()
-        if begin < self._due:
+        if time.monotonic() < self._due or not self._written():
             return
+        scene = trainer.result()
+        if trainer.device.type == "cuda":
+            splats = scene.splats  # the training goes on in these tensors
+            own = Splats(*(t.clone() for t in (splats.means, splats.quats, splats.log_scales, splats.logit_opacities)), splats.sh)
+            stream = torch.cuda.current_stream()
+            self._writing = self._pool.submit(self._write_beside, replace(scene, splats=own), stream.record_event())
+            return
+        self._writing = self._pool.submit(self._write, scene)
+        self._written(wait=True)
+
+    def finish(self) -> None:
+        """Waits for what is being written."""
+        self._written(wait=True)
+        self._pool.shutdown()
+
+    def _write_beside(self, scene: TrainedScene, ready: torch.cuda.Event) -> float:
+        with torch.cuda.device(scene.splats.means.device), torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda.current_stream().wait_event(ready)
+            return self._write(scene)
+
+    def _write(self, scene: TrainedScene) -> float:
+        """Seconds it took."""
+        begin = time.monotonic()
         beside = self._path.with_suffix(".partial")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(beside, scene)
+        beside.replace(self._path)
+        return time.monotonic() - begin
+
+    def _written(self, *, wait: bool = False) -> bool:
+        """Whether nothing is being written any more."""
+        if self._writing is None or not (wait or self._writing.done()):
+            return self._writing is None
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(beside, trainer.result())
-            beside.replace(self._path)
+            self._due = time.monotonic() + max(_PREVIEW_SECONDS, _PREVIEW_PAUSE * self._writing.result())
         except OSError as error:
             self._report.note(f"splatting: no more previews, {error}")
             self._due = float("inf")
-            return
-        self._due = begin + max(_PREVIEW_SECONDS, _PREVIEW_PAUSE * (time.monotonic() - begin))
+        self._writing = None
+        return time.monotonic() >= self._due

@@ -1,6 +1,7 @@
 """What an alignment stage leaves: the artifact, and for people `report.json`, pictures and TensorBoard scalars."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,19 @@ def publish_alignment(
         report: receives the figures of each frame if it writes TensorBoard scalars.
     """
     with publish(out) as folder:
-        save_alignment(folder, alignment, config)
-        seconds = time.perf_counter() - started
-        write_alignment_report(folder, scene, result, alignment, seconds, extra, report)
-        backends = {"matcher": config.matching.matcher}
-        write_manifest(folder, schema=ALIGNMENT_SCHEMA, config=config, inputs=inputs, backends=backends, seconds=seconds)
+        with ThreadPoolExecutor(1) as pool:  # the report is drawn while the points are written
+            saved = pool.submit(save_alignment, folder, alignment, config)
+            write_alignment_report(folder, scene, result, alignment, time.perf_counter() - started, extra, report)
+            digests = saved.result()
+        write_manifest(
+            folder,
+            schema=ALIGNMENT_SCHEMA,
+            config=config,
+            inputs=inputs,
+            backends={"matcher": config.matching.matcher},
+            seconds=time.perf_counter() - started,
+            digests=digests,
+        )
 
 
 def write_alignment_report(

@@ -133,7 +133,9 @@ class Scene:
         return float(np.median(self.depth[self.valid]))
 
     def select(self, index: Array | slice | list[int]) -> "Scene":
-        """The frames at these positions."""
+        """The frames at these positions; the scene itself where these are all frames in their order."""
+        if not isinstance(index, slice) and np.array_equal(index, np.arange(len(self))):
+            return self
         return Scene(
             cameras=self.cameras.select(index),
             images=self.images[index],

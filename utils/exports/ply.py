@@ -45,16 +45,18 @@ def write_splat_ply(path: Path, splats: Splats, renderer: str) -> None:
         renderer: "3dgs" or "2dgs"; the latter is marked by a comment that viewers which know it honour.
     """
     count = len(splats)
-    rest = host(splats.sh[:, 1:]).transpose(0, 2, 1).reshape(count, -1)
+    rest = splats.sh[:, 1:].transpose(1, 2).reshape(count, -1)
     quats = torch.nn.functional.normalize(splats.quats, dim=1)
     columns = [splats.means, splats.sh[:, 0], rest, splats.logit_opacities[:, None], splats.log_scales, quats]
-    table = np.concatenate([host(c) if isinstance(c, torch.Tensor) else c for c in columns], axis=1)
+    table = host(torch.cat([c.detach().float() for c in columns], 1))  # on the device of the splats: one copy to the host
     lines = ["ply", "format binary_little_endian 1.0"]
     lines += ["comment SplatRenderMode: 2dgs"] if renderer == "2dgs" else []
     lines += [f"element vertex {count}"]
     lines += [f"property float {name}" for name in splat_property_names(splats.sh_degree)]
     header = "\n".join([*lines, "end_header", ""])
-    path.write_bytes(header.encode("ascii") + np.ascontiguousarray(table, dtype="<f4").tobytes())
+    with path.open("wb") as stream:
+        stream.write(header.encode("ascii"))
+        np.ascontiguousarray(table, dtype="<f4").tofile(stream)
 
 
 def read_splat_ply(path: Path) -> Splats:

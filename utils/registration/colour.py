@@ -6,11 +6,18 @@ reweighted least squares. The three output channels share one matrix of 4 F unkn
 corrections are held at a mean of the identity while solving, and the maps they invert have it exactly in the end.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 
+from utils.backends.accelerator import accelerator
 from utils.registration.matching import MatchSet
+from utils.runtime import cpu_count
 from utils.types import Array
+
+Sums = tuple[Array, Array, Array, Array, Array, Array, float]
 
 _SCALES = (0.3, 0.15, 0.08, 0.05, 0.03, 0.02, 0.02)  # Geman-McClure scale of each reweighting step, of colours 0..1
 _RIDGE = 5e-4  # hold at the identity, relative to the data of a frame; decides where a frame has one colour only
@@ -30,13 +37,15 @@ def estimate_color_maps(images: Array, matches: list[MatchSet], errors: list[Arr
     """
     frames = len(images)
     smooth = [cv2.blur(image, (3, 3)) for image in images]  # a match is a fraction of a pixel off
-    pairs = [_colors(smooth, m, e < limit) for m, e in zip(matches, errors, strict=True)]
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        pairs = list(pool.map(lambda m, e: _colors(smooth, m, e < limit), matches, errors))
     seen = np.zeros(frames, int)
     for m, (s, _) in zip(matches, pairs, strict=True):
         seen[[m.source, m.target]] += len(s)
     corrections = np.zeros((frames, 4, 3))
+    sums = _sums_of(matches, pairs)
     for scale in _SCALES:
-        corrections = _solve(matches, pairs, corrections, scale)
+        corrections = _solve(matches, sums(corrections, scale), frames)
     maps = np.tile(np.eye(4), (frames, 1, 1))
     known = seen >= _MIN_MATCHES
     if not known.any():
@@ -83,23 +92,38 @@ def _sample(image: Array, x: Array, y: Array) -> Array:
     return found.reshape(-1, 3)[: len(x)].astype(np.float64)
 
 
-def _solve(matches: list[MatchSet], pairs: list[tuple[Array, Array]], current: Array, scale: float) -> Array:
-    """One reweighting step: deviations (F, 4, 3) of the corrections from the identity."""
-    frames = len(current)
-    matrix, right = np.zeros((frames, 4, frames, 4)), np.zeros((frames, 4, 3))
-    total = 0.0
+def _sums_of(matches: list[MatchSet], pairs: list[tuple[Array, Array]]) -> Callable[[Array, float], Iterable[Sums]]:
+    """What gives the sums of all pairs for corrections and a scale: on the GPU all pairs at once, where there is one."""
+    device = accelerator()
+    if device is None or not sum(len(s) for s, _ in pairs):
+        return lambda current, scale: _sums(matches, pairs, current, scale)
+    from utils.registration.colour_torch import DeviceSums
+
+    return DeviceSums(np.array([(m.source, m.target) for m in matches]), pairs, device)
+
+
+def _sums(matches: list[MatchSet], pairs: list[tuple[Array, Array]], current: Array, scale: float) -> Iterator[Sums]:
+    """Per pair the weighted sums of s s^T, t t^T, s t^T, t s^T (4, 4), of s d^T, t d^T (4, 3), d = s - t, and of the weights."""
     for m, (s, t) in zip(matches, pairs, strict=True):
         difference = s[:, :3] - t[:, :3]
         now = difference + s @ current[m.source] - t @ current[m.target]
         weight = (scale**2 / (scale**2 + (now**2).sum(1))) ** 2
         ws, wt = weight[:, None] * s, weight[:, None] * t
-        matrix[m.source, :, m.source] += ws.T @ s
-        matrix[m.target, :, m.target] += wt.T @ t
-        matrix[m.source, :, m.target] -= ws.T @ t
-        matrix[m.target, :, m.source] -= wt.T @ s
-        right[m.source] -= ws.T @ difference
-        right[m.target] += wt.T @ difference
-        total += weight.sum()
+        yield ws.T @ s, wt.T @ t, ws.T @ t, wt.T @ s, ws.T @ difference, wt.T @ difference, weight.sum()
+
+
+def _solve(matches: list[MatchSet], sums: Iterable[Sums], frames: int) -> Array:
+    """One reweighting step: deviations (F, 4, 3) of the corrections from the identity."""
+    matrix, right = np.zeros((frames, 4, frames, 4)), np.zeros((frames, 4, 3))
+    total = 0.0
+    for m, (ss, tt, st, ts, sd, td, weights) in zip(matches, sums, strict=True):
+        matrix[m.source, :, m.source] += ss
+        matrix[m.target, :, m.target] += tt
+        matrix[m.source, :, m.target] -= st
+        matrix[m.target, :, m.source] -= ts
+        right[m.source] -= sd
+        right[m.target] += td
+        total += weights
     per_frame = max(2 * total / frames, 1e-9)
     dense = matrix.reshape(4 * frames, 4 * frames)
     dense = dense + _RIDGE * per_frame * np.eye(4 * frames) + per_frame / frames * np.kron(np.ones((frames, frames)), np.eye(4))

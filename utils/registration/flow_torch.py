@@ -11,6 +11,7 @@ constancy of brightness and of its gradient against a robust smoothness (Brox et
 robust terms alone take far too many steps from zero, and windows alone smear over edges.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -83,8 +84,14 @@ def pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
 
 def sample(images: Tensor, places: Tensor) -> Tensor:
     """Bilinear samples (B, C, H', W') of images (B, C, H, W) at pixel coordinates (B, H', W', 2), the border continued outwards."""
-    scale = places.new_tensor([2.0 / images.shape[3], 2.0 / images.shape[2]])
+    scale = _to_unit(images.shape[2], images.shape[3], places.dtype, places.device)
     return F.grid_sample(images, places * scale - 1.0, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+@functools.cache
+def _to_unit(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(2,) factors from pixels to 0..2; kept, since a copy to the device waits for all that runs there."""
+    return torch.tensor([2.0 / width, 2.0 / height], dtype=dtype, device=device)
 
 
 def gradients(images: Tensor) -> tuple[Tensor, Tensor]:

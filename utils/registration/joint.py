@@ -1,6 +1,7 @@
 """Joint alignment of all frames: two rounds of matching and solving, each from the geometry of the one before."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from utils.registration.result import (
 )
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
 from utils.registration.solver import LatticeShape, StepsKept, build_problem, initial_state, solve, to_fields
+from utils.runtime import cpu_count
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
 
 
@@ -124,8 +126,11 @@ def _round(
 
 def _current_errors(geometry: AlignedGeometry, matches: list[MatchSet]) -> list[Array]:
     """Distance of matched points under `geometry`, in depths."""
-    errors = []
-    for m in matches:
+
+    def of(m: MatchSet) -> Array:
         source, target = geometry.lift(m.source, m.source_px, m.source_depth), geometry.lift(m.target, m.target_px, m.target_depth)
-        errors.append(np.linalg.norm(source - target, axis=1) / ((m.source_depth + m.target_depth) / 2))
-    return errors
+        distance: Array = np.linalg.norm(source - target, axis=1) / ((m.source_depth + m.target_depth) / 2)
+        return distance
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        return list(pool.map(of, matches))

@@ -180,7 +180,7 @@ def summary(result: Registration, cloud: CanonicalCloud, seconds: float) -> dict
         "residual_before": _plain(d.before),
         "residual_after": _plain(d.after),
         "points": len(cloud),
-        "points_by_frame": [int(np.sum(cloud.frame == i)) for i in ids],
+        "points_by_frame": np.diff(np.searchsorted(cloud.frame, [*ids, ids[-1] + 1])).tolist() if len(ids) else [],
         "pairs": [{**asdict(p), "source": int(ids[p.source]), "target": int(ids[p.target])} for p in d.pairs],
         "contradictions": contradictions,
     }

@@ -58,7 +58,7 @@ def load_scene(root: Path) -> Scene:
     if not path.is_file():
         raise MissingArtifactError(f"{path} is missing", "make it with: " + _MADE_BY["results"].format(root=root))
     arrays = _read_npz(path, ("image", "depth", "conf", "extrinsics", "intrinsics"), optional=("ignored",))
-    image, depth, conf = arrays["image"], arrays["depth"].astype(np.float32), arrays["conf"].astype(np.float32)
+    image, depth, conf = arrays["image"], arrays["depth"].astype(np.float32, copy=False), arrays["conf"].astype(np.float32, copy=False)
     _check(image.ndim == 4 and image.shape[-1] == 3, path, f"image has shape {image.shape}, expected (N, H, W, 3)")
     _check(len(image) >= 2, path, f"it holds {len(image)} frame(s), at least 2 are needed")
     _check(image.dtype == np.uint8, path, f"image has dtype {image.dtype}, expected uint8")
@@ -75,9 +75,11 @@ def load_scene(root: Path) -> Scene:
     valid = np.isfinite(depth) & (depth > 0)
     empty = [i for i in range(frames) if not valid[i].any()]
     _check(not empty, path, f"frame {empty[0] if empty else 0} has no valid depth (all NaN, zero or negative)")
-    depth = np.where(valid, depth, 0).astype(np.float32)
-    conf = np.where(np.isfinite(conf), conf, 0).astype(np.float32)
-    conf = np.where(valid, conf, min(float(conf.min()), 1.0)).astype(np.float32)
+    complete = bool(valid.all())
+    depth = depth if complete else np.where(valid, depth, 0).astype(np.float32)
+    finite = np.isfinite(conf)
+    conf = conf if finite.all() else np.where(finite, conf, 0).astype(np.float32)
+    conf = conf if complete else np.where(valid, conf, min(float(conf.min()), 1.0)).astype(np.float32)
     w2c = to_4x4(extrinsics.astype(np.float64))
     drift = np.abs(np.swapaxes(w2c[:, :3, :3], 1, 2) @ w2c[:, :3, :3] - np.eye(3)).max()
     _check(drift < 0.05, path, f"extrinsics are no rigid motions (rotation deviates from orthonormal by {drift:.3g})")
@@ -124,8 +126,12 @@ def _check(condition: bool, path: Path, message: str) -> None:
 # ------------------------------------------------------------------------------------------------ alignment
 
 
-def save_alignment(folder: Path, alignment: Alignment, config: Any) -> None:
-    """Writes the files of `after_non_rigid_icp/` or `after_global_optimization/` (call inside `publish`, before `write_manifest`)."""
+def save_alignment(folder: Path, alignment: Alignment, config: Any) -> dict[str, str]:
+    """Writes the files of `after_non_rigid_icp/` or `after_global_optimization/` (call inside `publish`, before `write_manifest`).
+
+    Returns:
+        `sha256` of the large ones, by name.
+    """
     (folder / "config.json").write_text(json.dumps(to_plain(config), indent=1))
     (folder / "convention.json").write_text(
         json.dumps({"variant": "c2w", "global_deform_is": "c2w", "local_deform_space": "camera", **CONVENTIONS}, indent=1)
@@ -144,7 +150,7 @@ def save_alignment(folder: Path, alignment: Alignment, config: Any) -> None:
         aligned=alignment.aligned,
         **({} if alignment.color_maps is None else {"color_maps": alignment.color_maps}),  # type: ignore[arg-type]
     )
-    save_cloud(folder, alignment.cloud)
+    return save_cloud(folder, alignment.cloud)
 
 
 def load_alignment(folder: Path, made_by: str = "", with_cloud: bool = True) -> Alignment:
@@ -176,22 +182,27 @@ def load_alignment(folder: Path, made_by: str = "", with_cloud: bool = True) -> 
     )
 
 
-def save_cloud(folder: Path, cloud: CanonicalCloud) -> None:
-    """`canonical_points.npz` for programs and `aligned_points.ply` for eyes."""
+def save_cloud(folder: Path, cloud: CanonicalCloud) -> dict[str, str]:
+    """`canonical_points.npz` for programs and `aligned_points.ply` for eyes; returns their `sha256` by name."""
+    arrays, points = folder / "canonical_points.npz", folder / "aligned_points.ply"
 
-    def for_programs() -> None:
+    def for_programs() -> str:
         np.savez(
-            folder / "canonical_points.npz",
+            arrays,
             points=cloud.points.astype(np.float32, copy=False),
             colors=cloud.colors.astype(np.uint8, copy=False),
             frame=cloud.frame.astype(np.int32, copy=False),
             pixel=cloud.pixel.astype(np.int32, copy=False),
         )
+        return sha256(arrays)
+
+    def for_eyes() -> str:
+        write_points_ply(points, cloud.points, cloud.colors)
+        return sha256(points)
 
     with ThreadPoolExecutor(2) as pool:  # checksums and writing release the interpreter
-        written = [pool.submit(for_programs), pool.submit(write_points_ply, folder / "aligned_points.ply", cloud.points, cloud.colors)]
-        for one in written:
-            one.result()
+        written = {arrays.name: pool.submit(for_programs), points.name: pool.submit(for_eyes)}
+        return {name: one.result() for name, one in written.items()}
 
 
 def _empty_cloud() -> CanonicalCloud:

@@ -210,6 +210,7 @@ def write_manifest(
     backends: dict[str, str] | None = None,
     seed: int = 0,
     seconds: float = 0.0,
+    digests: dict[str, str] | None = None,
 ) -> Manifest:
     """Writes `manifest.json` for the files that are in `folder` now; call it last inside `publish`.
 
@@ -221,12 +222,17 @@ def write_manifest(
         backends: family -> chosen name and reason.
         seed: the random seed.
         seconds: wall time of the stage.
+        digests: `sha256` of files where it is known already, by name in the folder.
     """
     from utils.types import CONVENTIONS
 
+    known = digests or {}
+
     names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    digest_of = lambda path: known.get(str(path.relative_to(folder))) or sha256(path)  # noqa: E731
     with ThreadPoolExecutor(cpu_count()) as pool:  # hashing releases the interpreter
-        files = {str(p.relative_to(folder)): [p.stat().st_size, digest] for p, digest in zip(names, pool.map(sha256, names), strict=True)}
+        hashed = zip(names, pool.map(digest_of, names), strict=True)
+        files = {str(p.relative_to(folder)): [p.stat().st_size, digest] for p, digest in hashed}
     plain = to_plain(config)
     # reports hold times and event files hold dates: they do not belong to the identity of a result; nor do pictures of it
     cosmetic = (PICTURES + "/", PICTURES + "\\")
