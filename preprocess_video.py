@@ -94,13 +94,14 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
 
 def _resolve_backend(config: PreprocessConfig) -> str:
     """`auto`: given cameras if there are any; Depth Anything 3 where a GPU, its package and its weights are there; else `sfm`."""
+    from utils.backends.accelerator import accelerator
     from utils.backends.da3_weights import ready
     from utils.backends.geometry import GEOMETRY
     from utils.runtime import cuda_device_present
 
     name = config.backend
     if name == "auto":
-        learned = cuda_device_present() and ready(config.model_name, config.commercial_safe)
+        learned = cuda_device_present() and accelerator() is not None and ready(config.model_name, config.commercial_safe)
         name = "import" if config.cameras else "da3" if learned else "sfm"
     GEOMETRY.load(name)
     return name

@@ -21,7 +21,7 @@ from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import is_current, publish, read_manifest, sha256, write_manifest
 from utils.scene.masks import used_pixels
 from utils.scene.media import list_frames, read_frames, resize_area, write_image
-from utils.scene.trajectories import load_trajectory
+from utils.scene.trajectories import load_trajectory, save_trajectory
 from utils.splats.checkpoint import GS_SCHEMA, load_checkpoint
 from utils.splats.view import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
@@ -78,6 +78,7 @@ def _evaluate(
         consistency = {}
         for name, cameras in _paths(config, subject, report).items():
             consistency[name] = film(subject.view, cameras, folder, name, options, report)
+            save_trajectory(folder / f"{name}_transforms.json", cameras)
         if config.metrics:
             _measure(config, subject, folder, consistency, started, report)
         _picture_rows(subject, folder / "report_pictures", config.white_background)

@@ -19,6 +19,7 @@ from utils.exports.ply import read_splat_ply
 from utils.exports.select import transform_cameras, upright
 from utils.exports.stage import run as export
 from utils.scene.media import read_image
+from utils.scene.trajectories import load_trajectory
 from utils.splats.checkpoint import load_checkpoint
 from utils.splats.view import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
 
@@ -48,6 +49,8 @@ def test_films_have_all_frames_and_play_in_a_browser(result: Path) -> None:
             assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
             assert sum(1 for _ in container.decode(stream)) == count
             assert (stream.height, stream.width) == SIZE
+        path = load_trajectory(result / f"{name}_transforms.json")
+        assert len(path) == count and path.size == SIZE
 
 
 def test_renders_stand_where_the_cameras_stood(result: Path) -> None:

@@ -8,15 +8,27 @@ import numpy as np
 import pytest
 import torch
 
+import preprocess_video
+from configs.preprocess import PreprocessConfig
 from utils.backends import geometry_da3
+from utils.backends.accelerator import without_accelerator
 from utils.backends.da3_chunks import Chunk
-from utils.backends.da3_weights import COMMERCIAL_MODEL, DEFAULT_MODEL, choose_weights, load_network, locate, metric_weights, ready
+from utils.backends.da3_weights import (
+    COMMERCIAL_METRIC_MODEL,
+    COMMERCIAL_MODEL,
+    DEFAULT_MODEL,
+    choose_weights,
+    load_network,
+    locate,
+    metric_weights,
+    ready,
+)
 from utils.backends.geometry import GEOMETRY, ClipFrames
-from utils.backends.geometry_da3 import Da3Geometry, frames_in_memory, infer
+from utils.backends.geometry_da3 import Da3Geometry, frames_in_memory, half, infer
 from utils.errors import BackendError, ConfigError, CorruptArtifactError, MissingDependencyError
 from utils.scene.artifacts import load_scene, save_results
 from utils.scene.layout import SceneLayout
-from utils.scene.media import working_size
+from utils.scene.media import working_size, write_image
 from utils.types import NULL_REPORTER
 
 CPU = torch.device("cpu")
@@ -161,6 +173,61 @@ def test_frames_in_memory_grows_with_memory_and_shrinks_with_size(monkeypatch):
     monkeypatch.setattr(geometry_da3, "_free_memory", lambda: 24 * 2**30)
     small, large = frames_in_memory((280, 504), 384, CPU), frames_in_memory((280, 504), 1536, CPU)
     assert small > 3 * large > 3 and frames_in_memory((560, 1008), 1536, CPU) < large
+
+
+def test_memory_of_a_gpu_counts_within_the_limit_set_for_this_process(monkeypatch):
+    gib, size = 2**30, (280, 504)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * gib, 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * gib)
+    counts = []
+    for fraction in (1.0, 0.5, 0.25, 0.0):
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device, share=fraction: share)
+        counts.append(frames_in_memory(size, 1536, torch.device("cuda")))
+    monkeypatch.setattr(geometry_da3, "_free_memory", lambda: 60 * gib)
+    assert counts[0] == frames_in_memory(size, 1536, CPU) > counts[1] > 1.9 * counts[2] and counts[3] == 4
+
+
+def test_bfloat16_where_the_gpu_has_it(monkeypatch):
+    for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native and not including_emulation)
+        assert half(torch.device("cuda")) == (torch.bfloat16 if native else torch.float16)
+
+
+def test_without_the_accelerator_the_network_runs_on_the_cpu(monkeypatch, no_network):
+    """`--device cpu` of the whole run, on a machine that has a GPU."""
+    devices = []
+    run, _ = stand_in(9, [])
+    monkeypatch.setattr(
+        geometry_da3, "infer", lambda n, images, start, device, *rest: (devices.append(device), run(n, images, start, device))[1]
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with without_accelerator():
+        Da3Geometry(model_name="depth-anything/DA3-SMALL").estimate(clip(5), NULL_REPORTER)
+    assert devices == [CPU]
+
+
+def test_the_licence_is_said_once_and_stored(monkeypatch, no_network, tmp_path):
+    """From the command's settings to the manifest; out of memory once, since a second attempt must not repeat it."""
+    run, _ = stand_in(9, [])
+    monkeypatch.setattr(geometry_da3, "infer", run)
+    monkeypatch.setattr(geometry_da3, "accelerator", lambda: None)
+    shots, notes = tmp_path / "shots", Notes()
+    shots.mkdir()
+    for i, image in enumerate(clip(12).images):
+        write_image(shots / f"{i:02d}.png", image)
+    settings = {"frames_dir": shots, "backend": "da3", "process_res": 112, "every_frame": False}
+    for commercial_safe, weights, license in ((False, DEFAULT_MODEL, "CC-BY-NC-4.0"), (True, COMMERCIAL_MODEL, "Apache-2.0")):
+        notes.lines.clear()
+        root = preprocess_video.run(PreprocessConfig(**settings, commercial_safe=commercial_safe, scene_root=tmp_path / weights), notes)
+        assert sum(line == f"weights {weights}, licence: {license}" for line in notes.lines) == 1 and any(
+            "out of memory" in line for line in notes.lines
+        )
+        stored = json.loads((SceneLayout(root).npz_dir / "manifest.json").read_text())["backends"]
+        assert (stored["geometry"], stored["weights"], stored["weights_license"]) == ("da3", weights, license)
+        assert stored.get("metric_weights") == (COMMERCIAL_METRIC_MODEL if commercial_safe else None)
+        assert stored.get("metric_weights_license", "Apache-2.0") == "Apache-2.0"
+    with pytest.raises(ConfigError, match="permissive"):
+        metric_weights("somebody/metric", commercial_safe=True)
 
 
 # ------------------------------------------------------------------------------------------------ the real architecture

@@ -1,6 +1,7 @@
 """The fly-through path and its file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from utils.errors import CorruptArtifactError
+from utils.exports.nerfstudio import write_transforms
 from utils.scene import trajectories as tr
 from utils.types import CameraSet
 
@@ -107,5 +109,24 @@ def test_field_of_view_instead_of_focal_length(tmp_path: Path) -> None:
 
 def test_other_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text("{}")
+    with pytest.raises(CorruptArtifactError, match="no camera path"):
+        tr.load_trajectory(tmp_path / "t.json")
+
+
+def test_nerfstudios_file_is_read_with_its_sizes_and_intrinsics_per_frame(tmp_path: Path) -> None:
+    """The project's own export, and a frame of half the size."""
+    cameras = arc_cameras(4)
+    K = cameras.K * np.array([1.0, 1.1, 1.2, 1.3])[:, None, None]
+    K[:, :2, 2], K[:, 2, 2] = cameras.K[:, :2, 2], 1
+    write_transforms(tmp_path / "t.json", replace(cameras, K=K), [f"images/{i}.png" for i in range(4)], "points.ply")
+    loaded = tr.load_trajectory(tmp_path / "t.json")
+    np.testing.assert_allclose(loaded.c2w, cameras.c2w, atol=1e-12)
+    np.testing.assert_allclose(loaded.K, K, atol=1e-9)
+    document = json.loads((tmp_path / "t.json").read_text())
+    for key in ("w", "h", "fl_x", "fl_y", "cx", "cy"):
+        document["frames"][2][key] /= 2
+    (tmp_path / "t.json").write_text(json.dumps(document))
+    np.testing.assert_allclose(tr.load_trajectory(tmp_path / "t.json").K, K, atol=1e-9)
+    (tmp_path / "t.json").write_text(json.dumps({**document, "frames": []}))
     with pytest.raises(CorruptArtifactError, match="no camera path"):
         tr.load_trajectory(tmp_path / "t.json")

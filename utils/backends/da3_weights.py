@@ -67,20 +67,30 @@ def choose_weights(model_name: str, commercial_safe: bool) -> Weights:
     if preset in _WITHOUT_CAMERAS:
         raise ConfigError(f"{model_name} estimates depth only, no cameras", f"choose for example {COMMERCIAL_MODEL} or {DEFAULT_MODEL}")
     weights = Weights(model_name, LICENSES.get(preset, _UNKNOWN))
-    if commercial_safe and weights.license != _PERMISSIVE:
-        raise ConfigError(
-            f"the licence of {model_name} is {weights.license}, but only permissive licences are allowed",
-            f"use {COMMERCIAL_MODEL} or depth-anything/DA3-SMALL, or switch commercial_safe off",
-        )
+    _require_permissive(weights, commercial_safe, f"{COMMERCIAL_MODEL} or depth-anything/DA3-SMALL")
     return weights
 
 
-def metric_weights(model_name: str) -> Weights:
-    """The weights of a second network that brings metric scale and sky to a model without them."""
+def metric_weights(model_name: str, commercial_safe: bool = False) -> Weights:
+    """The weights of a second network that brings metric scale and sky to a model without them.
+
+    Raises:
+        ConfigError: another kind of model, or `commercial_safe` forbids it.
+    """
     preset = _preset_of_name(model_name)
     if preset and preset != "da3metric-large":
         raise ConfigError(f"{model_name} does not estimate metric depth and sky", f"use {COMMERCIAL_METRIC_MODEL}")
-    return Weights(model_name, LICENSES.get(preset, _UNKNOWN))
+    weights = Weights(model_name, LICENSES.get(preset, _UNKNOWN))
+    _require_permissive(weights, commercial_safe, COMMERCIAL_METRIC_MODEL)
+    return weights
+
+
+def _require_permissive(weights: Weights, commercial_safe: bool, instead: str) -> None:
+    if commercial_safe and weights.license != _PERMISSIVE:
+        raise ConfigError(
+            f"the licence of {weights.name} is {weights.license}, but only permissive licences are allowed",
+            f"use {instead}, or switch commercial_safe off",
+        )
 
 
 def _preset_of_name(model_name: str) -> str:

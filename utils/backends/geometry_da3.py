@@ -4,13 +4,14 @@ Clips too long for the memory are cut into overlapping pieces (see `da3_chunks`)
 export: confidence from 1 upwards, 1 exactly on sky; K in pixels of the working grid; metres where the model is metric.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from utils.backends.accelerator import accelerator
 from utils.backends.da3_chunks import Chunk, chunk_ranges, join_chunks
 from utils.backends.da3_weights import COMMERCIAL_METRIC_MODEL, DEFAULT_MODEL, Weights, choose_weights, load_network, metric_weights
 from utils.backends.geometry import ClipFrames
@@ -55,6 +56,7 @@ class Da3Geometry:
     overlap_frames: int = 12
     use_ray_pose: bool = False
     seed: int = 0
+    _metric: list[Weights] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.chunk_frames is not None and self.chunk_frames < _SHORTEST_PIECE:
@@ -64,9 +66,12 @@ class Da3Geometry:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """What the manifest should say about the weights."""
+        """What the manifest should say about the weights, the second ones too where `estimate` has used some."""
         weights = choose_weights(self.model_name, self.commercial_safe)
-        return {"weights": Path(weights.name).name if Path(weights.name).is_dir() else weights.name, "weights_license": weights.license}
+        said = {"weights": _short(weights), "weights_license": weights.license}
+        for metric in self._metric:
+            said |= {"metric_weights": _short(metric), "metric_weights_license": metric.license}
+        return said
 
     def estimate(self, frames: ClipFrames, report: Reporter) -> Scene:
         """Cameras, depth and confidence of all chosen frames.
@@ -77,7 +82,7 @@ class Da3Geometry:
         """
         if any(side % _PATCH for side in frames.size):
             raise ConfigError(f"the working size {frames.size} is no multiple of {_PATCH}", "choose another process_res")
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device)
+        device = (accelerator() or torch.device("cpu")) if self.device == "auto" else torch.device(self.device)
         network = self._load(device, report)
         images = np.stack([resize_area(frames.images[i], frames.size) for i in frames.chosen])
         longest = self.chunk_frames or frames_in_memory(frames.size, _width(network), device)
@@ -94,19 +99,25 @@ class Da3Geometry:
         return Scene(cameras=cameras, images=images, depth=joined.depth, confidence=joined.confidence)
 
     def _load(self, device: torch.device, report: Reporter) -> Any:
+        self._metric.clear()
         weights = choose_weights(self.model_name, self.commercial_safe)
         report.note(f"weights {weights.name}, licence: {weights.license}")
         metric: Weights | None = None
         if self.metric_model_name is not None:
-            metric = metric_weights(self.metric_model_name)
+            metric = metric_weights(self.metric_model_name, self.commercial_safe)
             report.note(f"weights {metric.name}, licence: {metric.license}")
         elif self.commercial_safe and self.model_name == DEFAULT_MODEL:
             metric = metric_weights(COMMERCIAL_METRIC_MODEL)
             try:
-                return load_network(weights, metric, device, report)
+                network = load_network(weights, metric, device, report)
             except MissingDependencyError as error:
                 report.note(f"no metric scale and no sky: {error.message}")
-                metric = None
+                return load_network(weights, None, device, report)
+            self._metric.append(metric)
+            report.note(f"weights {metric.name}, licence: {metric.license}")
+            return network
+        if metric is not None:
+            self._metric.append(metric)
         return load_network(weights, metric, device, report)
 
     def _pieces(self, network: Any, images: Array, longest: int, device: torch.device, report: Reporter) -> list[Chunk]:
@@ -137,13 +148,11 @@ class Da3Geometry:
 def infer(network: Any, images: Array, start: int, device: torch.device, use_ray_pose: bool = False, seed: int = 0) -> Chunk:
     """Runs the network on (N, H, W, 3) uint8 images, whose first one is frame `start`.
 
-    Half precision on a GPU (bfloat16 where it has it), float32 on the CPU.
+    Half precision on a GPU, float32 on the CPU.
     """
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (_MEAN, _STD))
     pixels = (torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255 - mean) / std
-    gpu = device.type == "cuda"
-    half = torch.bfloat16 if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    with torch.inference_mode(), torch.random.fork_rng(), torch.autocast(device.type, dtype=half, enabled=gpu):
+    with torch.inference_mode(), torch.random.fork_rng(), torch.autocast(device.type, dtype=half(device), enabled=device.type == "cuda"):
         torch.manual_seed(seed)  # the network estimates percentiles from random samples
         try:
             output = network(pixels[None], None, None, [], False, use_ray_pose, _REFERENCE)
@@ -167,6 +176,17 @@ def infer(network: Any, images: Array, start: int, device: torch.device, use_ray
     )
 
 
+def half(device: torch.device) -> torch.dtype:
+    """What the network computes in: bfloat16 where the GPU has it, else float16; unused on the CPU."""
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float16
+
+
+def _short(weights: Weights) -> str:
+    """The hub name, or the name of a local folder without the path to it."""
+    return Path(weights.name).name if Path(weights.name).is_dir() else weights.name
+
+
 def _host(tensor: torch.Tensor) -> Array:
     return tensor.float().cpu().numpy()
 
@@ -179,8 +199,15 @@ def _width(network: Any) -> int:
 def frames_in_memory(size: tuple[int, int], width: int, device: torch.device) -> int:
     """How many frames of `size` a network of `width` channels can take at once."""
     tokens = (size[0] // _PATCH) * (size[1] // _PATCH) + 1
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
+    free = _free_on(device) if device.type == "cuda" else _free_memory()
     return max(_SHORTEST_PIECE, int(_MEMORY_SHARE * free / (_BYTES_PER_CHANNEL * width * tokens)))
+
+
+def _free_on(device: torch.device) -> int:
+    """Free memory of a GPU in bytes, within what this process may take of it."""
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = torch.cuda.get_per_process_memory_fraction(device) * total - torch.cuda.memory_reserved(device)
+    return int(min(free, max(allowed, 0)))
 
 
 def _free_memory() -> int:

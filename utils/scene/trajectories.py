@@ -171,8 +171,8 @@ def _intrinsics(K: Array) -> dict[str, float]:
 def load_trajectory(path: Path) -> CameraSet:
     """The cameras of a transforms JSON, whoever wrote it.
 
-    Accepts intrinsics per file or per frame, in pixels or normalised (principal point up to 1), or as `camera_angle_x`; multiplies
-    positions by `scale_factor`.
+    Accepts size and intrinsics per file or per frame, the latter in pixels or normalised (principal point up to 1), or as
+    `camera_angle_x`; multiplies positions by `scale_factor`. The path is as large as its first frame.
 
     Raises:
         ArtifactError: no file, no JSON, or no usable frames.
@@ -180,11 +180,13 @@ def load_trajectory(path: Path) -> CameraSet:
     document = read_json(path)
     try:
         frames = document["frames"]
-        width, height = int(document["w"]), int(document["h"])
+        merged = [{**document, **frame} for frame in frames]
+        sizes = [(int(frame["h"]), int(frame["w"])) for frame in merged]
+        height, width = sizes[0]
         c2w = np.array([frame["transform_matrix"] for frame in frames], np.float64).reshape(-1, 4, 4)
-        K = np.stack([_matrix({**document, **frame}, width, height) for frame in frames])
+        K = np.stack([np.diag([width / w, height / h, 1.0]) @ _matrix(f, w, h) for f, (h, w) in zip(merged, sizes, strict=True)])
         c2w[:, :3, 3] *= float(document.get("scale_factor", 1.0))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CorruptArtifactError(
             f"{path} is no camera path: {type(error).__name__} {error}",
             "it needs w, h, fl_x or camera_angle_x, and frames with a 4x4 transform_matrix; preprocess_video.py writes one",
