@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from tests.box_world import box_images
-from utils.backends import sfm_poses
+from utils.backends import geometry_sfm, sfm_poses
 from utils.backends.geometry import ClipFrames
 from utils.backends.geometry_sfm import SfmGeometry
 from utils.errors import GeometryError
 from utils.geometry import se3
 from utils.scene.lens import Lens
 from utils.synthetic.world import WorldConfig, make_world
-from utils.types import NULL_REPORTER, Scene
+from utils.types import NULL_REPORTER, Reporter, Scene
 
 SIZE = (112, 196)
 STEPS = np.linspace(-1, 1, 10)
@@ -128,6 +128,43 @@ def test_frames_placed_by_next_to_no_points_do_not_count() -> None:
     assert kept.frames.tolist() == [0, 2, 3] and len(kept.w2c) == 3
     assert np.bincount(kept.seen_by).tolist() == [20, 10, 30]
     np.testing.assert_array_equal(kept.seen_at[kept.seen_by == 2], model.seen_at[seen_by == 3])
+
+
+def test_frames_that_do_not_match_are_mapped_with_those_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third of ten frames is chosen; alone they are said not to match."""
+    images, c2w = clip(forward=0.8)
+    real, asked = sfm_poses.map_frames, []
+
+    def mapped(images: np.ndarray, *, seed: int, report: Reporter) -> sfm_poses.SparseModel:
+        asked.append(len(images))
+        if len(images) < 10:
+            raise sfm_poses.UnmatchedError("poses were found for only 3 of 4 frames", "")
+        return real(images, seed=seed, report=report)
+
+    monkeypatch.setattr(geometry_sfm, "map_frames", mapped)
+    chosen, notes = np.arange(0, 10, 3), Notes()
+    frames = ClipFrames(images=images, chosen=chosen, size=SIZE, names=tuple(map(str, range(10))))
+    scene = SfmGeometry(seed=0).estimate(frames, notes)
+    assert asked == [4, 10] and any("mapping all 10 frames" in line for line in notes.lines)
+    assert scene.cameras.frame_ids.tolist() == [0, 1, 2, 3]
+    path, truth = scene.cameras.centers - scene.cameras.centers[0], (c2w[chosen] - c2w[0])[:, :3, 3]
+    found = (path @ scene.cameras.c2w[0, :3, :3]) / np.linalg.norm(path[-1])
+    np.testing.assert_allclose(found, truth @ c2w[0, :3, :3] / np.linalg.norm(truth[-1]), atol=0.03)
+    with pytest.raises(sfm_poses.UnmatchedError):
+        SfmGeometry(seed=0).estimate(replace(frames, images=images[chosen], chosen=np.arange(4), names=tuple("0123")), NULL_REPORTER)
+
+
+def test_a_model_restricted_to_some_frames_keeps_their_points() -> None:
+    rng = np.random.default_rng(0)
+    model = replace(model_of(12, 90.0), points=rng.random((30, 3)), seen_by=np.repeat(np.arange(12), 5))
+    model = replace(model, seen_point=rng.integers(0, 30, 60), seen_at=rng.random((60, 2)))
+    images = rng.integers(0, 255, (12, 60, 100, 3)).astype(np.uint8)
+    kept = sfm_poses.restricted(model, images, np.array([1, 4, 7, 11]))
+    assert kept.frames.tolist() == [0, 1, 2, 3] and len(kept.points) == 30
+    np.testing.assert_array_equal(kept.seen_at[kept.seen_by == 2], model.seen_at[model.seen_by == 7])
+    few = sfm_poses.SparseModel(**{**vars(model), "frames": np.arange(12) + 3})
+    with pytest.raises(GeometryError, match="only 1 of 2"):
+        sfm_poses.restricted(few, images, np.array([0, 8]))
 
 
 def bent(images: np.ndarray, lens: Lens) -> np.ndarray:

@@ -15,7 +15,16 @@ from utils.backends.depth_refine import edge_couplings, fill_and_smooth, flatnes
 from utils.backends.flow_bundle import Matches, adjust, join
 from utils.backends.flow_depth import RayDepth, agreement, carried, frame_threads, match_through_depth, triangulate
 from utils.backends.geometry import ClipFrames
-from utils.backends.sfm_poses import SparseModel, check_parallax, focal_prior, map_frames, place_between, settle_focal
+from utils.backends.sfm_poses import (
+    SparseModel,
+    UnmatchedError,
+    check_parallax,
+    focal_prior,
+    map_frames,
+    place_between,
+    restricted,
+    settle_focal,
+)
 from utils.geometry.projection import invert_rigid
 from utils.types import Array, CameraSet, Reporter, Scene, StepReport
 
@@ -78,10 +87,7 @@ class SfmGeometry:
         Raises:
             GeometryError: the camera stands still or only turns, or too few frames match.
         """
-        report.note(f"poses: mapping {len(frames.chosen)} frames")
-        model = map_frames(frames.images[frames.chosen], seed=self.seed, report=report)
-        model = settle_focal(model, frames.images.shape[1:3], report)
-        check_parallax(model)
+        model = self._mapped(frames, report)
         report.note(
             f"poses: {len(model.frames)} of {len(frames.chosen)} frames, {len(model.points)} points, reprojection"
             f" {model.error_px:.2f} px, focal {model.focal / max(frames.images.shape[1:3]):.2f} x longest side"
@@ -89,6 +95,23 @@ class SfmGeometry:
         clip = _posed_clip(frames, model)
         clip, inverse, rays = _depth_rounds(clip, frames, report)
         return _to_scene(frames, model, clip, inverse, rays)
+
+    def _mapped(self, frames: ClipFrames, report: Reporter) -> SparseModel:
+        """Poses of the chosen frames; those in between are mapped with them where the chosen ones alone do not match."""
+        report.note(f"poses: mapping {len(frames.chosen)} frames")
+        size, everything = frames.images.shape[1:3], len(frames.images) > len(frames.chosen)
+        try:
+            model = map_frames(frames.images[frames.chosen], seed=self.seed, report=report)
+        except UnmatchedError:
+            if not everything:
+                raise
+            report.note(f"poses: too few match each other, mapping all {len(frames.images)} frames around them")
+            model = settle_focal(map_frames(frames.images, seed=self.seed, report=report), size, report)
+            check_parallax(model)
+            return restricted(model, frames.images, frames.chosen)
+        model = settle_focal(model, size, report)
+        check_parallax(model)
+        return model
 
 
 def _posed_clip(frames: ClipFrames, model: SparseModel) -> PosedClip:

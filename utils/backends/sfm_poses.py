@@ -65,6 +65,10 @@ class SparseModel:
         return float(self.K[0, 0])
 
 
+class UnmatchedError(GeometryError):
+    """Frames that move and show texture, but do not match each other well enough."""
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences COLMAP's log, which goes to stderr for every step otherwise."""
@@ -170,7 +174,23 @@ _LEAST_SEEN = 10
 
 def supported(model: SparseModel) -> SparseModel:
     """The model without frames that mapping has placed by next to no points."""
-    kept = np.bincount(model.seen_by, minlength=len(model.frames)) >= _LEAST_SEEN
+    return _only(model, np.bincount(model.seen_by, minlength=len(model.frames)) >= _LEAST_SEEN)
+
+
+def restricted(model: SparseModel, images: Array, chosen: Array) -> SparseModel:
+    """The model of the chosen ones (N,) of its images (T, h, w, 3), renumbered; points that only others see stay.
+
+    Raises:
+        GeometryError: too few of them are registered.
+    """
+    model = _only(model, np.isin(model.frames, chosen))
+    if len(model.frames) < min(MIN_REGISTERED, len(chosen)):
+        raise _explain(images[chosen], len(model.frames))
+    return replace(model, frames=np.searchsorted(chosen, model.frames))
+
+
+def _only(model: SparseModel, kept: Array) -> SparseModel:
+    """The model with these of its frames (R,) bool."""
     mine = kept[model.seen_by]
     return replace(
         model,
@@ -279,7 +299,7 @@ def _explain(images: Array, registered: int) -> GeometryError:
         )
     if texture < 1.0:
         return GeometryError("the frames hold too little texture to be matched", "use a sharper clip that shows more detail")
-    return GeometryError(
+    return UnmatchedError(
         f"poses were found for only {registered} of {len(images)} frames: too little parallax (a camera that only turns"
         " or zooms), or neighbouring frames that differ too much",
         "use a clip in which the camera moves through a static scene, raise --max_frames, or choose another --backend",
