@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -200,9 +201,9 @@ def projective(task: Task) -> Outcome:
     return aligned_outcome(task.scene, result, {"stage 2": time.perf_counter() - start})
 
 
-def parity(task: Task, field: FieldName = "auto", match_weight: float = 1.0, stages: int = 2) -> Outcome:
-    """The published method's terms, order and schedule, with the stages' matcher for its image matches."""
-    stage1 = replace(task.stage1, method="parity", field=field, icp=replace(task.stage1.icp, match_weight=match_weight))
+def parity(task: Task, field: FieldName = "auto", stages: int = 2, **icp: Any) -> Outcome:
+    """The published method's terms, order and schedule, with the stages' matcher for its image matches; `icp` are changes."""
+    stage1 = replace(task.stage1, method="parity", field=field, icp=replace(task.stage1.icp, **icp))
     stage2 = replace(task.stage2, method="parity", field=field)
     clock = [time.perf_counter()]
     result, kept = align_frame_to_model(task.scene, task.usable, stage1)
@@ -289,6 +290,8 @@ ABLATIONS: dict[str, Variant] = {
     "no-robust": changed(solver=lambda c: replace(c, robust_scales=(_NOT_ROBUST,) * len(c.robust_scales))),
     "one-reweighting": changed(solver=lambda c: replace(c, robust_scales=c.robust_scales[:1])),
     "no-ridge": changed(solver=_times(_WEAKER, "ridge")),
+    "confidence": changed(solver=lambda c: replace(c, confidence_power=1.0)),
+    "confidence-squared": changed(solver=lambda c: replace(c, confidence_power=2.0)),
     "free-poses": changed(solver=lambda c: replace(c, pose_evidence=0.0)),
     "half-free-poses": changed(solver=lambda c: replace(c, pose_evidence=0.0, pose_ridge=_HALF_FREE)),
 }
@@ -305,6 +308,11 @@ VARIANTS: dict[str, Variant] = {
     "parity-stage1": partial(parity, stages=1),
     "parity-lattice": partial(parity, field="lattice"),
     "parity-no-matches": partial(parity, match_weight=0.0),
+    "parity-anneal": partial(parity, start_corr_dist=0.1),
+    "parity-robust": partial(parity, robust_scale=0.01),
+    "parity-normals": partial(parity, min_normal_cos=0.7),
+    "parity-confidence": partial(parity, confidence_weights=True),
+    "parity-plus": partial(parity, start_corr_dist=0.1, robust_scale=0.01, min_normal_cos=0.7, confidence_weights=True),
     "exact": partial(both_stages, matcher=ExactMatcher),
     "oracle": oracle,
     **ABLATIONS,

@@ -71,6 +71,14 @@ class IcpConfig:
     """Distance of the data term: along the model's normal, or in space."""
     max_corr_dist: float = 0.03
     """Radius within which a point has a neighbour in the model, in units."""
+    start_corr_dist: float = 0.0
+    """Radius of the first iteration, in units; it falls to max_corr_dist over half of the iterations. 0: that radius from the start."""
+    robust_scale: float = 0.0
+    """Geman-McClure scale of the data term, in units; 0: squared distances."""
+    min_normal_cos: float = 0.0
+    """Neighbours whose normals enclose a larger angle take no part, as its cosine, 0..1; 0: all do."""
+    confidence_weights: bool = False
+    """Points count by their confidence in the data term."""
     n_iter: int = 100
     """Most iterations of the non-rigid step."""
     lr: float = 1e-3
@@ -137,6 +145,7 @@ class IcpConfig:
             self,
             "icp",
             *("n_iter", "data_weight", "color_weight", "smoothness_weight", "magnitude_weight", "match_weight", "max_points"),
+            *("start_corr_dist", "robust_scale", "min_normal_cos"),
             *("early_stopping_patience", "early_stopping_min_iters", "early_stopping_min_delta"),
         )
         if len(self.rigid_radii) != len(self.rigid_iters):

@@ -96,6 +96,8 @@ class SolverConfig:
     """Weight that holds the poses near those given where they move; low, and the cameras take up what their frames show wrongly."""
     match_sigma: float = 0.003
     """Expected distance of matched points, in depths."""
+    confidence_power: float = 0.0
+    """Matches count by the confidence of their pixels, over the scene's median, to this power; 0: all the same."""
     robust_scales: tuple[float, ...] = (12.0, 6.0, 3.0)
     """Geman-McClure scale of each reweighting step, in sigmas, from lenient to strict."""
     cg_iterations: int = 30

@@ -15,6 +15,7 @@ from global_optimization import stage as stage2
 from tests.box_world import make_box_world
 from tests.test_registration import ExactMatcher
 from tests.test_stage1 import FAST, write_box
+from utils.deformation.twist_fields import make_field
 from utils.errors import ConfigError
 from utils.geometry import se3
 from utils.geometry.projection import unproject
@@ -22,6 +23,8 @@ from utils.points.surface import color_gradients, fit_normals, make_tree
 from utils.registration import align_jointly, forward_points, usable_pixels
 from utils.registration.icp import align_frame_to_model, align_leave_one_out, matched, refine_matched, terms
 from utils.registration.icp.filtering import ResidualHistory, threshold
+from utils.registration.icp.frame_to_model import _NonRigid, search_radius
+from utils.registration.icp.frames import frame_points
 from utils.registration.icp.image_matches import matched_rows, reference_frames
 from utils.registration.icp.lattice_fit import fit_lattice
 from utils.registration.icp.leave_one_out import Frames, SharedSurface, draw_pairs
@@ -77,6 +80,54 @@ def test_smoothness_is_the_squared_twist_difference_a_step_apart():
     assert len(places) == 50
     assert places[10:].std().item() == pytest.approx(0.025, rel=0.2)
     assert sorted(terms.axis_steps(0.05, places.device).sum(1).tolist()) == pytest.approx([-0.05] * 3 + [0.05] * 3)
+
+
+def test_robust_distance_is_squared_near_zero_and_bounded_far_away():
+    normal = torch.tensor([[0.0, 0.0, 1.0]])
+    near, far = torch.tensor([[9.0, 0.0, 0.001]]), torch.tensor([[9.0, 0.0, 5.0]])
+    assert terms.robust_distance(near, normal, 0.1).item() == pytest.approx(1e-6, rel=1e-3)
+    assert terms.robust_distance(far, normal, 0.1).item() == pytest.approx(0.01, rel=1e-3)
+    assert terms.robust_distance(far, normal, 0.0).item() == pytest.approx(25)
+    assert terms.robust_distance(near, None, 0.0).item() == pytest.approx(81)
+    both = torch.cat([near, far])
+    assert terms.robust_distance(both, normal.expand(2, 3), 0.0, torch.tensor([1.0, 3.0])).item() == pytest.approx(0.75 * 25, rel=1e-3)
+
+
+def test_search_radius_falls_over_half_of_the_iterations():
+    config = IcpConfig(start_corr_dist=0.12, max_corr_dist=0.03, n_iter=100)
+    assert [search_radius(config, i) for i in (0, 25, 50, 99)] == pytest.approx([0.12, 0.06, 0.03, 0.03])
+    assert search_radius(IcpConfig(max_corr_dist=0.03), 0) == 0.03
+
+
+def test_neighbours_of_another_direction_take_no_part(box):
+    """A point beside a surface of another direction has no neighbour, however near."""
+    frame = frame_points(box.scene, usable_of(box))[0]
+    model = CanonicalModel(1, 10, 3, 3)
+    model.add(0, np.array([[0, 0, 1], [0.1, 0, 1], [0, 0.1, 1], [0.1, 0.1, 1]]), np.zeros(4, np.float32), np.arange(4))
+    points = np.array([[0.01, 0.01, 1.01], [0.05, 0.05, 1.01]])
+    none = np.zeros(0, np.int64)
+    for normals, expected in (([[0, 0, -1.0], [1, 0, 0]], [0]), ([[0, 0.6, 0.8], [0, 0, 1.0]], [0, 1])):
+        config = IcpConfig(min_normal_cos=0.7, max_corr_dist=0.5)
+        rows = np.arange(2)
+        job = _NonRigid(frame, rows, (none, none), model, config, torch.device("cpu"), torch.Generator(), np.array(normals))
+        assert job._partners(points, 0)[0].tolist() == expected
+
+
+def test_unsure_points_pull_less(box):
+    """Three points above a plane: the data term is the mean of their squared heights, or nearly the sure one's."""
+    some = frame_points(box.scene, usable_of(box))[0].select(np.arange(3))
+    frame = replace(
+        some, points=np.array([[0, 0, 1.1], [0.1, 0.1, 1.2], [0, 0.1, 1.2]], np.float32), confidence=np.array([1, 0.01, 0.01], np.float32)
+    )
+    grid = np.stack(np.meshgrid([0, 0.05, 0.1], [0, 0.05, 0.1]), -1).reshape(-1, 2)
+    model = CanonicalModel(1, 9, 5, 5)
+    model.add(0, np.column_stack([grid, np.ones(9)]), np.zeros(9, np.float32), np.arange(9))
+    none, cpu, losses = np.zeros(0, np.int64), torch.device("cpu"), []
+    for weights in (False, True):
+        icp = replace(ICP, max_corr_dist=0.5, confidence_weights=weights, color_weight=0, smoothness_weight=0, match_weight=0)
+        job = _NonRigid(frame, np.arange(3), (none, none), model, icp, cpu, torch.Generator())
+        losses.append(job.loss(torch.zeros(6), make_field("lattice", frame.box, TWISTS, cpu), 0)[1]["data"].item())
+    assert losses == pytest.approx([(0.01 + 2 * 0.04) / 3, (0.01 + 2 * 0.01 * 0.04) / 1.02], rel=1e-3)
 
 
 def test_matches_are_gated_and_weighted():

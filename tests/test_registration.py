@@ -20,7 +20,7 @@ from utils.registration import (
     usable_pixels,
 )
 from utils.registration.lattice import resampled, zero_fields
-from utils.registration.matching import FlowMatcher
+from utils.registration.matching import FlowMatcher, match_trust
 from utils.registration.pairs import choose_pairs
 from utils.registration.sequential import unaligned
 from utils.registration.solver import LatticeShape, build_problem, initial_state, relative_errors, solve, to_fields
@@ -217,6 +217,21 @@ def test_held_cameras_move_less_and_the_field_does_the_work():
     assert moved[0] < 0.2 * moved[1]
     errors = [np.median(relative_errors(problem, state, shape)) for state in (held, free)]
     assert errors[0] < 1.2 * errors[1]
+
+
+def test_matches_of_sure_pixels_count_more():
+    world, shape, matches, _ = exact_problem()
+    scene, match = world.scene, matches[0]
+    confidence = scene.confidence.copy()
+    x, y = match.source_px[5].astype(int)
+    confidence[match.source, y, x] = 2.0  # the other end stays at the median of 1: the less sure end counts
+    x, y = match.source_px[9].astype(int)
+    confidence[match.source, y, x] = 0.5
+    trust = match_trust(replace(scene, confidence=confidence), [match], 2.0)
+    assert trust[9] / trust[0] == pytest.approx(0.25) and trust[5] == trust[0] and trust.mean() == pytest.approx(1)
+    assert match_trust(scene, matches, 0.0) is None
+    plain, weighted = (build_problem([match], scene.cameras, shape, 0.003, trust=t).precision for t in (None, trust))
+    np.testing.assert_allclose(weighted, plain * trust, rtol=1e-6)
 
 
 def test_rigid_only_moves_no_node():

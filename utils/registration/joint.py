@@ -11,7 +11,7 @@ from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.errors import NoOverlapError
 from utils.registration.colour import estimate_color_maps
 from utils.registration.geometry import AlignedGeometry
-from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
+from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, match_trust, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
 from utils.registration.pose_evidence import held_or_free
 from utils.registration.result import (
@@ -107,7 +107,8 @@ def _round(
         raise NoOverlapError("no two frames show the same surface", "check poses and depth of stage 0, or use fewer, closer frames")
     clock.append(time.perf_counter())
     shape = LatticeShape(config.lattice, current.fields.inv_depth_range, scene.median_depth)
-    problem = build_problem(matches, scene.cameras, shape, config.match_sigma)
+    trust = match_trust(scene, matches, config.confidence_power)
+    problem = build_problem(matches, scene.cameras, shape, config.match_sigma, trust=trust)
     state = initial_state(scene.cameras, shape)
     before = errors_by_pair(problem, state, shape, matches)
     errors = np.concatenate(_current_errors(geometry, matches))

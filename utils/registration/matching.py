@@ -280,6 +280,9 @@ def select_matches(there, there_flow, back, back_flow, usable, usable_target, de
     return out[:count]
 
 
+_TRUST_RANGE = 4.0
+
+
 def grid_phase(source: int, target: int, grid: int) -> tuple[int, int]:
     """First row and column of the pixels of a pair that are tried."""
     return (source * 7 + target * 3) % grid, (source * 5 + target * 2) % grid
@@ -306,6 +309,27 @@ def supported_matches(matches: list[MatchSet], samples: float) -> list[MatchSet]
         for frame in (match.source, match.target):
             best[frame] = max(best.get(frame, 0), len(match))
     return [m for m in matches if len(m) >= _MIN_PAIR_SHARE * samples and min(best[m.source], best[m.target]) >= _MIN_FRAME_SHARE * samples]
+
+
+def match_trust(scene: Scene, matches: list[MatchSet], power: float) -> Array | None:
+    """(M,) how much each match counts: the confidence of its two pixels over the scene's median, to a power; None: all the same.
+
+    The factor stays within what a confidence without a unit can be believed, and the mean is 1, so that regularisers keep their weight.
+    """
+    if power <= 0 or not matches:
+        return None
+    confidence = [
+        np.minimum(scene.confidence[(m.source, *_pixel(m.source_px))], scene.confidence[(m.target, *_pixel(m.target_px))]) for m in matches
+    ]
+    relative = np.concatenate(confidence) / float(np.median(scene.confidence[scene.valid]))
+    trust = np.clip(relative, 1 / _TRUST_RANGE, _TRUST_RANGE) ** power
+    return trust / trust.mean()
+
+
+def _pixel(places: Array) -> tuple[Array, Array]:
+    """Row and column of the pixels that hold places (M, 2)."""
+    x, y = np.floor(places).astype(np.int64).T
+    return y, x
 
 
 def match_pairs(

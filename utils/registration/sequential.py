@@ -9,7 +9,7 @@ from configs.stage1_align import FrameToModelICPConfig, SolverConfig
 from utils.backends.accelerator import accelerator
 from utils.registration.geometry import AlignedGeometry
 from utils.registration.lattice import zero_fields
-from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
+from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, match_trust, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
 from utils.registration.pose_evidence import held_or_free
 from utils.registration.result import AGREEING_SIGMAS, Diagnostics, Registration, diagnose
@@ -124,7 +124,8 @@ def _register(
     place = {frame: position for position, frame in enumerate(block)}
     targets = [None if m.target in place else geometry.lift(m.target, m.target_px, m.target_depth) for m in matches]
     own = [replace(m, source=place[m.source], target=place.get(m.target, -1)) for m in matches]
-    problem = build_problem(own, cameras, shape, config.match_sigma, targets)
+    trust = match_trust(geometry.scene, matches, config.confidence_power)
+    problem = build_problem(own, cameras, shape, config.match_sigma, targets, trust)
     start = initial_state(cameras, shape)
     state = solve(problem, start, shape, config, samples)
     before, after = (relative_errors(problem, s, shape) for s in (start, state))

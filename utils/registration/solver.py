@@ -115,7 +115,12 @@ class LatticeShape:
 
 
 def build_problem(
-    matches: list[MatchSet], cameras: CameraSet, shape: LatticeShape, sigma: float, fixed: Sequence[Array | None] | None = None
+    matches: list[MatchSet],
+    cameras: CameraSet,
+    shape: LatticeShape,
+    sigma: float,
+    fixed: Sequence[Array | None] | None = None,
+    trust: Array | None = None,
 ) -> Problem:
     """The matches as kernel input.
 
@@ -125,6 +130,7 @@ def build_problem(
         shape: of the lattices to be solved.
         sigma: expected error in depths.
         fixed: per match set, canonical points (M, 3) of its target ends, which then do not move, or None.
+        trust: (M,) factors of the precision of all matches, see `matching.match_trust`.
     """
     counts = [len(match) for match in matches]
     column = lambda name: np.concatenate([getattr(match, name) for match in matches])  # noqa: E731
@@ -141,7 +147,8 @@ def build_problem(
         if held is not None:
             points[end - count : end, 1] = held
     depth = depths.mean(1, dtype=np.float32)
-    return Problem(frames, base, weights, points, (1.0 / (sigma * depth) ** 2).astype(np.float32), depth)
+    precision = (1.0 if trust is None else trust) / (sigma * depth) ** 2
+    return Problem(frames, base, weights, points, precision.astype(np.float32), depth)
 
 
 @njit(cache=True)

@@ -13,6 +13,7 @@ from utils.backends.accelerator import accelerator
 from utils.deformation.twist_fields import make_field, resolve_backend
 from utils.errors import DegenerateCloudError, NonFiniteError
 from utils.geometry import se3
+from utils.points.surface import fit_normals, make_tree
 from utils.registration.geometry import AlignedGeometry
 from utils.registration.icp import terms
 from utils.registration.icp.filtering import ResidualHistory
@@ -136,7 +137,9 @@ def register_frame(
     rows = np.arange(len(frame))
     if 0 < icp.max_points < len(frame):
         rows = np.sort(rng.choice(len(frame), icp.max_points, replace=False))
-    job = _NonRigid(frame, rows, pairs, model, icp, device, torch.Generator().manual_seed(int(rng.integers(2**31))))
+    placed = world @ (motion[:3, :3].T) + motion[:3, 3]
+    normals = fit_normals(make_tree(placed), placed, icp.normal_neighbors) if icp.min_normal_cos > 0 else None
+    job = _NonRigid(frame, rows, pairs, model, icp, device, torch.Generator().manual_seed(int(rng.integers(2**31))), normals)
     iterations, values = _optimise(job, twist, field, icp)
     final = twist.detach().double().cpu().numpy()
     displacement = field_displacement(field, frame.points, device)
@@ -184,6 +187,7 @@ class _NonRigid:
         config: IcpConfig,
         device: torch.device,
         generator: torch.Generator,
+        normals: Array | None = None,
     ):
         self._model, self._config, self._generator = model, config, generator
         tensor = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(device)  # noqa: E731
@@ -192,6 +196,8 @@ class _NonRigid:
         self._all = tensor(frame.points[needed])
         self._rows, self._match_rows = tensor(np.searchsorted(needed, rows)), tensor(np.searchsorted(needed, pairs[0]))
         self._shade, self._targets = tensor(frame.intensity[rows]), tensor(model.points[pairs[1]])
+        self._trust = tensor(frame.confidence[rows]) if config.confidence_weights else None
+        self._normals = None if normals is None else normals[rows]
         self._steps = terms.axis_steps(config.smoothness_step, device)
         self._weights = {
             "data": config.data_weight,
@@ -215,7 +221,7 @@ class _NonRigid:
         twists, center_twists, shifted_twists = field(torch.cat(parts)).split([len(p) for p in parts])
         placed = place(pose, twists, self._all)
         moved = placed[self._rows]
-        rows, partners = self._model.nearest(moved.detach().cpu().numpy(), config.max_corr_dist)
+        rows, partners = self._partners(moved.detach().cpu().numpy(), iteration)
         if len(rows) < 3:
             return moved.sum(), {}, len(rows)
         tensor = lambda a: torch.from_numpy(a).to(moved.device)  # noqa: E731
@@ -224,9 +230,10 @@ class _NonRigid:
         delta = moved[index] - tensor(model.points[partners])
         normals, gradients, other = tensor(model.normals[partners]), tensor(model.gradients[partners]), tensor(model.intensity[partners])
         weights = self._weights if smooth else {**self._weights, "smoothness": 0.0}
+        trust = None if self._trust is None else self._trust[index]
         certainty = torch.ones(len(self._targets), device=moved.device)
         terms_by_name: dict[str, terms.Term] = {
-            "data": lambda: terms.point_to_plane(delta, normals) if config.metric == "point2plane" else terms.point_to_point(delta),
+            "data": lambda: terms.robust_distance(delta, normals if config.metric == "point2plane" else None, config.robust_scale, trust),
             "color": lambda: terms.color(delta, normals, gradients, other, shade, config.color_gate),
             "match": lambda: terms.matches(placed[self._match_rows] - self._targets, certainty, config.match_max_dist),
             "smoothness": lambda: terms.smoothness(center_twists, shifted_twists.reshape(len(self._steps), -1, 6)),
@@ -234,6 +241,22 @@ class _NonRigid:
         }
         loss, values = terms.total(weights, terms_by_name)
         return loss, values, len(rows)
+
+    def _partners(self, points: Array, iteration: int) -> tuple[Array, Array]:
+        """Rows of the points (N, 3) that have a neighbour on a surface of the same direction, and these neighbours' rows in the model."""
+        rows, partners = self._model.nearest(points, search_radius(self._config, iteration))
+        if self._normals is None:
+            return rows, partners
+        alike = np.abs((self._normals[rows] * self._model.normals[partners]).sum(1)) >= self._config.min_normal_cos
+        return rows[alike], partners[alike]
+
+
+def search_radius(config: IcpConfig, iteration: int) -> float:
+    """Within which a point has a neighbour: falls geometrically from the start's to the last one over half of the iterations."""
+    if config.start_corr_dist <= config.max_corr_dist:
+        return config.max_corr_dist
+    done = min(2 * iteration / max(config.n_iter, 1), 1.0)
+    return config.start_corr_dist * (config.max_corr_dist / config.start_corr_dist) ** done
 
 
 def _placed(points: Array, pose: Array) -> Array:

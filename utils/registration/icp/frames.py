@@ -28,12 +28,14 @@ class FramePoints:
         points: (N, 3) float32 camera space, units.
         pixel: (N,) int64, y * W + x, ascending.
         intensity: (N,) float32 0..1.
+        confidence: (N,) float32 over the scene's median.
         box: bounds and intrinsics.
     """
 
     points: Array
     pixel: Array
     intensity: Array
+    confidence: Array
     box: FrameBox
 
     def __len__(self) -> int:
@@ -41,7 +43,9 @@ class FramePoints:
 
     def select(self, keep: Array) -> "FramePoints":
         """The points of these rows; the box stays."""
-        return replace(self, points=self.points[keep], pixel=self.pixel[keep], intensity=self.intensity[keep])
+        return replace(
+            self, points=self.points[keep], pixel=self.pixel[keep], intensity=self.intensity[keep], confidence=self.confidence[keep]
+        )
 
 
 def unit_scale(scene: Scene) -> float:
@@ -53,13 +57,15 @@ def frame_points(scene: Scene, usable: Array) -> list[FramePoints]:
     """The usable (F, H, W) pixels of every frame."""
     scale = unit_scale(scene)
     ranges = zero_fields(scene.depth, scene.valid, (2, 2, 2)).inv_depth_range / scale
+    usual = float(np.median(scene.confidence[scene.valid])) if scene.valid.any() else 1.0
     frames = []
     for f in range(len(scene)):
         K = scene.cameras.K[f]
         pixel = np.flatnonzero(usable[f] & scene.valid[f])
         points = unproject_depth(scene.depth[f], K).reshape(-1, 3)[pixel] * np.float32(scale)
         box = FrameBox.around(points if len(points) else np.ones((1, 3)), K, scene.cameras.size, ranges[f])
-        frames.append(FramePoints(points, pixel, intensity(scene.images[f].reshape(-1, 3)[pixel]), box))
+        confidence = (scene.confidence[f].reshape(-1)[pixel] / usual).astype(np.float32)
+        frames.append(FramePoints(points, pixel, intensity(scene.images[f].reshape(-1, 3)[pixel]), confidence, box))
     return frames
 
 

@@ -49,6 +49,12 @@ def point_to_point(delta: Tensor, weights: Tensor | None = None) -> Tensor:
     return weighted_mean(delta.square().sum(-1), weights)
 
 
+def robust_distance(delta: Tensor, normals: Tensor | None, scale: float, weights: Tensor | None = None) -> Tensor:
+    """Mean Geman-McClure cost of the distance along the normal, or of that in space without normals; scale 0: of the squared distance."""
+    squared = delta.square().sum(-1) if normals is None else plane_distance(delta, normals).square()
+    return weighted_mean(geman_mcclure(squared, scale) if scale > 0 else squared, weights)
+
+
 def color_residual(delta: Tensor, normals: Tensor, gradients: Tensor, intensity: Tensor, own_intensity: Tensor) -> Tensor:
     """(M,) intensity the model predicts where a point projects onto its tangent plane, minus the point's own (Park et al., ICCV 2017).
 
