@@ -18,6 +18,8 @@ from utils.errors import InputError
 from utils.runtime import run_stage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from utils.backends.geometry import ClipFrames, GeometryBackend
     from utils.scene.layout import SceneLayout
     from utils.scene.lens import Lens
@@ -64,16 +66,16 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
     if config.lens not in ("none", "estimate"):
         parse_lens(config.lens)  # a typing error shows before minutes of decoding
     source = _frames_on_disk(config, layout, report)
-    frames, picked = _clip_frames(config, source, report)
+    frames, read = _clip_frames(config, source, report)
     lens = _lens(config, frames, report)
     if lens is not None:
         frames = dataclasses.replace(frames, images=_straightened(frames.images, lens))
     estimator = _make_backend(backend, config)
     scene = _masked(estimator.estimate(frames, report), frames, config, lens, report)
-    positions = [picked[row] for row in scene.cameras.frame_ids]
+    positions = [read[frames.chosen[row]] for row in scene.cameras.frame_ids]
     kept = [source.frames[position] for position in positions]
     _write_subsampled(config, layout, kept, lens)
-    _write_clip_cameras(config, layout, source, scene, positions, lens, report)
+    _write_clip_cameras(config, layout, source, scene, positions, _grays(source, scene, frames, read, lens), lens, report)
     _write_extras(config, layout, source, scene, len(kept))
     with publish(layout.npz_dir) as folder:
         from utils.scene.artifacts import save_results
@@ -188,7 +190,7 @@ def _require_one_size(clips: list[Path]) -> None:
 
 
 def _clip_frames(config: PreprocessConfig, source: Source, report: "Reporter") -> tuple["ClipFrames", list[int]]:
-    """The frames for the backend, and the position of each chosen one in the source."""
+    """The frames for the backend, and the position of each of them in the source."""
     import numpy as np
 
     from utils.backends.geometry import ClipFrames
@@ -220,16 +222,20 @@ def _clip_frames(config: PreprocessConfig, source: Source, report: "Reporter") -
         size=working_size(size, config.process_res),
         names=tuple(source.frames[i].name for i in used),
     )
-    return frames, chosen
+    return frames, used
 
 
 def _sharpness(paths: list[Path]) -> "Array":
+    from concurrent.futures import ThreadPoolExecutor
+
     import numpy as np
 
+    from utils.runtime import cpu_count
     from utils.scene.frame_selection import sharpness
     from utils.scene.media import read_image
 
-    return np.array([sharpness(read_image(path)) for path in paths])
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        return np.array(list(pool.map(lambda path: sharpness(read_image(path)), paths)))
 
 
 def _make_backend(name: str, config: PreprocessConfig) -> "GeometryBackend":
@@ -300,27 +306,42 @@ def _write_subsampled(config: PreprocessConfig, layout: "SceneLayout", kept: lis
                 write_image(target, read_image(path))
 
 
+def _grays(source: Source, scene: "Scene", frames: "ClipFrames", read: list[int], lens: "Lens | None") -> "Callable[[int], Array]":
+    """Gives the grey image of any frame of the source as the scene would show it; what has been read already is not read again."""
+    import cv2
+
+    from utils.scene.media import read_image, resize_area
+
+    row_of = {position: row for row, position in enumerate(read)}
+
+    def gray(position: int) -> "Array":
+        if position in row_of:
+            image = frames.images[row_of[position]]
+        else:
+            image = read_image(source.frames[position])
+            image = image if lens is None else lens.undistorted(image)
+        return cv2.cvtColor(resize_area(image, scene.cameras.size), cv2.COLOR_RGB2GRAY)
+
+    return gray
+
+
 def _write_clip_cameras(
     config: PreprocessConfig,
     layout: "SceneLayout",
     source: Source,
     scene: "Scene",
     positions: list[int],
+    gray: "Callable[[int], Array]",
     lens: "Lens | None",
     report: "Reporter",
 ) -> None:
     """Cameras of every frame of the clip at its own size, as it lies on disk: transforms.json, a COLMAP model and the scene's points."""
-    import cv2
     import numpy as np
 
     from utils.backends.clip_cameras import place_clip
     from utils.exports.clip import write_clip
     from utils.scene.manifest import publish
-    from utils.scene.media import image_size, read_image, resize_area
-
-    def gray(position: int) -> "Array":
-        image = read_image(source.frames[position])
-        return cv2.cvtColor(resize_area(image if lens is None else lens.undistorted(image), scene.cameras.size), cv2.COLOR_RGB2GRAY)
+    from utils.scene.media import image_size
 
     if not config.every_frame:
         source = dataclasses.replace(source, frames=[source.frames[p] for p in positions], totals=[len(positions)])
