@@ -19,7 +19,15 @@ from train_gs.refine import interpolation  # noqa: E402
 from utils.backends.rasterizer_torch import TorchRasterizer  # noqa: E402
 from utils.backends.rasterizer_triton import BlendShape, TritonRasterizer  # noqa: E402
 from utils.deformation import lattice_triton, node_shift  # noqa: E402
-from utils.deformation.inverse import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWTON_STEPS, TOLERANCE, FixedPointInverseWarp, LocalWarp  # noqa: E402
+from utils.deformation.inverse import (
+    FIXED_POINT_STEPS,
+    LEAST_DETERMINANT,
+    NEWTON_STEPS,
+    TOLERANCE,
+    FixedPointInverseWarp,
+    LocalWarp,
+    camera_from_world,
+)
 from utils.deformation.lattice import LatticeField  # noqa: E402
 from utils.geometry import se3  # noqa: E402
 from utils.geometry.rotations import matrix_to_quat  # noqa: E402
@@ -251,3 +259,9 @@ def test_pose_agrees_with_torch(size):
     ((c2w[:3] * weights).sum() + (quat * others).sum()).backward()
     ((found[:3] * weights.to(found)).sum() + (turn * others.to(turn)).sum()).backward()
     assert relative(got.grad, expected.grad) < 1e-5
+
+
+def test_rigid_positions_agree_with_torch():
+    pose, points = se3.exp(normal(0, 6)), normal(1, 300, 3)
+    got = gaussians_triton.camera_from_world(points.float().to(DEVICE), pose.float().to(DEVICE))
+    assert relative(got, camera_from_world(points, pose)) < 1e-6

@@ -38,7 +38,9 @@ class FieldRefinement(nn.Module):
         between = torch.linspace(0, 1, nz, dtype=torch.float64)[None]
         far, near = field.inv_depth_range.double().cpu().split(1, 1)
         self._depth = (1 / (far + between * (near - far))).float().to(device)[:, :, None, None, None]
-        cameras = np.stack([field.affine_coordinates(i) for i in range(frames)])
+        # One more column, and layers in fours: rows that are aligned alike, so that one compiled kernel serves all frames.
+        cameras = np.stack([np.append(field.affine_coordinates(i), 0.0) for i in range(frames)])
+        self._layers = nn.functional.pad(self._depth.view(frames, nz), (0, -nz % 4))
         self._cameras = torch.from_numpy(cameras).to(device, torch.float32 if device.type == "cuda" else torch.float64)
         self.corrections = nn.ParameterList([nn.Parameter(torch.zeros(*counts, 3, device=device)) for _ in range(frames)])
         self._dense = self._whole_spread() if self._fused() else None
@@ -90,7 +92,7 @@ class FieldRefinement(nn.Module):
             return means + self.shift(local, view, fresh=fresh)
         shape = tuple(self._aligned.shape[1:4])
         return _WithCorrection.apply(  # type: ignore[no-any-return]
-            means, self.corrections[view], self._cameras[view], self._depth[view].reshape(-1), local.q0, local.jacobian, shape
+            means, self.corrections[view], self._cameras[view], self._layers[view], local.q0, local.jacobian, shape
         )
 
     def shift(self, local: LocalWarp, view: int, *, fresh: bool) -> Tensor:

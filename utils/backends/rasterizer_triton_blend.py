@@ -86,6 +86,8 @@ def blend_gaussians(
     transmittance = tl.where(inside, 1.0, 0.0)
     red, green, blue = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
     total, depth = tl.zeros_like(x), tl.zeros_like(x)
+    ahead = position + tl.arange(0, CHUNK)
+    index = tl.load(gaussians + ahead, ahead < end, 0)
     while position < end:
         if KEEP:
             if (position - first) % SEGMENT == 0:
@@ -97,9 +99,10 @@ def blend_gaussians(
                 tl.store(state + 4 * TILE * TILE, total)
                 tl.store(state + 5 * TILE * TILE, depth)
         stop = tl.minimum(position + CHUNK, end)
-        rows = position + tl.arange(0, CHUNK)
-        mask = rows < end
-        record = records + tl.load(gaussians + rows, mask, 0).to(tl.int64) * _RECORD
+        mask = ahead < end
+        record = records + index.to(tl.int64) * _RECORD
+        ahead += CHUNK
+        index = tl.load(gaussians + ahead, ahead < end, 0)  # of the next chunk, so that its records do not wait for it
         mean_x, mean_y = tl.load(record, mask, 0.0) - center_x, tl.load(record + 1, mask, 0.0) - center_y
         a, b, c = tl.load(record + 2, mask, 0.0), tl.load(record + 3, mask, 0.0), tl.load(record + 4, mask, 0.0)
         opacity, z = tl.load(record + 5, mask, 0.0), tl.load(record + 9, mask, 0.0)
@@ -157,11 +160,14 @@ def blend_gaussians_backward(
         moments = tl.where(columns == 3, px * px, tl.where(columns == 4, px * py, tl.where(columns == 5, py * py, moments)))
         image = tl.where(columns == 6, gr[:, None], tl.where(columns == 7, gg[:, None], tl.where(columns == 8, gb[:, None], 0.0)))
         image = tl.where(columns == 9, gd[:, None], tl.where(columns == 10, 1.0, image))
+    ahead = position + tl.arange(0, CHUNK)
+    following = tl.load(gaussians + ahead, ahead < end, 0)
     while position < end:
-        rows = position + tl.arange(0, CHUNK)
-        mask = rows < end
-        index = tl.load(gaussians + rows, mask, 0).to(tl.int64) * _RECORD
+        mask = ahead < end
+        index = following.to(tl.int64) * _RECORD
         record = records + index
+        ahead += CHUNK
+        following = tl.load(gaussians + ahead, ahead < end, 0)
         mean_x, mean_y = tl.load(record, mask, 0.0) - center_x, tl.load(record + 1, mask, 0.0) - center_y
         a, b, c = tl.load(record + 2, mask, 0.0), tl.load(record + 3, mask, 0.0), tl.load(record + 4, mask, 0.0)
         opacity, z = tl.load(record + 5, mask, 0.0), tl.load(record + 9, mask, 0.0)
@@ -237,6 +243,8 @@ def blend_surfels(
     red, green, blue = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
     nx, ny, nz = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
     total, d1, d2 = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
+    ahead = position + tl.arange(0, CHUNK)
+    index = tl.load(gaussians + ahead, ahead < end, 0)
     while position < end:
         if KEEP:
             if (position - first) % SEGMENT == 0:
@@ -252,9 +260,10 @@ def blend_surfels(
                 tl.store(state + 8 * TILE * TILE, ny)
                 tl.store(state + 9 * TILE * TILE, nz)
         stop = tl.minimum(position + CHUNK, end)
-        rows = position + tl.arange(0, CHUNK)
-        mask = rows < end
-        record = records + tl.load(gaussians + rows, mask, 0).to(tl.int64) * _RECORD
+        mask = ahead < end
+        record = records + index.to(tl.int64) * _RECORD
+        ahead += CHUNK
+        index = tl.load(gaussians + ahead, ahead < end, 0)  # of the next chunk, so that its records do not wait for it
         mean_x, mean_y = tl.load(record, mask, 0.0) - center_x, tl.load(record + 1, mask, 0.0) - center_y
         i00, i01 = tl.load(record + 2, mask, 0.0), tl.load(record + 3, mask, 0.0)
         i10, i11 = tl.load(record + 4, mask, 0.0), tl.load(record + 5, mask, 0.0)
@@ -336,11 +345,14 @@ def blend_surfels_backward(
     plane = tl.where(columns == 0, 1.0, tl.where(columns == 1, x[:, None], tl.where(columns == 2, y[:, None], 0.0)))
     image = tl.where(columns == 10, gr[:, None], tl.where(columns == 11, gg[:, None], tl.where(columns == 12, gb[:, None], 0.0)))
     image = tl.where(columns == 13, gnx[:, None], tl.where(columns == 14, gny[:, None], tl.where(columns == 15, gnz[:, None], image)))
+    ahead = position + tl.arange(0, CHUNK)
+    following = tl.load(gaussians + ahead, ahead < end, 0)
     while position < end:
-        rows = position + tl.arange(0, CHUNK)
-        mask = rows < end
-        index = tl.load(gaussians + rows, mask, 0).to(tl.int64) * _RECORD
+        mask = ahead < end
+        index = following.to(tl.int64) * _RECORD
         record = records + index
+        ahead += CHUNK
+        following = tl.load(gaussians + ahead, ahead < end, 0)
         mean_x, mean_y = tl.load(record, mask, 0.0) - center_x, tl.load(record + 1, mask, 0.0) - center_y
         i00, i01 = tl.load(record + 2, mask, 0.0), tl.load(record + 3, mask, 0.0)
         i10, i11 = tl.load(record + 4, mask, 0.0), tl.load(record + 5, mask, 0.0)

@@ -128,7 +128,8 @@ class FixedPointInverseWarp(InverseWarp):
         from utils.deformation import lattice_triton
 
         if self._cameras is None or self._cameras.device != y.device:
-            cameras = np.stack([self.field.affine_coordinates(frame) for frame in range(len(self.field))])
+            # One more column: rows of 32 bytes are aligned alike, so that one compiled kernel serves all frames.
+            cameras = np.stack([np.append(self.field.affine_coordinates(frame), 0.0) for frame in range(len(self.field))])
             self._cameras = torch.from_numpy(cameras).to(y.device, torch.float32)
         settings = (FIXED_POINT_STEPS, NEWTON_STEPS, TOLERANCE, LEAST_DETERMINANT)
         solution = lattice_triton.invert_lattice(self.field.nodes[frame_index], self._cameras[frame_index], y, settings)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 BLOCK = 128
 _COPIES = 32
-_PROGRAMS = 264
-_DOT_BLOCK = 32
+_PROGRAMS = 1320
+_DOT_BLOCK, _DOT_WARPS = 16, 1
 LARGEST_CORRECTION = 2048
 """Most entries of a correction, each count rounded up to a power of two, that `correction_vjp` holds in registers."""
 
@@ -162,22 +162,22 @@ def invert_lattice(nodes: Tensor, camera: Tensor, points: Tensor, settings: tupl
 
 
 @triton.jit
-def _spread(low, high, weight, per, near, far, count, SIZE: tl.constexpr, AXIS: tl.constexpr):
-    """Weights of `count` coarse nodes at places between two fine nodes, (SIZE, N) or (N, SIZE); `near`, `far`: factors of these two."""
-    node = tl.expand_dims(tl.arange(0, SIZE), AXIS)
-    at_low = tl.maximum(1.0 - tl.abs(tl.expand_dims(low.to(tl.float32) * per, 1 - AXIS) - node), 0.0)
-    at_high = tl.maximum(1.0 - tl.abs(tl.expand_dims(high.to(tl.float32) * per, 1 - AXIS) - node), 0.0)
-    value = tl.expand_dims((1.0 - weight) * near, 1 - AXIS) * at_low + tl.expand_dims(weight * far, 1 - AXIS) * at_high
-    return tl.where(node < count, value, 0.0)
+def _hat(place, node):
+    """Weight of a coarse node at a place between coarse nodes."""
+    return tl.maximum(1.0 - tl.abs(place - node), 0.0)
 
 
-@triton.jit(do_not_specialize=["num"])
+@triton.jit(do_not_specialize=["num", "nu", "nv", "nz", "cu", "cv", "cz"])
 def _correction_vjp(
     camera, layers, points, jacobian, gradient, sums, num, nu, nv, nz, cu, cv, cz, per_u, per_v, per_z,
     PU: tl.constexpr, PV: tl.constexpr, PZ: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums over points of (weights along z and v) x (weights along u, components): a matrix product per block, and no atomics."""
     total = tl.zeros([PZ * PV, PU * 4], tl.float32)
+    left_row, right_column = tl.arange(0, PZ * PV)[:, None], tl.arange(0, PU * 4)[None, :]
+    node_z, node_v = (left_row // PV).to(tl.float32), (left_row % PV).to(tl.float32)
+    node_u, component = (right_column // 4).to(tl.float32), right_column % 4
+    in_left, in_right = (node_z < cz) & (node_v < cv), (node_u < cu) & (component < 3)
     begin = tl.program_id(0) * BLOCK
     while begin < num:
         row = begin + tl.arange(0, BLOCK)
@@ -194,23 +194,18 @@ def _correction_vjp(
             a0, a1, wa, _ = _cell(tl.load(camera) * x * inverse + tl.load(camera + 1), nu)
             b0, b1, wb, _ = _cell(tl.load(camera + 2) * y * inverse + tl.load(camera + 3), nv)
             c0, c1, wc, _ = _cell(tl.load(camera + 4) * inverse + tl.load(camera + 5), nz)
-            one = tl.full([BLOCK], 1.0, tl.float32)
-            along_u = _spread(a0, a1, wa, per_u, one, one, cu, PU, 0)
-            along_v = _spread(b0, b1, wb, per_v, one, one, cv, PV, 1)
-            along_z = _spread(c0, c1, wc, per_z, tl.load(layers + c0), tl.load(layers + c1), cz, PZ, 1)
-            left = tl.reshape(along_z[:, None, :] * along_v[None, :, :], [PZ * PV, BLOCK])
             place = jacobian + row.to(tl.int64) * 9
-            j0, j1, j2 = tl.load(place, mask, 0.0), tl.load(place + 1, mask, 0.0), tl.load(place + 2, mask, 0.0)
-            j3, j4, j5 = tl.load(place + 3, mask, 0.0), tl.load(place + 4, mask, 0.0), tl.load(place + 5, mask, 0.0)
-            j6, j7, j8 = tl.load(place + 6, mask, 0.0), tl.load(place + 7, mask, 0.0), tl.load(place + 8, mask, 0.0)
-            component = tl.arange(0, 4)[None, :]
-            back = tl.where(component == 0, -(j0 * g0 + j3 * g1 + j6 * g2)[:, None], 0.0)
-            back = tl.where(component == 1, -(j1 * g0 + j4 * g1 + j7 * g2)[:, None], back)
-            back = tl.where(component == 2, -(j2 * g0 + j5 * g1 + j8 * g2)[:, None], back)
-            right = tl.reshape(along_u[:, :, None] * back[:, None, :], [BLOCK, PU * 4])
-            total = tl.dot(left, right, total, input_precision="tf32x3")
+            back0 = -(tl.load(place, mask, 0.0) * g0 + tl.load(place + 3, mask, 0.0) * g1 + tl.load(place + 6, mask, 0.0) * g2)
+            back1 = -(tl.load(place + 1, mask, 0.0) * g0 + tl.load(place + 4, mask, 0.0) * g1 + tl.load(place + 7, mask, 0.0) * g2)
+            back2 = -(tl.load(place + 2, mask, 0.0) * g0 + tl.load(place + 5, mask, 0.0) * g1 + tl.load(place + 8, mask, 0.0) * g2)
+            near, far = (1.0 - wc) * tl.load(layers + c0), wc * tl.load(layers + c1)
+            left = near[None, :] * _hat((c0 * per_z)[None, :], node_z) + far[None, :] * _hat((c1 * per_z)[None, :], node_z)
+            left *= (1.0 - wb)[None, :] * _hat((b0 * per_v)[None, :], node_v) + wb[None, :] * _hat((b1 * per_v)[None, :], node_v)
+            right = tl.where(component == 0, back0[:, None], tl.where(component == 1, back1[:, None], back2[:, None]))
+            right *= (1.0 - wa)[:, None] * _hat((a0 * per_u)[:, None], node_u) + wa[:, None] * _hat((a1 * per_u)[:, None], node_u)
+            total = tl.dot(tl.where(in_left, left, 0.0), tl.where(in_right, right, 0.0), total, input_precision="tf32x3")
         begin += PROGRAMS * BLOCK
-    place = tl.arange(0, PZ * PV)[:, None] * (PU * 4) + tl.arange(0, PU * 4)[None, :]
+    place = left_row * (PU * 4) + right_column
     tl.store(sums + tl.program_id(0) * (PZ * PV * PU * 4) + place, total)
 
 
@@ -252,7 +247,7 @@ def correction_vjp(
     sums = points.new_empty(_PROGRAMS, pz, pv, pu, 4)
     _correction_vjp[(_PROGRAMS,)](
         camera, layers, points, jacobian, gradient.contiguous(), sums, len(points), nu, nv, nz, cu, cv, cz, per_u, per_v, per_z,
-        PU=pu, PV=pv, PZ=pz, PROGRAMS=_PROGRAMS, BLOCK=_DOT_BLOCK,
+        PU=pu, PV=pv, PZ=pz, PROGRAMS=_PROGRAMS, BLOCK=_DOT_BLOCK, num_warps=_DOT_WARPS,
     )  # fmt: skip
     return sums.sum(0)[:cz, :cv, :cu, :3]
 

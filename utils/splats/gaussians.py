@@ -59,7 +59,12 @@ def view_gaussians(
 
 def rigid(splats: Splats, c2w: Tensor) -> LocalWarp:
     """The identity in place of a deformation, for rendering the canonical world."""
-    y = camera_from_world(splats.means.detach(), c2w.detach())
+    if splats.means.is_cuda and splats.means.dtype == torch.float32 and triton_ready():
+        from utils.splats import gaussians_triton
+
+        y = gaussians_triton.camera_from_world(splats.means, c2w)
+    else:
+        y = camera_from_world(splats.means.detach(), c2w.detach())
     return LocalWarp(y0=y, q0=y, jacobian=None, residual=torch.zeros_like(y[:, 0]))
 
 

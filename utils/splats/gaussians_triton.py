@@ -247,6 +247,23 @@ def _backward(
             tl.store(place, tl.zeros([BLOCK, 64], tl.float32), stored)
 
 
+@triton.jit(do_not_specialize=["num"])
+def _rigid(means, c2w, out, num, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = row < num
+    d0, d1, d2 = _offset(means, c2w, row, mask)
+    p0, p1, p2 = _rotated(c2w, d0, d1, d2)
+    _store3(out, row, mask, p0, p1, p2)
+
+
+def camera_from_world(points: Tensor, c2w: Tensor) -> Tensor:
+    """The same as `utils.deformation.inverse.camera_from_world`, for float32 on the GPU and without gradients."""
+    points, c2w, out = points.detach().contiguous(), c2w.detach().contiguous(), torch.empty_like(points)
+    if len(points):
+        _rigid[(triton.cdiv(len(points), 256),)](points, c2w, out, len(points), BLOCK=256)
+    return out
+
+
 class _View(torch.autograd.Function):
     """(means, quats, log_scales, logit_opacities, sh, higher bands, c2w, pose quaternion, warp, turn, active) -> CameraGaussians."""
 
