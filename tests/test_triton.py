@@ -18,16 +18,12 @@ from train_gs import cameras_triton  # noqa: E402
 from train_gs.refine import interpolation  # noqa: E402
 from utils.backends.rasterizer_torch import TorchRasterizer  # noqa: E402
 from utils.backends.rasterizer_triton import BlendShape, TritonRasterizer  # noqa: E402
-from utils.deformation import lattice_triton, node_shift  # noqa: E402
-from utils.deformation.inverse import (
-    FIXED_POINT_STEPS,
-    LEAST_DETERMINANT,
-    NEWTON_STEPS,
-    TOLERANCE,
-    FixedPointInverseWarp,
-    LocalWarp,
-    camera_from_world,
+from utils.deformation import (  # noqa: E402
+    inverse,
+    lattice_triton,
+    node_shift,
 )
+from utils.deformation.inverse import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWTON_STEPS, TOLERANCE, FixedPointInverseWarp, LocalWarp  # noqa: E402
 from utils.deformation.lattice import LatticeField  # noqa: E402
 from utils.geometry import se3  # noqa: E402
 from utils.geometry.rotations import matrix_to_quat  # noqa: E402
@@ -264,4 +260,13 @@ def test_pose_agrees_with_torch(size):
 def test_rigid_positions_agree_with_torch():
     pose, points = se3.exp(normal(0, 6)), normal(1, 300, 3)
     got = gaussians_triton.camera_from_world(points.float().to(DEVICE), pose.float().to(DEVICE))
-    assert relative(got, camera_from_world(points, pose)) < 1e-6
+    assert relative(got, inverse.camera_from_world(points, pose)) < 1e-6
+
+
+def test_equations_of_the_flow_agree_with_torch():
+    draw = lambda channels, k: torch.rand(2, channels, 11, 17, generator=generator(k), dtype=torch.float64)
+    source, warped, known, flow = 200 * draw(1, 0), 200 * draw(1, 1), (draw(1, 2) > 0.2).double(), draw(2, 3) - 0.5
+    expected = flow_torch.linearised(source, warped, known, flow)
+    arrays = (t.float().to(DEVICE) for t in (source, warped, known, flow))
+    got = flow_triton.linearised(*arrays, flow_torch.ROBUST_TERMS)
+    assert max(relative(g, e) for g, e in zip(got, expected, strict=True)) < 1e-4

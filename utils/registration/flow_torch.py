@@ -43,6 +43,7 @@ _STIFFNESS = 4.0  # squared grey levels per pixel of shift: what noise alone sho
 _SMOOTHNESS, _BRIGHTNESS, _GRADIENT = 10.0, 5.0, 10.0  # weights of the robust terms
 _FLAT = 0.1  # gradient in grey levels below which a pixel says little
 _ROBUST = 0.03  # pixels up to which the robust terms are quadratic
+ROBUST_TERMS = (_SMOOTHNESS, _BRIGHTNESS, _GRADIENT, _FLAT, _ROBUST)
 
 
 def dense_flow(source: Tensor, target: Tensor, known: Tensor) -> Tensor:
@@ -122,13 +123,23 @@ def _shift(source: Tensor, target: Tensor, mask: Tensor, flow: Tensor, iteration
 def _refine(source: Tensor, target: Tensor, mask: Tensor, flow: Tensor) -> Tensor:
     """Flow (B, 2, H, W) after one linearisation of the robust energy at `flow`."""
     warped = sample(target, pixel_grid(source.shape[2], source.shape[3], source.device) + flow.permute(0, 2, 3, 1))
-    xx, xy, yy, right = _data_term(source, warped, mask)
-    right = right + torch.cat([xx * flow[:, :1] + xy * flow[:, 1:], xy * flow[:, :1] + yy * flow[:, 1:]], 1)
-    slope_x, slope_y = (g.square().sum(1, keepdim=True) for g in gradients(flow))
-    stiff = _SMOOTHNESS * _robust(slope_x + slope_y)
+    if flow.is_cuda and triton_ready():
+        from utils.registration import flow_triton
+
+        xx, xy, yy, right, stiff = flow_triton.linearised(source, warped, mask, flow, ROBUST_TERMS)
+    else:
+        xx, xy, yy, right, stiff = linearised(source, warped, mask, flow)
     across = F.pad((stiff[..., 1:] + stiff[..., :-1]) / 2, (1, 1))  # weight of the edge to the left neighbour, and one more column
     down = F.pad((stiff[..., 1:, :] + stiff[..., :-1, :]) / 2, (0, 0, 1, 1))
     return relax(xx, xy, yy, right, across, down, flow)
+
+
+def linearised(source: Tensor, warped: Tensor, mask: Tensor, flow: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Matrix xx, xy, yy (B, 1, H, W) and right side (B, 2, H, W) for the flow itself, and its stiffness (B, 1, H, W) at every pixel."""
+    xx, xy, yy, right = _data_term(source, warped, mask)
+    right = right + torch.cat([xx * flow[:, :1] + xy * flow[:, 1:], xy * flow[:, :1] + yy * flow[:, 1:]], 1)
+    slope_x, slope_y = (g.square().sum(1, keepdim=True) for g in gradients(flow))
+    return xx, xy, yy, right, _SMOOTHNESS * _robust(slope_x + slope_y)
 
 
 def _data_term(source: Tensor, warped: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

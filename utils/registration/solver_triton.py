@@ -128,7 +128,7 @@ def _scatter(
         tl.atomic_add(node + 2, w * t2, mask=moving, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["num", "num_frames"])
+@triton.jit(do_not_specialize=["num", "num_frames", "count", "stride_y", "stride_z"])
 def _normal_product(
     frames, base, weights, relative, weight, difference, nodes, poses, out_nodes, out_poses, num, num_frames, count, stride_y, stride_z,
     WITH_DIFFERENCE: tl.constexpr, BLOCK: tl.constexpr,
@@ -152,7 +152,7 @@ def _normal_product(
     _scatter(out_poses, out_nodes, relative, m, moving1, f1, s1, x1, y1, n1, k1, num_frames, stride_y, stride_z, -e0, -e1, -e2, 1)
 
 
-@triton.jit(do_not_specialize=["num", "num_frames"])
+@triton.jit(do_not_specialize=["num", "num_frames", "count", "stride_y", "stride_z"])
 def _preconditioner(
     frames, base, weights, relative, weight, out_nodes, out_moments, num, num_frames, count, stride_y, stride_z,
     BLOCK: tl.constexpr,
@@ -180,7 +180,7 @@ def _preconditioner(
         _add_by_frame(out_moments + 9 * num_frames, frame, moving, uniform, w * r2 * r2)
 
 
-@triton.jit(do_not_specialize=["num"])
+@triton.jit(do_not_specialize=["num", "count", "stride_y", "stride_z"])
 def _residuals(frames, base, weights, points, c2w, nodes, difference, relative, num, count, stride_y, stride_z, BLOCK: tl.constexpr):
     """Distances of both ends and the ends relative to their cameras."""
     m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -208,7 +208,7 @@ def _residuals(frames, base, weights, points, c2w, nodes, difference, relative, 
     tl.store(difference + m * 3 + 2, e2.to(tl.float32), mask)
 
 
-@triton.jit(do_not_specialize=["num"])
+@triton.jit(do_not_specialize=["num", "nu", "nv", "nz"])
 def _regularise(nodes, out, num, nu, nv, nz, smooth, ridge, free, BLOCK: tl.constexpr):
     """Out = free (out + smooth * lattice Laplacian + ridge * nodes), elementwise over (F, nz, nv, nu, 3)."""
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
