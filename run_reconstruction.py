@@ -307,6 +307,19 @@ def computing_on(config: PipelineConfig) -> contextlib.AbstractContextManager[No
     return contextlib.nullcontext()
 
 
+def compiling_ahead(config: PipelineConfig, calls: list[StageCall]) -> contextlib.AbstractContextManager[Any]:
+    """Kernels of later stages are compiled while the first one works, where that is of use: on a GPU, ahead of geometry."""
+    from utils.backends.accelerator import accelerator
+
+    capped = config.max_gpu_gb or any(getattr(call.config, "max_gpu_gb", 0.0) for call in calls)
+    waiting = calls[0].module == "preprocess_video" and _created(calls[0].folder) is None
+    if not config.precompile or capped or not waiting or accelerator() is None:
+        return contextlib.nullcontext()
+    from utils.warm_up import warming_up
+
+    return warming_up(config.renderers)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parses, plans, runs and says what came out."""
     config = configure(list(sys.argv[1:] if argv is None else argv))
@@ -327,7 +340,7 @@ def main(argv: list[str] | None = None) -> None:
     with ConsoleReporter() as console:
         watched = config.progress_file
         progress = ProgressFileReporter(watched, [c.title for c in calls], console) if watched is not None else None
-        with computing_on(config):
+        with computing_on(config), compiling_ahead(config, calls):
             summary = execute(config, calls, progress or console, progress)
     if not config.skip_eval:
         from utils.report_html import write_report

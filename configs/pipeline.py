@@ -88,6 +88,8 @@ class PipelineConfig:
     """Write TensorBoard scalars of both alignment stages to <run>/tensorboard/ (needs the tensorboard package)."""
     skip_eval: bool = False
     """Stop after training: no videos, metrics or report."""
+    precompile: bool = True
+    """On a GPU without a memory limit: compile the kernels of later stages in the background on the first run on a machine."""
     progress_file: Path | None = None
     """Keep this JSON file up to date with stage, step and time left, for programs that watch the run."""
 
