@@ -15,7 +15,7 @@ from configs.stage3_gs import GSConfig
 from configs.stage3_inverse_deformation import InverseDeformationConfig
 from tests.test_train_gs import FRAMES, SIZE, make_config, make_world
 from train_gs.train import Trainer
-from utils.deformation.artifact import load_inverse
+from utils.deformation.artifact import load_inverse, trained_inverse
 from utils.errors import InputError, MissingArtifactError
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
@@ -127,3 +127,11 @@ def test_full_resolution_frames(root: Path, tmp_path: Path) -> None:
     (folder / "000000.png").unlink()
     with pytest.raises(InputError, match="5 images"):
         train_gs.stage.run(settings(root, deform=False, original_images_dir=folder, num_iters=5))
+
+
+def test_a_weaker_deformation_is_what_is_published(root: Path) -> None:
+    """Later stages render through what the splats were trained through, not through the alignment's."""
+    folder = train_inverse_deformation.stage.run(InverseDeformationConfig(root_path=root, run="r", validation_points=200))
+    out = train_gs.stage.run(settings(root, deform_strength=0.5, refine_deformation=False))
+    assert json.loads((out / "report.json").read_text())["deform_strength"] == 0.5
+    torch.testing.assert_close(trained_inverse(out, folder).field.nodes, 0.5 * load_inverse(folder).field.nodes)

@@ -19,6 +19,7 @@ from train_gs.memory import with_fewer_splats
 from train_gs.population import with_spare_slots
 from train_gs.shared import SharedTrainer, share_of, together
 from train_gs.shell import joined, shell_splats
+from train_gs.strength import chosen_strength, scaled
 from train_gs.train import Trainer, TrainingData, train
 from utils.backends.accelerator import cap_memory
 from utils.backends.rasterizer import choose_rasterizer, load_rasterizer
@@ -63,10 +64,14 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
             warp = inverse_of_alignment(alignment)
     data = training_data(scene, alignment, config, heldout_ids)
     cap_memory(device, config.max_gpu_gb)
+    settings = replace(config, reference_frame=reference)
+    make_trial = lambda small, tried, trial: make_trainer(alignment, small, tried, backend, device, trial)  # noqa: E731
+    strength = chosen_strength(make_trial, data, warp, settings, report)
+    settings, warp = replace(settings, deform_strength=strength), scaled(warp, strength)
 
     def attempt(splats: int) -> tuple[Trainer, TrainedScene, dict[str, float]]:
         begun = time.perf_counter()
-        chosen = replace(config, target_num_points=splats, reference_frame=reference)
+        chosen = replace(settings, target_num_points=splats)
         trainer = make_trainer(alignment, data, warp, backend, device, chosen)
         report.note(
             f"splatting: {len(trainer.parameters.means)} splats, {len(trainer.training_views)} frames to train on and "
@@ -89,8 +94,9 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     warp = trainer.trained_warp()
     rows = measure(trained, data, trainer.rasterizer, warp, turn=config.deform_inverse_rotations)
     summary = {**averages(rows), "splats": len(trained.splats), "iterations": config.num_iters, "backend": backend}
+    summary["deform_strength"] = strength if config.deform else 0.0
     with publish(out) as folder:
-        if trainer.refinement is not None or (extended and config.deform):
+        if trainer.refinement is not None or (config.deform and (extended or strength != 1.0)):
             save_inverse(folder, warp)
         _write(folder, config, trained, {**summary, "seconds": timings, "frames": rows, "curve": trainer.history})
         write_manifest(
