@@ -9,7 +9,7 @@ import torch
 
 from tests.test_inverse import make_field, points_in_view
 from tests.test_train_gs import FRAMES, build, make_config, make_world
-from train_gs.refine import FieldRefinement, interpolation
+from train_gs.refine import FieldRefinement, interpolation, roughness
 from train_gs.train import train
 from utils.deformation.inverse import FixedPointInverseWarp, inverse_of_alignment
 from utils.deformation.node_shift import _shift_torch, _shift_vjp_torch, node_shift
@@ -111,3 +111,10 @@ def test_mean_of_the_corrections_stays_at_zero() -> None:
     corrections = torch.stack([trainer.refinement.corrections[v].detach() for v in trainer.training_views])
     assert corrections.abs().max() > 1e-4
     assert corrections.mean(0).abs().max() < 1e-7
+
+
+def test_roughness_is_the_mean_square_of_steps_along_every_axis() -> None:
+    values = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([values.diff(dim=axis).square().sum(-1).mean() for axis in range(3)]).sum()
+    flat = values.reshape(-1, 3)
+    torch.testing.assert_close((flat * (roughness((2, 4, 5)) @ flat)).sum(), expected)

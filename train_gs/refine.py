@@ -6,6 +6,7 @@ would also take up what belongs into the world.
 """
 
 import copy
+import functools
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class FieldRefinement(nn.Module):
         self._cameras = torch.from_numpy(cameras).to(device, torch.float32 if device.type == "cuda" else torch.float64)
         self.corrections = nn.ParameterList([nn.Parameter(torch.zeros(*counts, 3, device=device)) for _ in range(frames)])
         self._dense = self._whole_spread() if self._fused() else None
+        self._roughness = roughness(counts).to(device) if device.type == "cuda" else None  # a few launches instead of fifty
 
     def _fused(self) -> bool:
         """Whether one kernel takes the gradient of a frame's corrections."""
@@ -103,6 +105,9 @@ class FieldRefinement(nn.Module):
     def penalties(self, view: int) -> tuple[Tensor, Tensor]:
         """Mean square of a frame's corrections and of their differences between neighbouring nodes."""
         correction = self.corrections[view]
+        if self._roughness is not None:
+            flat = correction.view(-1, 3)
+            return flat.square().sum() / len(flat), (flat * (self._roughness @ flat)).sum()
         steps = [correction.diff(dim=axis).square().sum(-1).mean() for axis in range(3) if correction.shape[axis] > 1]
         return correction.square().sum(-1).mean(), torch.stack(steps).sum()
 
@@ -141,6 +146,20 @@ class _WithCorrection(torch.autograd.Function):
 
         found = lattice_triton.correction_vjp(ctx.counts, ctx.coarse, *ctx.saved_tensors, grads[0])
         return grads[0], found.contiguous(), None, None, None, None, None
+
+
+def roughness(counts: tuple[int, ...]) -> Tensor:
+    """(M, M) Q with x^T Q x the sum over axes of the mean square difference between neighbours of values x on a grid of M nodes."""
+    total = torch.zeros(1)
+    for axis, count in enumerate(counts):
+        if count < 2:
+            continue
+        difference = torch.eye(count, dtype=torch.float64).diff(dim=0)
+        parts = [torch.eye(c, dtype=torch.float64) for c in counts]
+        parts[axis] = difference.T @ difference / (count - 1)
+        matrix = functools.reduce(torch.kron, parts)
+        total = total + matrix * (count / len(matrix))
+    return total.float()
 
 
 def interpolation(coarse: int, fine: int, device: torch.device) -> Tensor:
