@@ -71,7 +71,7 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
     if lens is not None:
         frames = dataclasses.replace(frames, images=_straightened(frames.images, lens))
     estimator = _make_backend(backend, config)
-    scene = _masked(estimator.estimate(frames, report), frames, config, lens, report)
+    scene = _masked(estimator.estimate(frames, report), frames, config, backend, lens, report)
     positions = [read[frames.chosen[row]] for row in scene.cameras.frame_ids]
     kept = [source.frames[position] for position in positions]
     _write_subsampled(config, layout, kept, lens)
@@ -249,13 +249,18 @@ def _make_backend(name: str, config: PreprocessConfig) -> "GeometryBackend":
     return GEOMETRY.load(name)(**options)
 
 
-def _masked(scene: "Scene", frames: "ClipFrames", config: PreprocessConfig, lens: "Lens | None", report: "Reporter") -> "Scene":
+def _masked(
+    scene: "Scene", frames: "ClipFrames", config: PreprocessConfig, backend: str, lens: "Lens | None", report: "Reporter"
+) -> "Scene":
     """The scene without what the user, an overlay or the sky takes out of it."""
-    from utils.scene.masks import apply_masks, detect_sky, detect_static_overlay, load_masks, mark_sky
+    from utils.scene.masks import apply_masks, detect_sky, detect_static_overlay, is_sky, load_masks, mark_sky
 
     names = [frames.names[i] for i in frames.chosen[scene.cameras.frame_ids]]
-    if config.mask_sky:
-        scene = mark_sky(scene, detect_sky(scene.images))
+    if config.mask_sky == "on" or (config.mask_sky == "auto" and backend == "sfm"):
+        sky = detect_sky(scene.images)
+        if config.mask_sky == "on" or is_sky(scene, sky):
+            scene = mark_sky(scene, sky)
+            report.note(f"masks: {sky.mean():.1%} of the frames is sky")
     if config.mask_overlays:
         overlay = detect_static_overlay(scene.images)
         report.note(f"masks: {overlay.mean():.1%} of the picture is a static overlay")
@@ -400,7 +405,14 @@ def parse(arguments: list[str] | None = None) -> PreprocessConfig:
     parser.add_argument("--masks", type=Path, metavar="FOLDER", help="images named like the frames: white = use, black = ignore")
     parser.add_argument("--lens", default=defaults["lens"], help="distortion to take out: none, estimate or FOCAL,K")
     parser.add_argument("--mask_overlays", action="store_true", help="ignore opaque logos and watermarks")
-    parser.add_argument("--mask_sky", action="store_true", help="treat what looks like sky as far and least certain")
+    parser.add_argument(
+        "--mask_sky",
+        nargs="?",
+        const="on",
+        default=defaults["mask_sky"],
+        choices=("auto", "on", "off"),
+        help="treat what looks like sky as far and least certain; auto: where the depth found by sfm bears it out",
+    )
     parser.add_argument("--model_name", default=defaults["model_name"], help="weights of the da3 backend")
     parser.add_argument("--commercial_safe", action="store_true", help="da3: only weights free for commercial use")
     parser.add_argument("--process_res", type=int, default=defaults["process_res"], help="longest side of images and depth")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from utils.errors import ConfigError
 
@@ -37,8 +38,9 @@ class PreprocessConfig:
     """Radial distortion to take out of real footage: `none`, `estimate`, or FOCAL,K (focal length in longest sides, coefficient)."""
     mask_overlays: bool = False
     """Ignore opaque logos and watermarks: what stands still while the picture around it moves."""
-    mask_sky: bool = False
-    """Treat what looks like sky (smooth, bright, joined to the upper edge) as far and least certain."""
+    mask_sky: Literal["auto", "on", "off"] = "off"
+    """Treat what looks like sky (smooth, bright, joined to the upper edge) as far and least certain: always, never, or (auto) where the
+    depth found by `sfm` bears it out."""
     model_name: str = "depth-anything/DA3NESTED-GIANT-LARGE-1.1"
     """Weights of the `da3` backend: a name or a local folder."""
     commercial_safe: bool = False

@@ -158,9 +158,9 @@ def test_the_limit_caps_the_allocator_and_device_cpu_keeps_off_the_gpu(monkeypat
 def test_geometry_settings_reach_the_stage_and_its_command() -> None:
     """What the driver prints for stage 0 is what it runs, read back by the stage's own parser."""
     flags = ["--config.input-video", "a.mp4", "b.mp4", "--config.preprocess-masks", "m", "--config.preprocess-mask-overlays"]
-    flags += ["--config.preprocess-mask-sky", "--config.preprocess-prefer-sharp", "--config.preprocess-lens", "0.8,-0.03"]
+    flags += ["--config.preprocess-mask-sky", "on", "--config.preprocess-prefer-sharp", "--config.preprocess-lens", "0.8,-0.03"]
     call = plan(configure([*flags, "--config.commercial-safe"]))[0]
     wanted = call.config
-    assert (wanted.masks, wanted.mask_overlays, wanted.mask_sky, wanted.prefer_sharp) == (Path("m"), True, True, True)
+    assert (wanted.masks, wanted.mask_overlays, wanted.mask_sky, wanted.prefer_sharp) == (Path("m"), True, "on", True)
     assert (wanted.lens, wanted.commercial_safe, len(wanted.input_video)) == ("0.8,-0.03", True, 2)
     assert preprocess_video.parse(shlex.split(command_of(call))[2:]) == wanted

@@ -100,7 +100,7 @@ def _all_stages(folder: Path, root: Path) -> None:
     preprocess_video.run(
         PreprocessConfig(
             frames_dir=folder / "frames", cameras=folder / "transforms.json", masks=folder / "masks", scene_root=root,
-            process_res=SIZE[1], mask_overlays=True, mask_sky=True,
+            process_res=SIZE[1], mask_overlays=True, mask_sky="on",
         ),
         NULL_REPORTER,
     )  # fmt: skip
@@ -157,6 +157,7 @@ def test_splats_show_nothing_hidden_but_what_is_behind_the_logo(run: Masked) -> 
     logo = np.zeros(SIZE, bool)
     logo[LOGO_AT] = True
     assert np.mean([metrics.psnr(r, c, logo) for r, c in zip(renders, run.clean, strict=True)]) > 25
+    assert np.mean([metrics.psnr(r, c, s & ~h) for r, c, s, h in zip(renders, run.clean, run.sky, run.hidden, strict=True)]) > 28
 
 
 def test_quality_is_measured_on_the_other_pixels(run: Masked) -> None:
