@@ -55,7 +55,7 @@ def chosen_strength(make: MakeTrainer, data: TrainingData, warp: InverseWarp, co
     small = reduced(data)
     trial = replace(
         config, num_iters=_STEPS, target_num_points=min(_SPLATS, config.target_num_points), renderer="3dgs", gpus=1, views_per_step=0,
-        relocate_every=0, initial_fill=1.0, noise=0.0, lpips_weight=0.0, robust=False, plateau_rounds=0, sh_full_from_iter=None,
+        relocate_every=0, initial_fill=1.0, noise=0.0, lpips_weight=0.0, robust=False, plateau_rounds=0, sh_full_from_iter=_STEPS,
     )  # fmt: skip
     best, found = STRENGTHS[0], {}
     for strength in STRENGTHS:
