@@ -137,6 +137,7 @@ def world_config(args: argparse.Namespace, layout: str, seed: int, frames: int) 
         texture=args.texture,
         occluders=args.occluders,
         vanishing=args.vanishing,
+        pose_errors=args.pose_errors,
     )
 
 
@@ -152,6 +153,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--texture", default="rich", choices=TEXTURES)
     parser.add_argument("--occluders", type=int, default=0, help="posts near the camera")
     parser.add_argument("--vanishing", type=float, default=0.0, help="share of the objects that come and go")
+    parser.add_argument("--pose-errors", type=float, default=1.0, help="factor on the errors of the predicted poses")
     parser.add_argument("--size", nargs=2, type=int, default=[144, 256], metavar=("H", "W"))
     parser.add_argument("--matcher", default="flow")
     parser.add_argument(

@@ -69,6 +69,9 @@ def hard_jobs() -> Iterator[Job]:
         "vanishing": "--vanishing 0.5",
         "weak": "--texture weak",
         "repeated": "--texture repeated",
+        "poses0": "--pose-errors 0",
+        "poses5": "--pose-errors 5",
+        "poses20": "--pose-errors 20",
     }
     for (kind, setting), layout, seed in product(kinds.items(), LAYOUTS, SEEDS):
         if seed and kind not in ("wide", "sharp", "object"):

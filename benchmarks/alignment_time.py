@@ -116,13 +116,18 @@ def sweep(lengths: list[int], layout: str, size: tuple[int, int], plot: Path | N
 
 def sweep_table(lines: list[dict[str, Any]]) -> str:
     """One row per length, and how much faster than linear the CPU time grows: its slope over the lengths in a log-log plot."""
-    head = "| frames | seconds | of CPU | CPU ms a frame | pairs a frame | peak memory GB (before) | MB a frame |\n" + "|---" * 7 + "|"
-    rows = [
-        f"| {n} | {line['seconds']:.1f} | {line['cpu']:.1f} | {1000 * line['cpu'] / n:.0f} | {line['pairs'] / n:.1f} | "
-        f"{line['memory']:.2f} ({line['memory_before']:.2f}) | {1000 * (line['memory'] - line['memory_before']) / n:.1f} |"
-        for line in lines
-        for n in (line["frames"],)
-    ]
+    head = (
+        "| frames | seconds | of CPU | CPU ms a frame | pairs a frame | CPU ms a pair | peak memory GB (before) | MB a frame |\n"
+        + "|---" * 8
+        + "|"
+    )
+    rows = []
+    for line in lines:
+        n, pairs, grown = line["frames"], line["pairs"], line["memory"] - line["memory_before"]
+        times = (
+            f"{line['seconds']:.1f} | {line['cpu']:.1f} | {1000 * line['cpu'] / n:.0f} | {pairs / n:.1f} | {1000 * line['cpu'] / pairs:.0f}"
+        )
+        rows.append(f"| {n} | {times} | {line['memory']:.2f} ({line['memory_before']:.2f}) | {1000 * grown / n:.1f} |")
     table = "\n".join([head, *rows])
     if len(lines) < 2:
         return table

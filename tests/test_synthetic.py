@@ -256,3 +256,12 @@ def test_repeated_texture_looks_the_same_two_tiles_on():
     assert np.abs(colors(tiles, 0) - colors(tiles, 2 * cell)).mean() < 0.2 * variation
     rich = build_place("room", 0).materials
     assert np.abs(colors(rich, 0) - colors(rich, 2 * cell)).mean() > 0.5 * np.abs(colors(rich, 0) - colors(rich, cell)).mean()
+
+
+def test_pose_errors_scale_and_nothing_else_does():
+    worlds = [make_world(WorldConfig(frames=3, size=(32, 48), pose_errors=factor)) for factor in (0.0, 1.0, 5.0)]
+    off = [world.predicted_scene().cameras.c2w - world.cameras.c2w for world in worlds]
+    assert np.allclose(off[0], 0)
+    np.testing.assert_allclose(off[2][:, :3, 3], 5 * off[1][:, :3, 3], rtol=1e-6)
+    np.testing.assert_array_equal(worlds[0].images, worlds[2].images)
+    np.testing.assert_array_equal(worlds[0].predicted_scene().depth, worlds[2].predicted_scene().depth)

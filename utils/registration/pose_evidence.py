@@ -16,7 +16,7 @@ from utils.registration.matching import MatchSet
 from utils.registration.solver import LatticeShape, StepsKept, build_problem, initial_state, relative_errors, solve
 from utils.types import Array, Reporter, Scene
 
-_MATCHES = 2000  # of a frame, that are looked at
+_MATCHES = 1000  # of a frame, that are looked at
 _LATTICE = (2, 2, 2)  # not used: the fields stay still
 _LEAST_LEFT = 1e-3  # share that even true poses leave: noise
 _RIDGE = 0.01  # of poses that have to explain everything

@@ -55,6 +55,7 @@ class WorldConfig:
         texture: "rich", "weak" (nearly of one colour) or "repeated" (chequered tiles): what optical flow has to hold on to.
         occluders: slender posts close to the camera, which hide and uncover what is behind them.
         vanishing: share of the objects that appear and disappear during the clip, 0..1; clean views show all of them.
+        pose_errors: factor on the errors of the predicted poses.
     """
 
     layout: str = "room"
@@ -67,6 +68,7 @@ class WorldConfig:
     texture: str = "rich"
     occluders: int = 0
     vanishing: float = 0.0
+    pose_errors: float = 1.0
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -81,6 +83,8 @@ class WorldConfig:
             raise ConfigError(f"{self.occluders} occluders", "ask for 0 or more")
         if not 0 <= self.vanishing <= 1:
             raise ConfigError(f"vanishing share {self.vanishing} is outside 0..1", "0 keeps all objects in all frames")
+        if not self.pose_errors >= 0:
+            raise ConfigError(f"pose_errors {self.pose_errors} is negative", "0 predicts true poses")
         severity_value(self.severity)
 
     def progress(self, frame: float) -> float:
@@ -296,6 +300,8 @@ def make_world(config: WorldConfig) -> SyntheticWorld:
         pivot=pivot,
         seed=config.seed,
     )
+    errors = {name: getattr(inconsistency, name) * config.pose_errors for name in ("pose_turn", "pose_shift")}
+    inconsistency = replace(inconsistency, **errors)
     poses = np.stack([place.path.c2w(config.progress(frame)) for frame in range(config.frames)])
     cameras = _cameras(poses, config.size)
     present = object_presence(config.frames, len(object_centers(place.shapes)), config.vanishing, config.seed)
