@@ -71,7 +71,9 @@ def render(rasterizer, attributes, size, mode, dtype):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", [None, BlendShape(tile=16, chunk=8, back_chunk=8, dot=False, segment=16), BlendShape(segment=16)])
+@pytest.mark.parametrize(
+    "shape", [None, BlendShape(tile=16, chunk=8, back_chunk=8, dot=False, segment=16), BlendShape(segment=16, steps=2, ahead=True, warps=1)]
+)
 def test_rasterizer_agrees_with_the_oracle(mode, shape):
     attributes, size = cloud(50, 3), (17, 26)
     expected = render(TorchRasterizer(torch.device("cpu")), attributes, size, mode, torch.float64)

@@ -40,7 +40,9 @@ class BlendShape:
         back_chunk: Gaussians per step of the backward pass.
         back_warps: warps per tile of the backward pass.
         dot: sums over pixels on the tensor cores rather than by shuffles (3DGS backward).
-        segment: Gaussians per program of the backward pass, a multiple of both chunks.
+        segment: Gaussians per program of the backward pass, a multiple of both chunks and of `chunk` times `steps`.
+        steps: chunks of the forward pass between two looks whether a tile is opaque (3DGS).
+        ahead: fetch the next chunk before blending one (3DGS forward).
     """
 
     tile: int = 8
@@ -50,6 +52,8 @@ class BlendShape:
     back_warps: int = 1
     dot: bool = True
     segment: int = 64
+    steps: int = 1
+    ahead: bool = False
 
 
 SHAPES: dict[SplatMode, BlendShape] = {"3dgs": BlendShape(), "2dgs": BlendShape(back_chunk=8, back_warps=2)}
@@ -192,7 +196,8 @@ class _Gaussians(torch.autograd.Function):
         left = (ctx.segments.first, ctx.segments.states, ctx.segments.stops) if keep else (binned.starts, rgb, binned.starts)
         blend_gaussians[(tiles_y * tiles_x,)](
             binned.records, binned.gaussians, binned.starts, rgb, alpha, depth, *left, size[1], size[0], tiles_x,
-            TILE=shape.tile, CHUNK=shape.chunk, SEGMENT=shape.segment, KEEP=keep, num_warps=shape.warps,
+            TILE=shape.tile, CHUNK=shape.chunk, STEPS=shape.steps, AHEAD=shape.ahead, SEGMENT=shape.segment, KEEP=keep,
+            num_warps=shape.warps,
         )  # fmt: skip
         ctx.save_for_backward(*inputs[:3], inputs[5], rgb, alpha, depth)
         ctx.binned, ctx.size, ctx.shape = binned, size, shape

@@ -73,10 +73,28 @@ def _column(matrix, columns, k: tl.constexpr):
     return tl.sum(tl.where(columns == k, matrix, 0.0), axis=1)
 
 
+@triton.jit
+def _gaussian(records, index, mask):
+    """Mean, inverse covariance, opacity, colour and depth of Gaussians."""
+    record = records + index.to(tl.int64) * _RECORD
+    return (
+        tl.load(record, mask, 0.0),
+        tl.load(record + 1, mask, 0.0),
+        tl.load(record + 2, mask, 0.0),
+        tl.load(record + 3, mask, 0.0),
+        tl.load(record + 4, mask, 0.0),
+        tl.load(record + 5, mask, 0.0),
+        tl.load(record + 6, mask, 0.0),
+        tl.load(record + 7, mask, 0.0),
+        tl.load(record + 8, mask, 0.0),
+        tl.load(record + 9, mask, 0.0),
+    )
+
+
 @triton.jit(do_not_specialize=["width", "height", "tiles_x"])
 def blend_gaussians(
     records, gaussians, starts, rgb, alpha_out, depth_out, segments, states, stops, width, height, tiles_x,
-    TILE: tl.constexpr, CHUNK: tl.constexpr, SEGMENT: tl.constexpr, KEEP: tl.constexpr,
+    TILE: tl.constexpr, CHUNK: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr, SEGMENT: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """3DGS colour, alpha and depth of one tile; with KEEP also what the way back needs."""
     tile = tl.program_id(0)
@@ -88,6 +106,8 @@ def blend_gaussians(
     total, depth = tl.zeros_like(x), tl.zeros_like(x)
     ahead = position + tl.arange(0, CHUNK)
     index = tl.load(gaussians + ahead, ahead < end, 0)
+    if AHEAD:
+        mean_x, mean_y, a, b, c, opacity, r, g, bl, z = _gaussian(records, index, ahead < end)
     while position < end:
         if KEEP:
             if (position - first) % SEGMENT == 0:
@@ -98,25 +118,31 @@ def blend_gaussians(
                 tl.store(state + 3 * TILE * TILE, blue)
                 tl.store(state + 4 * TILE * TILE, total)
                 tl.store(state + 5 * TILE * TILE, depth)
-        stop = tl.minimum(position + CHUNK, end)
-        mask = ahead < end
-        record = records + index.to(tl.int64) * _RECORD
-        ahead += CHUNK
-        index = tl.load(gaussians + ahead, ahead < end, 0)  # of the next chunk, so that its records do not wait for it
-        mean_x, mean_y = tl.load(record, mask, 0.0) - center_x, tl.load(record + 1, mask, 0.0) - center_y
-        a, b, c = tl.load(record + 2, mask, 0.0), tl.load(record + 3, mask, 0.0), tl.load(record + 4, mask, 0.0)
-        opacity, z = tl.load(record + 5, mask, 0.0), tl.load(record + 9, mask, 0.0)
-        r, g, bl = tl.load(record + 6, mask, 0.0), tl.load(record + 7, mask, 0.0), tl.load(record + 8, mask, 0.0)
-        dx, dy = x[None, :] - mean_x[:, None], y[None, :] - mean_y[:, None]
-        s = (0.5 * a)[:, None] * dx * dx + (0.5 * c)[:, None] * dy * dy + b[:, None] * dx * dy
-        alpha = _cut(opacity[:, None] * tl.exp(-s))
-        weight, _, _, transmittance = _blend(alpha, transmittance)
-        red += tl.sum(weight * r[:, None], axis=0)
-        green += tl.sum(weight * g[:, None], axis=0)
-        blue += tl.sum(weight * bl[:, None], axis=0)
-        total += tl.sum(weight, axis=0)
-        depth += tl.sum(weight * z[:, None], axis=0)
-        position = tl.where(tl.max(transmittance, axis=0) > _STOP, position + CHUNK, end)
+        stop = tl.minimum(position + CHUNK * STEPS, end)
+        for _ in tl.static_range(STEPS):
+            # What the next chunk needs is asked for before this one is blended, so that it does not wait for memory.
+            if not AHEAD:
+                mean_x, mean_y, a, b, c, opacity, r, g, bl, z = _gaussian(records, index, ahead < end)
+            ahead += CHUNK
+            if AHEAD:
+                index = tl.load(gaussians + ahead, ahead < end, 0)
+                next_x, next_y, next_a, next_b, next_c, next_o, next_r, next_g, next_bl, next_z = _gaussian(records, index, ahead < end)
+            else:
+                index = tl.load(gaussians + ahead, ahead < end, 0)
+            dx, dy = x[None, :] - (mean_x - center_x)[:, None], y[None, :] - (mean_y - center_y)[:, None]
+            s = (0.5 * a)[:, None] * dx * dx + (0.5 * c)[:, None] * dy * dy + b[:, None] * dx * dy
+            alpha = _cut(opacity[:, None] * tl.exp(-s))
+            weight, _, _, transmittance = _blend(alpha, transmittance)
+            red += tl.sum(weight * r[:, None], axis=0)
+            green += tl.sum(weight * g[:, None], axis=0)
+            blue += tl.sum(weight * bl[:, None], axis=0)
+            total += tl.sum(weight, axis=0)
+            depth += tl.sum(weight * z[:, None], axis=0)
+            if AHEAD:
+                mean_x, mean_y, a, b, c, opacity, r, g, bl, z = (
+                    next_x, next_y, next_a, next_b, next_c, next_o, next_r, next_g, next_bl, next_z,
+                )  # fmt: skip
+        position = tl.where(tl.max(transmittance, axis=0) > _STOP, position + CHUNK * STEPS, end)
     tl.store(rgb + pixel * 3, red, inside)
     tl.store(rgb + pixel * 3 + 1, green, inside)
     tl.store(rgb + pixel * 3 + 2, blue, inside)
