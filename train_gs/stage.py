@@ -305,10 +305,10 @@ class Preview:
             return
         scene = trainer.result()
         if trainer.device.type == "cuda":
-            splats = scene.splats  # the training goes on in these tensors
-            own = Splats(*(t.clone() for t in (splats.means, splats.quats, splats.log_scales, splats.logit_opacities)), splats.sh)
-            stream = torch.cuda.current_stream()
-            self._writing = self._pool.submit(self._write_beside, replace(scene, splats=own), stream.record_event())
+            # Copied here: a thread that asks anything of the device would break off steps that are being recorded.
+            splats = scene.splats
+            own = Splats(*(t.cpu() for t in (splats.means, splats.quats, splats.log_scales, splats.logit_opacities, splats.sh)))
+            self._writing = self._pool.submit(self._write, replace(scene, splats=own, appearance=scene.appearance.cpu()))
             return
         self._writing = self._pool.submit(self._write, scene)
         self._written(wait=True)
@@ -317,11 +317,6 @@ class Preview:
         """Waits for what is being written."""
         self._written(wait=True)
         self._pool.shutdown()
-
-    def _write_beside(self, scene: TrainedScene, ready: torch.cuda.Event) -> float:
-        with torch.cuda.device(scene.splats.means.device), torch.cuda.stream(torch.cuda.Stream()):
-            torch.cuda.current_stream().wait_event(ready)
-            return self._write(scene)
 
     def _write(self, scene: TrainedScene) -> float:
         """Seconds it took."""
