@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ import global_optimization.stage
 import preprocess_video
 import train_gs.stage
 import train_inverse_deformation.stage
-from configs.evaluation import EvalConfig
+from configs.evaluation import EvalConfig, ExportConfig
 from configs.preprocess import PreprocessConfig
 from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig, MatchingConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
@@ -23,6 +24,7 @@ from configs.stage3_inverse_deformation import InverseDeformationConfig
 from eval_gs import metrics
 from eval_gs.stage import run as evaluate
 from tests.box_world import make_box_world
+from utils.exports.stage import run as export
 from utils.geometry.projection import transform, unproject_depth
 from utils.registration.matching import FlowMatcher
 from utils.scene.artifacts import load_alignment, load_scene
@@ -158,6 +160,19 @@ def test_splats_show_nothing_hidden_but_what_is_behind_the_logo(run: Masked) -> 
     logo[LOGO_AT] = True
     assert np.mean([metrics.psnr(r, c, logo) for r, c in zip(renders, run.clean, strict=True)]) > 25
     assert np.mean([metrics.psnr(r, c, s & ~h) for r, c, s, h in zip(renders, run.clean, run.sky, run.hidden, strict=True)]) > 28
+
+
+@pytest.mark.parametrize("kind", ["colmap", "nerfstudio"])
+def test_datasets_for_other_programs_carry_the_masks(run: Masked, tmp_path: Path, kind: Literal["colmap", "nerfstudio"]) -> None:
+    folder = export(ExportConfig(root_path=run.root, format=kind, out_ply=tmp_path / "out", max_points=100))
+    ignored = scene_of(run).ignored
+    assert ignored is not None
+    names = [f"frame_{i:05d}.png.png" for i in range(FRAMES)]
+    stored = np.stack([read_image(folder / "masks" / name)[..., 0] for name in names])
+    np.testing.assert_array_equal(stored == 0, ignored)
+    if kind == "nerfstudio":
+        frames = json.loads((folder / "transforms.json").read_text())["frames"]
+        assert [frame["mask_path"] for frame in frames] == [f"masks/{name}" for name in names]
 
 
 def test_quality_is_measured_on_the_other_pixels(run: Masked) -> None:

@@ -22,7 +22,7 @@ from utils.scene.media import write_image
 from utils.splats.checkpoint import TrainedScene, load_checkpoint
 from utils.splats.sh import sh_basis
 from utils.splats.view import SplatView, locate_checkpoint, resolve_rasterizer
-from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Splats
+from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, Splats
 
 _FILE_NAMES = {
     "ply": "splats_{renderer}.ply",
@@ -126,14 +126,26 @@ def _write_scene(path: Path, cameras: CameraSet, run_layout: RunLayout, rotation
     (path / "images").mkdir(parents=True)
     for name, frame_id in zip(names, cameras.frame_ids, strict=True):
         write_image(path / "images" / name, scene.images[frame_id])
+    masks = _write_masks(path / "masks", scene, cameras, names)
     if config.format == "nerfstudio":
         artifacts.write_points_ply(path / "sparse_pc.ply", points, cloud.colors)
-        write_transforms(path / "transforms.json", cameras, [f"images/{n}" for n in names], "sparse_pc.ply")
+        more = [{"mask_path": f"masks/{name}"} for name in masks]
+        write_transforms(path / "transforms.json", cameras, [f"images/{n}" for n in names], "sparse_pc.ply", more=more)
         return
     model = path / "sparse" / "0"
     model.mkdir(parents=True)
     writer = write_colmap_text if config.format == "colmap" else write_colmap_binary
     writer(model, cameras, names, points, cloud.colors)
+
+
+def _write_masks(folder: Path, scene: Scene, cameras: CameraSet, names: list[str]) -> list[str]:
+    """White where pixels may be used, named as COLMAP looks for them; the names, none where nothing is masked."""
+    if scene.ignored is None:
+        return []
+    folder.mkdir()
+    for name, frame_id in zip(names, cameras.frame_ids, strict=True):
+        write_image(folder / f"{name}.png", np.where(scene.ignored[frame_id], 0, 255).astype(np.uint8))
+    return [f"{name}.png" for name in names]
 
 
 def _write_mesh(path: Path, trained: TrainedScene, rotation: Array, config: ExportConfig, report: Reporter) -> None:
