@@ -42,21 +42,32 @@ def shown_as_frame(output: RenderOutput, scene: TrainedScene, position: int) -> 
 
 def measure(scene: TrainedScene, data: TrainingData, rasterizer: Rasterizer, warp: InverseWarp, *, turn: bool) -> list[dict[str, Any]]:
     """Per frame: PSNR (dB) through the deformation and of the rigid world, both with the frame's colour map; masked pixels do not count."""
-    rows = []
-    for position, frame_id in enumerate(scene.cameras.frame_ids):
-        target = data.images[position].to(scene.splats.means.device).float() / 255.0
-        used = None if data.used is None else data.used[position].to(target.device)
-        deformed = shown_as_frame(render_frame(scene, position, rasterizer, warp, turn=turn), scene, position)
-        consistent = shown_as_frame(render_frame(scene, position, rasterizer, None), scene, position)
-        rows.append(
-            {
-                "frame_id": int(frame_id),
-                "heldout": bool(scene.heldout[position]),
-                "psnr": image_psnr(deformed, target, used),
-                "psnr_rigid": image_psnr(consistent, target, used),
-            }
-        )
-    return rows
+    return [
+        {
+            "frame_id": int(frame_id),
+            "heldout": bool(scene.heldout[position]),
+            "psnr": _frame_psnr(scene, data, position, rasterizer, warp, turn=turn),
+            "psnr_rigid": _frame_psnr(scene, data, position, rasterizer, None),
+        }
+        for position, frame_id in enumerate(scene.cameras.frame_ids)
+    ]
+
+
+@torch.no_grad()
+def training_psnr(scene: TrainedScene, data: TrainingData, rasterizer: Rasterizer, warp: InverseWarp, *, turn: bool) -> float:
+    """Mean over the training frames of the PSNR through the deformation, as `averages` of `measure` has it."""
+    values = [_frame_psnr(scene, data, p, rasterizer, warp, turn=turn) for p in range(len(scene.cameras)) if not scene.heldout[p]]
+    return sum(values) / len(values)
+
+
+def _frame_psnr(
+    scene: TrainedScene, data: TrainingData, position: int, rasterizer: Rasterizer, warp: InverseWarp | None, *, turn: bool = True
+) -> float:
+    """PSNR of one frame, see `measure`."""
+    target = data.images[position].to(scene.splats.means.device).float() / 255.0
+    used = None if data.used is None else data.used[position].to(target.device)
+    shown = shown_as_frame(render_frame(scene, position, rasterizer, warp, turn=turn), scene, position)
+    return image_psnr(shown, target, used)
 
 
 def averages(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -65,7 +65,13 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     data = training_data(scene, alignment, config, heldout_ids)
     cap_memory(device, config.max_gpu_gb)
     settings = replace(config, reference_frame=reference)
-    make_trial = lambda small, tried, trial: make_trainer(alignment, small, tried, backend, device, trial)  # noqa: E731
+    starts: list[Splats] = []
+
+    def make_trial(small: TrainingData, tried: InverseWarp, trial: GSConfig) -> Trainer:
+        if not starts:  # every trial starts from the same splats
+            starts.append(starting_splats(alignment, small, trial))
+        return make_trainer(alignment, small, tried, backend, device, trial, starts[0])
+
     strength = chosen_strength(make_trial, data, warp, settings, report)
     settings, warp = replace(settings, deform_strength=strength), scaled(warp, strength)
 
@@ -124,9 +130,24 @@ def _supervises_more(config: GSConfig, scene: Scene, alignment: Alignment, warp:
 
 
 def make_trainer(
-    alignment: Alignment, data: TrainingData, warp: InverseWarp, backend: str, device: torch.device, config: GSConfig
+    alignment: Alignment,
+    data: TrainingData,
+    warp: InverseWarp,
+    backend: str,
+    device: torch.device,
+    config: GSConfig,
+    splats: Splats | None = None,
 ) -> Trainer:
-    """The optimisation before its first step."""
+    """The optimisation before its first step; `splats` are those of `starting_splats`, if they are there already."""
+    splats = starting_splats(alignment, data, config) if splats is None else splats
+    share, rasterizer = share_of(config, device), load_rasterizer(backend, device)
+    if share.views == 1:
+        return Trainer(splats.to(device), data, warp, rasterizer, config)
+    return SharedTrainer(splats.to(device), data, warp, rasterizer, config, share)
+
+
+def starting_splats(alignment: Alignment, data: TrainingData, config: GSConfig) -> Splats:
+    """The splats before the first step, on the CPU."""
     cloud = alignment.cloud
     cloud = cloud.select(~np.isin(cloud.frame, data.cameras.frame_ids[data.heldout]))
     shell = None
@@ -140,10 +161,7 @@ def make_trainer(
         splats = joined(splats, shell)
     if config.relocate_every:
         splats = with_spare_slots(splats, config.target_num_points)
-    share, rasterizer = share_of(config, device), load_rasterizer(backend, device)
-    if share.views == 1:
-        return Trainer(splats.to(device), data, warp, rasterizer, config)
-    return SharedTrainer(splats.to(device), data, warp, rasterizer, config, share)
+    return splats
 
 
 def training_data(scene: Scene, alignment: Alignment, config: GSConfig, heldout_ids: Array | None = None) -> TrainingData:

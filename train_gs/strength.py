@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from configs.stage3_gs import GSConfig
-from train_gs.measure import averages, measure
+from train_gs.measure import training_psnr
 from train_gs.train import Trainer, TrainingData
 from utils.deformation.inverse import FixedPointInverseWarp, InverseWarp
 from utils.types import NULL_REPORTER, Reporter
@@ -75,8 +75,8 @@ def _explained(make: MakeTrainer, data: TrainingData, warp: InverseWarp, config:
     while not trainer.done:
         trainer.step()
     trainer.release()
-    rows = measure(trainer.result(), data, trainer.rasterizer, trainer.trained_warp(), turn=config.deform_inverse_rotations)
-    return averages(rows)["train_psnr"]
+    turn = config.deform_inverse_rotations
+    return training_psnr(trainer.result(), data, trainer.rasterizer, trainer.trained_warp(), turn=turn)
 
 
 def reduced(data: TrainingData) -> TrainingData:
