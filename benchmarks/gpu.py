@@ -462,11 +462,13 @@ def time_kernels(arguments: argparse.Namespace, generator: torch.Generator) -> b
     shapes: list[BlendShape | None] = [None]
     if arguments.sweep:
         shapes += [
-            BlendShape(chunk=16, back_warps=1),
-            BlendShape(chunk=4, warps=2, back_chunk=8),
-            BlendShape(dot=False, back_chunk=8, back_warps=1, warps=2),
+            BlendShape(ahead=True),
+            BlendShape(steps=4, ahead=True),
+            BlendShape(steps=4, ahead=True, warps=1),
+            BlendShape(segment=32),
+            BlendShape(segment=128, back_warps=2),
+            BlendShape(dot=False, back_chunk=8, back_warps=1),
             BlendShape(tile=16, chunk=8, warps=8, back_warps=8),
-            BlendShape(tile=16, chunk=8, warps=4, back_warps=4, back_chunk=8, dot=False),
         ]
     with poisoned():
         errors = {
@@ -486,7 +488,8 @@ def time_kernels(arguments: argparse.Namespace, generator: torch.Generator) -> b
         for shape in shapes:
             shown = shape or SHAPES[mode]
             back = f"{shown.back_chunk}x{shown.back_warps}{'' if shown.dot else ' shuffle'}"
-            label = f"{mode} tile {shown.tile}, {shown.chunk}x{shown.warps}, {back}"
+            seen = f"{shown.chunk}x{shown.warps}{f' by {shown.steps}' if shown.steps > 1 else ''}{' ahead' if shown.ahead else ''}"
+            label = f"{mode} tile {shown.tile}, {seen}, {back} of {shown.segment}"
             rows += time_rasterizer(TritonRasterizer(DEVICE, shape), cloud, SIZE, mode, label, bandwidth)
     rows += time_warp_and_view(arguments.splats, SIZE, bandwidth, generator)
     rows += time_alignment_parts(generator)
