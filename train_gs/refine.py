@@ -144,7 +144,8 @@ class _WithCorrection(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         from utils.deformation import lattice_triton
 
-        found = lattice_triton.correction_vjp(ctx.counts, ctx.coarse, *ctx.saved_tensors, grads[0])
+        camera, layers, points, jacobian = ctx.saved_tensors
+        found = lattice_triton.correction_vjp(ctx.counts, ctx.coarse, camera, layers, points, jacobian, grads[0])
         return grads[0], found.contiguous(), None, None, None, None, None
 
 

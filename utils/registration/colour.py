@@ -6,13 +6,14 @@ reweighted least squares. The three output channels share one matrix of 4 F unkn
 corrections are held at a mean of the identity while solving, and the maps they invert have it exactly in the end.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 
-from utils.backends.accelerator import accelerator
+from utils.backends.accelerator import accelerator, or_on_cpu
 from utils.registration.matching import MatchSet
 from utils.runtime import cpu_count
 from utils.types import Array
@@ -99,7 +100,10 @@ def _sums_of(matches: list[MatchSet], pairs: list[tuple[Array, Array]]) -> Calla
         return lambda current, scale: _sums(matches, pairs, current, scale)
     from utils.registration.colour_torch import DeviceSums
 
-    return DeviceSums(np.array([(m.source, m.target) for m in matches]), pairs, device)
+    together = functools.cache(lambda: DeviceSums(np.array([(m.source, m.target) for m in matches]), pairs, device))
+    return lambda current, scale: or_on_cpu(
+        lambda: list(together()(current, scale)), lambda: list(_sums(matches, pairs, current, scale)), "colour drift"
+    )
 
 
 def _sums(matches: list[MatchSet], pairs: list[tuple[Array, Array]], current: Array, scale: float) -> Iterator[Sums]:
