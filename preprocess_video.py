@@ -53,7 +53,7 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
     """
     from utils.scene.layout import SceneLayout
     from utils.scene.lens import parse_lens
-    from utils.scene.manifest import is_current, publish, write_manifest
+    from utils.scene.manifest import MANIFEST, is_current, publish, write_manifest
 
     started = time.monotonic()
     layout = SceneLayout(config.root)
@@ -62,6 +62,9 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
     settings = _settings(config, backend)
     if not config.overwrite and is_current(layout.npz_dir, SCHEMA, settings, inputs):
         report.note(f"stage 0: {layout.results_npz} is current, skipped")
+        return config.root
+    if not config.overwrite and layout.results_npz.is_file() and not (layout.npz_dir / MANIFEST).is_file():
+        report.note(f"stage 0: {layout.results_npz} was made by another program and is used as it is; overwrite replaces it")
         return config.root
     if config.lens not in ("none", "estimate"):
         parse_lens(config.lens)  # a typing error shows before minutes of decoding

@@ -31,8 +31,8 @@ def write_clip(folder: Path, found: ClipCameras, frames: Sequence[Path], size: t
         scene: gives the points.
         lens: distortion that was taken out for the scene, but not of the files.
     """
-    shown = np.flatnonzero(found.placed)
-    cameras = CameraSet(c2w=found.c2w[shown], K=found.K[shown], size=scene.cameras.size, frame_ids=shown).resized(size)
+    shown = np.flatnonzero(found.placed).tolist()
+    cameras = CameraSet(c2w=found.c2w[shown], K=found.K[shown], size=scene.cameras.size, frame_ids=np.array(shown)).resized(size)
     k1 = 0.0
     if lens is not None:
         cameras, k1 = _with_lens(cameras, lens)
@@ -40,7 +40,7 @@ def write_clip(folder: Path, found: ClipCameras, frames: Sequence[Path], size: t
     place = folder.parent / folder.name.removesuffix(".partial")
     rows = [{} if found.rows[i] < 0 else {"scene_frame": int(found.rows[i])} for i in shown]
     write_points_ply(folder / "points.ply", points, colors)
-    names = [Path(os.path.relpath(frames[i], place)).as_posix() for i in shown]
+    names = [Path(os.path.relpath(str(frames[i]), str(place))).as_posix() for i in shown]
     write_transforms(folder / "transforms.json", cameras, names, "points.ply", k1, rows)
     model = folder / "sparse" / "0"
     model.mkdir(parents=True)
