@@ -68,7 +68,7 @@ class PipelineConfig:
     """Folder of masks named like the frames: white is used, black ignored."""
     preprocess_mask_overlays: bool = False
     """Ignore opaque logos and watermarks: what stands still while the picture around it moves."""
-    preprocess_mask_sky: Literal["auto", "on", "off"] = "off"
+    preprocess_mask_sky: Literal["auto", "on", "off"] = "auto"
     """Treat what looks like sky (smooth, bright, joined to the upper edge) as far and least certain: always, never, or (auto) where the
     depth found by `sfm` bears it out."""
     preprocess_prefer_sharp: bool = False

@@ -38,7 +38,7 @@ class PreprocessConfig:
     """Radial distortion to take out of real footage: `none`, `estimate`, or FOCAL,K (focal length in longest sides, coefficient)."""
     mask_overlays: bool = False
     """Ignore opaque logos and watermarks: what stands still while the picture around it moves."""
-    mask_sky: Literal["auto", "on", "off"] = "off"
+    mask_sky: Literal["auto", "on", "off"] = "auto"
     """Treat what looks like sky (smooth, bright, joined to the upper edge) as far and least certain: always, never, or (auto) where the
     depth found by `sfm` bears it out."""
     model_name: str = "depth-anything/DA3NESTED-GIANT-LARGE-1.1"

@@ -1,18 +1,23 @@
 """What is too far to be measured: it lands on the far shell, and what only looks like sky is left where it is."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import preprocess_video
+from configs.preprocess import PreprocessConfig
 from tests.box_world import make_box_world
 from utils.backends.flow_depth import RayDepth
 from utils.backends.geometry import ClipFrames
 from utils.backends.geometry_sfm import MEDIAN_DEPTH, PosedClip, _to_scene
 from utils.backends.posed_depth import _finished
 from utils.backends.sfm_poses import SparseModel
+from utils.scene.artifacts import load_scene
 from utils.scene.masks import SKY_CONFIDENCE, is_sky, mark_sky
-from utils.types import Scene
+from utils.scene.media import write_image
+from utils.types import NULL_REPORTER, Reporter, Scene
 
 FRAMES, SIZE = 4, (42, 70)
 SKY = np.s_[:, :14]
@@ -90,3 +95,29 @@ def test_marked_sky_has_no_near_blobs_left() -> None:
     marked = mark_sky(scene, looks)
     assert marked.depth[SKY].min() == marked.depth[SKY].max() >= np.percentile(scene.depth[:, 14:], 98)
     np.testing.assert_array_equal(marked.depth[:, 14:], scene.depth[:, 14:])
+
+
+@pytest.mark.parametrize(
+    ("mode", "backend", "moved"), [("auto", "sfm", True), ("auto", "da3", False), ("off", "sfm", False), ("on", "da3", True)]
+)
+def test_sky_is_marked_where_it_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, backend: str, moved: bool) -> None:
+    """`auto` is for depth without a sky of its own."""
+    scene, _ = sky_scene()
+    images = scene.images // 2
+    images[SKY] = (150, 190, 240)
+    scene = replace(scene, images=images)
+
+    class Made:
+        def estimate(self, frames: ClipFrames, report: Reporter) -> Scene:
+            return scene
+
+    monkeypatch.setattr(preprocess_video, "_resolve_backend", lambda config: backend)
+    monkeypatch.setattr(preprocess_video, "_make_backend", lambda name, config: Made())
+    (tmp_path / "shots").mkdir()
+    for i, image in enumerate(images):
+        write_image(tmp_path / "shots" / f"{i}.png", image)
+    settings = {"frames_dir": tmp_path / "shots", "scene_root": tmp_path / "scene", "process_res": 70, "every_frame": False}
+    preprocess_video.run(PreprocessConfig(**settings, mask_sky=mode), NULL_REPORTER)  # type: ignore[arg-type]
+    stored = load_scene(tmp_path / "scene")
+    assert (stored.depth[:, 2:6, 30:40].min() > np.percentile(scene.depth[:, 14:], 97)) == moved
+    np.testing.assert_array_equal(stored.depth[:, 17:], scene.depth[:, 17:])
