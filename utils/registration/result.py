@@ -145,9 +145,13 @@ def errors_by_pair(problem: Problem, state: State, shape: LatticeShape, matches:
 
 def connected_frames(diagnostics: Diagnostics, min_fitness: float) -> Array:
     """Indices of the largest set of frames that pairs of at least `min_fitness` connect, ascending."""
-    frames = len(diagnostics.matches)
     good = [(p.source, p.target) for p in diagnostics.pairs if p.fitness >= min_fitness]
-    rows, columns = np.array(good, int).reshape(-1, 2).T
+    return largest_part(len(diagnostics.matches), good)
+
+
+def largest_part(frames: int, pairs: list[tuple[int, int]]) -> Array:
+    """Indices of the largest set of frames that pairs of indices connect, ascending; the earliest of equally large ones."""
+    rows, columns = np.array(pairs, int).reshape(-1, 2).T
     graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(frames, frames))
     _, label = connected_components(graph, directed=False)
     return np.flatnonzero(label == np.argmax(np.bincount(label)))

@@ -12,7 +12,7 @@ from utils.registration.lattice import zero_fields
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, match_trust, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
 from utils.registration.pose_evidence import held_or_free
-from utils.registration.result import AGREEING_SIGMAS, Diagnostics, Registration, diagnose
+from utils.registration.result import AGREEING_SIGMAS, Diagnostics, Registration, diagnose, largest_part
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
 from utils.registration.solver import LatticeShape, StepsKept, build_problem, initial_state, relative_errors, solve, to_fields
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
@@ -29,7 +29,7 @@ def align_sequential(
     matcher: Matcher | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
 ) -> Registration:
-    """Poses and fields of all frames, each registered to the aligned ones before it.
+    """Poses and fields of all frames, each registered to the aligned ones before it, from the first of those that matches connect.
 
     Args:
         scene: the frames, in temporal order.
@@ -50,8 +50,6 @@ def align_sequential(
     matcher = keeping_matches(matcher, checkpoints, "matches")
     prepare_pairs(matcher, pairs, report)
     samples = scene.cameras.size[0] * scene.cameras.size[1] / grid**2
-    aligned = np.zeros(frames, bool)
-    aligned[0] = True
     used: list[MatchSet] = []
     before: list[Array] = []
     after: list[Array] = []
@@ -64,8 +62,12 @@ def align_sequential(
     unit = scene.median_depth
     start = time.perf_counter()
     supported, kept = supported_matches(found, samples), StepsKept(checkpoints, "evidence")
+    # The frame that all others follow: usually the first, but not one that shares nothing with them.
+    aligned = np.arange(frames) == largest_part(frames, [(m.source, m.target) for m in supported])[0]
     solver = held_or_free(supported, scene, fields.inv_depth_range, config.solver, samples, None, report, kept)
     seconds["solving"] += time.perf_counter() - start
+    if not aligned[0]:
+        report.note(f"frame {int(cameras.frame_ids[0])} shares too little with the others and is left out for now")
     for block in _blocks(frames):
         geometry = AlignedGeometry(scene, cameras, fields)
         start = time.perf_counter()
