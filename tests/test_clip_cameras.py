@@ -47,6 +47,15 @@ def test_frames_in_between_are_placed_where_they_were_taken(world: BoxWorld) -> 
     np.testing.assert_allclose(found.K, world.true.K)
 
 
+def test_large_frames_are_placed_at_a_smaller_size_as_well() -> None:
+    world = make_box_world(3, (224, 392), warp=0.0)
+    chosen = np.array([0, 2])
+    found = place_clip(scene_of(world, chosen), chosen, [3], grays(world).__getitem__, NULL_REPORTER)
+    step = np.linalg.norm(np.diff(world.true.centers, axis=0), axis=1).mean()
+    assert np.linalg.norm(found.c2w[1, :3, 3] - world.true.centers[1]) < 0.02 * step
+    np.testing.assert_allclose(found.K, world.true.K)
+
+
 def test_frames_beyond_the_last_registered_one_are_placed_too(world: BoxWorld) -> None:
     found = place_clip(scene_of(world, CHOSEN[1:]), CHOSEN[1:], [FRAMES], grays(world).__getitem__, NULL_REPORTER)
     assert found.placed[3:].all()

@@ -15,10 +15,13 @@ from utils.backends.flow_depth import frame_threads, match_through_depth
 from utils.geometry import se3
 from utils.geometry.projection import invert_rigid, transform, unproject_depth
 from utils.points.edges import depth_edges
+from utils.scene.media import resize_area
 from utils.types import Array, Reporter, Scene, StepReport
 
 # Points of each of the two scene frames that a pose is solved from, and how many must agree with it within so many pixels.
 _POINTS, _LEAST, _LEAST_SHARE, _AGREE_PX = 1000, 60, 0.3, 1.5
+# Poses are solved at up to this many pixels along the longest side: more cost time in proportion to their number, and gain little.
+_LONGEST = 300
 # Standard deviation (8-bit levels) within 9x9 pixels that makes a place recognisable.
 _TEXTURE = 3.0
 
@@ -63,12 +66,16 @@ def place_clip(scene: Scene, positions: Array, totals: list[int], gray: Callable
     K[:] = (1 - share) * scene.cameras.K[low] + share * scene.cameras.K[np.minimum(low + 1, len(positions) - 1)]
     c2w[positions], K[positions] = scene.cameras.c2w, scene.cameras.K
     missing = [int(t) for t in np.flatnonzero(rows < 0)]
-    world = _WorldPoints(scene)
+    small = _reduced(scene)
+    world = _WorldPoints(small)
+    to_small = np.array([small.cameras.size[1] / scene.cameras.size[1], small.cameras.size[0] / scene.cameras.size[0], 1.0])
 
     def one(frame: int) -> Array | None:
         after = int(np.searchsorted(positions, frame))
         around = [row for row in (after - 1, after) if 0 <= row < len(positions) and clip_of[positions[row]] == clip_of[frame]]
-        return _place(world, around, positions, frame, gray(frame), K[frame]) if around else None
+        if not around:
+            return None
+        return _place(world, around, positions, frame, resize_area(gray(frame), small.cameras.size), to_small[:, None] * K[frame])
 
     with frame_threads() as pool:
         for done, (frame, pose) in enumerate(zip(missing, pool.map(one, missing), strict=True)):
@@ -76,6 +83,21 @@ def place_clip(scene: Scene, positions: Array, totals: list[int], gray: Callable
                 c2w[frame] = pose
             report.step(StepReport("cameras in between", done, len(missing)))
     return ClipCameras(c2w=c2w, K=K, rows=rows)
+
+
+def _reduced(scene: Scene) -> Scene:
+    """The scene at a whole fraction of its size, no larger than `_LONGEST`; depth is picked, not averaged."""
+    step = -(-max(scene.cameras.size) // _LONGEST)
+    if step == 1:
+        return scene
+    picked = (slice(None), slice(step // 2, None, step), slice(step // 2, None, step))
+    depth = scene.depth[picked]
+    return Scene(
+        cameras=scene.cameras.resized((depth.shape[1], depth.shape[2])),
+        images=np.stack([resize_area(image, depth.shape[1:]) for image in scene.images]),
+        depth=depth,
+        confidence=scene.confidence[picked],
+    )
 
 
 class _WorldPoints:
