@@ -114,7 +114,8 @@ def _all_stages(folder: Path, root: Path) -> None:
     train_inverse_deformation.stage.run(InverseDeformationConfig(root_path=root, run=name, validation_points=100))
     splats = GSConfig(root_path=root, run=name, renderer="3dgs", num_iters=120, target_num_points=4000, sh_degree=0, shell_share=0.3)
     train_gs.stage.run(splats)
-    evaluate(EvalConfig(root_path=root, save_video=False, render_gs_video_path=False, render_input_poses=False, report=False))
+    films = {"save_video": False, "render_gs_video_path": False, "render_input_poses": False, "render_clip_poses": True}
+    evaluate(EvalConfig(root_path=root, report=False, **films))
 
 
 def scene_of(run: Masked) -> Scene:
@@ -160,6 +161,13 @@ def test_splats_show_nothing_hidden_but_what_is_behind_the_logo(run: Masked) -> 
     logo[LOGO_AT] = True
     assert np.mean([metrics.psnr(r, c, logo) for r, c in zip(renders, run.clean, strict=True)]) > 25
     assert np.mean([metrics.psnr(r, c, s & ~h) for r, c, s, h in zip(renders, run.clean, run.sky, run.hidden, strict=True)]) > 28
+
+
+def test_the_clips_own_path_shows_what_the_trained_cameras_show(run: Masked) -> None:
+    folder = SceneLayout(run.root).run(SceneLayout(run.root).runs()[-1]).gs("3dgs") / "gs_video_eval"
+    for i in range(FRAMES):
+        films = [read_image(folder / f"frames_{name}" / f"frame_{i:05d}.png") for name in ("clip_poses", "optimised_poses")]
+        assert metrics.psnr(*films) > 40
 
 
 @pytest.mark.parametrize("kind", ["colmap", "nerfstudio"])
