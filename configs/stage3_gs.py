@@ -39,9 +39,10 @@ class GSConfig:
     """Frames whose gradients are averaged in a step, a multiple of the GPUs; num_iters still counts frames. 0: one per GPU."""
     deform: bool = True
     """Render through the inverse deformation; off: rigid rendering."""
-    deform_strength: float | None = None
+    deform_strength: float | None = 1.0
     """Share of the alignment's deformation to render through, 0..1 (with the fixed_point inverse; refinement goes on from there). None:
-    1, 0.5 or 0, whichever explains the training frames best in a small trial; 1 in runs below 500 steps."""
+    1, 0.5 or 0, whichever explains the training frames best in a small trial, if there are 500 steps or more: better on some real clips
+    with sfm geometry, worse on others, since the trial is coarser than the training."""
     deform_inverse_rotations: bool = True
     """Turn the splats by the rotation of the inverse deformation, not only move them."""
     supervise: Literal["all", "aligned"] = "all"

@@ -17,7 +17,7 @@ from utils.types import Alignment, Scene
 
 def trial(scene: Scene, alignment: Alignment) -> float:
     """What a real trial chooses."""
-    config = make_config(num_iters=200)
+    config = make_config(num_iters=200, deform_strength=None)
     make: Any = lambda data, warp, tried: make_trainer(alignment, data, warp, "numba", torch.device("cpu"), tried)
     return chosen_strength(make, training_data(scene, alignment, config), inverse_of_alignment(alignment), config)
 
@@ -48,7 +48,7 @@ def test_the_scene_is_made_smaller_and_the_field_weaker(monkeypatch: pytest.Monk
 
 def test_weaker_ones_are_tried_as_long_as_they_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     scene, alignment = make_world(0.0)
-    config = make_config(num_iters=1000)
+    config = make_config(num_iters=1000, deform_strength=None)
     data, warp = training_data(scene, alignment, config), inverse_of_alignment(alignment)
     tried: list[float] = []
     never: Any = None

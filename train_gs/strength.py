@@ -2,8 +2,8 @@
 
 Displacements that flow measured carry its noise. Where frames contradict each other, that is nothing against what they undo; where the
 geometry already agrees (a real clip with depth from its own flow), rendering through them only spreads the noise, and over sky, whose
-depth is a guess, they are wrong. A few hundred coarse steps tell these apart: the strength whose world explains its training frames best
-is also the one that explains held-out frames best.
+depth is a guess, they are wrong. A few hundred coarse steps often tell these apart: the strength whose world explains its training
+frames best. Displacements below a pixel of the small images are invisible to it, so it errs towards weaker ones; it is made on request.
 """
 
 import copy
