@@ -78,7 +78,7 @@ class GsplatRasterizer:
             gaussians.quats,
             gaussians.scales,
             gaussians.opacities,
-            channels,
+            channels[None],  # of the one view: gsplat 1.5.3 does not add this axis for surfels itself
             render_mode="RGB",
             **view,
         )

@@ -20,18 +20,26 @@ from utils.types import Array
 CHUNKS_PER_THREAD = 6
 """Enough that the last thread to finish is not far behind, few enough that dispatch (about 20 us each) does not show."""
 
+MAX_THREADS = 8
+"""Dispatch holds the interpreter, so chunks beyond this many threads queue for it: 32 threads took 65 ms for steps that take two 13 ms."""
+
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="rasterizer")
+    return ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix="rasterizer")
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
+def num_threads() -> int:
+    """Threads that take part. Follows `torch.set_num_threads` up to `MAX_THREADS`."""
+    return min(torch.get_num_threads(), MAX_THREADS)
+
+
 def num_chunks() -> int:
-    """How many chunks to cut a job into: 1 on one thread. Follows `torch.set_num_threads`."""
-    threads = torch.get_num_threads()
+    """How many chunks to cut a job into: 1 on one thread."""
+    threads = num_threads()
     return 1 if threads == 1 else threads * CHUNKS_PER_THREAD
 
 
@@ -47,7 +55,7 @@ def run_chunks(kernel: Callable[..., None], chunks: Sequence[tuple[Any, ...]], *
                 return
             kernel(*chunk, *shared)
 
-    num_helpers = min(torch.get_num_threads(), len(chunks)) - 1
+    num_helpers = min(num_threads(), len(chunks)) - 1
     helpers = [_pool().submit(work) for _ in range(num_helpers)]
     work()
     for helper in helpers:
@@ -56,7 +64,7 @@ def run_chunks(kernel: Callable[..., None], chunks: Sequence[tuple[Any, ...]], *
 
 def in_parallel(here: Callable[[], Array], beside: Callable[[], None]) -> Array:
     """Does both, `beside` on another thread if there is one; the result of `here`."""
-    if torch.get_num_threads() == 1:
+    if num_threads() == 1:
         beside()
         return here()
     helper = _pool().submit(beside)
@@ -67,7 +75,7 @@ def in_parallel(here: Callable[[], Array], beside: Callable[[], None]) -> Array:
 
 def bands(count: int) -> list[tuple[int, int]]:
     """Cuts 0..count into one range (begin, end) per thread, for work that reads all of its input in every range."""
-    return _cut(count, torch.get_num_threads())
+    return _cut(count, num_threads())
 
 
 def ranges(count: int) -> list[tuple[int, int]]:
