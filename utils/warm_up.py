@@ -94,7 +94,8 @@ def marker(renderer: str) -> Path:
     """A file that says that this program has compiled everything on this machine with these packages."""
     import torch
 
-    sources = sorted(p for p in _ROOT.rglob("*.py") if not p.is_relative_to(_ROOT / "tests"))
+    folders = ("configs", "utils", "frame_to_model_icp", "global_optimization", "train_inverse_deformation", "train_gs")
+    sources = sorted(path for folder in folders for path in (_ROOT / folder).rglob("*.py"))  # not a virtual environment beside them
     stamp = [f"{p.relative_to(_ROOT)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sources]
     stamp += [renderer, torch.__version__, platform.python_version(), torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"]
     home = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
