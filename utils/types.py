@@ -122,7 +122,7 @@ class Scene:
     def __len__(self) -> int:
         return len(self.cameras)
 
-    @property
+    @cached_property
     def valid(self) -> Array:
         """(F, H, W) bool, depth is finite and positive."""
         return np.isfinite(self.depth) & (self.depth > 0)
