@@ -1,6 +1,7 @@
 """Stage 2 shell: reads an alignment, solves all frames jointly, publishes `after_global_optimization/`."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,11 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
             result = align_jointly(scene, start, usable & ~blocks, chosen, board, checkpoints=checkpoints)
             if config.field == "hashgrid":
                 result = refine_matched(scene, result, usable & ~blocks, chosen, board, checkpoints=checkpoints)
-        cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, members, vote, result.color_maps)
-        finished = to_alignment(scene, result, cloud)
-        heldout = _held_out(scene, usable, blocks, result, chosen, report)
+        with ThreadPoolExecutor(1) as pool:  # a GPU matches while points are gathered
+            measured = pool.submit(_held_out, scene, usable, blocks, result, chosen, report)
+            cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, members, vote, result.color_maps)
+            finished = to_alignment(scene, result, cloud)
+            heldout = measured.result()
         publish_alignment(out, scene, result, finished, config, inputs, started, {"heldout": heldout}, board)
     checkpoints.remove()
     report.note(f"joint alignment: {_progress(result.diagnostics)}{int(result.aligned.sum())} of {len(scene)} frames, {len(cloud)} points")

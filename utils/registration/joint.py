@@ -111,7 +111,7 @@ def _round(
     problem = build_problem(matches, scene.cameras, shape, config.match_sigma, trust=trust)
     state = initial_state(scene.cameras, shape)
     before = errors_by_pair(problem, state, shape, matches)
-    errors = np.concatenate(_current_errors(geometry, matches))
+    errors = _current_errors(geometry, matches)
     config = held_or_free(matches, scene, shape.inv_depth, config, samples, errors, report, StepsKept(checkpoints, f"evidence_{index}"))
     kept = StepsKept(checkpoints, f"solve_{index}")
     state = solve(problem, state, shape, config, samples, errors, kept)
@@ -125,13 +125,21 @@ def _round(
     return Registration(cameras, to_fields(state, shape), current.aligned, diagnostics, colors)
 
 
-def _current_errors(geometry: AlignedGeometry, matches: list[MatchSet]) -> list[Array]:
-    """Distance of matched points under `geometry`, in depths."""
+def _current_errors(geometry: AlignedGeometry, matches: list[MatchSet]) -> Array:
+    """(M,) distance of matched points under `geometry`, in depths; frame by frame, since pairs are many and small."""
+    column = lambda *names: np.concatenate([getattr(m, name) for name in names for m in matches])  # noqa: E731
+    pixels, depth = column("source_px", "target_px"), column("source_depth", "target_depth")
+    frame = np.repeat([*(m.source for m in matches), *(m.target for m in matches)], 2 * [len(m) for m in matches])
+    rows = np.argsort(frame, kind="stable")
+    found, starts = np.unique(frame[rows], return_index=True)
+    placed = np.empty((len(frame), 3), np.float32)
 
-    def of(m: MatchSet) -> Array:
-        source, target = geometry.lift(m.source, m.source_px, m.source_depth), geometry.lift(m.target, m.target_px, m.target_depth)
-        distance: Array = np.linalg.norm(source - target, axis=1) / ((m.source_depth + m.target_depth) / 2)
-        return distance
+    def place(own: Array) -> None:
+        placed[own] = geometry.lift(int(frame[own[0]]), pixels[own], depth[own])
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        return list(pool.map(of, matches))
+    with ThreadPoolExecutor(min(cpu_count(), len(found))) as pool:
+        list(pool.map(place, np.split(rows, starts[1:])))
+    source, target = np.split(placed, 2)
+    near, far = np.split(depth, 2)
+    distance: Array = np.linalg.norm(source - target, axis=1) / ((near + far) / 2)
+    return distance
