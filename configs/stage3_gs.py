@@ -56,6 +56,8 @@ class GSConfig:
     """Splat budget; the many copies of one surface in the cloud are merged until it is met."""
     merge_copies: bool = True
     """Merge the copies of a surface; off: start from a random choice of the cloud's points."""
+    start_from_left_out: bool = True
+    """Start from the points of frames that the alignment left out, too; off: what only those frames show has to grow from elsewhere."""
     shell_share: float = 0.0
     """Most splats of a shell far around the world, as a share of the budget: sky, where pixels see none of the cloud. 0: no shell."""
     initial_fill: float = 1.0

@@ -4,6 +4,7 @@ import copy
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 import train_gs.stage
 from tests.test_train_gs import FRAMES, build, make_config, make_world
 from train_gs.extend import with_frames_between
+from train_gs.left_out import with_left_out
 from train_gs.plateau import Plateau
 from train_gs.train import train
 from utils.scene import artifacts
@@ -128,3 +130,29 @@ def test_all_frames_supervise_and_the_same_ones_are_held_out(tmp_path: Path) -> 
     assert few.cameras.frame_ids.tolist() == [0, 2, 4]
     assert every.cameras.frame_ids.tolist() == [0, 1, 2, 3, 4, 5]
     assert every.cameras.frame_ids[every.heldout].tolist() == few.cameras.frame_ids[few.heldout].tolist() == [2]
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_frames_that_the_alignment_left_out_have_splats_to_start_from(start: bool, tmp_path: Path) -> None:
+    scene, alignment = make_world()
+    left_out, pixels = 3, scene.depth[0].size
+    without = replace(alignment, aligned=np.arange(FRAMES) != left_out, cloud=alignment.cloud.select(alignment.cloud.frame != left_out))
+    notes: list[str] = []
+    report = SimpleNamespace(note=notes.append, step=lambda step: None)
+    cloud = with_left_out(scene, without, report).cloud
+    assert "1 frames that the alignment left out" in notes[0]
+    assert (np.diff(cloud.frame) >= 0).all() and len(cloud) > len(without.cloud)
+    added = cloud.select(cloud.frame == left_out)
+    np.testing.assert_allclose(added.points, alignment.cloud.points[left_out * pixels + added.pixel], atol=1e-4)
+    np.testing.assert_array_equal(added.colors, alignment.cloud.colors[left_out * pixels + added.pixel])
+    assert with_left_out(scene, alignment, report) is alignment and len(notes) == 1
+    layout = SceneLayout(tmp_path)
+    layout.npz_dir.mkdir(parents=True)
+    artifacts.save_results(layout.npz_dir, scene)
+    with publish(layout.run("r").after_global_optimization) as folder:
+        artifacts.save_alignment(folder, without, {})
+        write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={}, inputs={})
+    config = make_config(root_path=tmp_path, run="r", num_iters=1, deform=False, merge_copies=False, target_num_points=10**6)
+    trained = load_checkpoint(train_gs.stage.run(replace(config, start_from_left_out=start)))
+    seen = np.isin(without.cloud.frame, trained.cameras.frame_ids[~trained.heldout]).sum()
+    assert len(trained.splats) == seen + start * len(added)

@@ -14,6 +14,7 @@ import torch
 from configs.stage3_gs import GSConfig
 from train_gs.extend import with_frames_between
 from train_gs.initialize import initial_splats
+from train_gs.left_out import with_left_out
 from train_gs.measure import averages, measure
 from train_gs.memory import with_fewer_splats
 from train_gs.population import with_spare_slots
@@ -57,6 +58,8 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     warp = load_inverse(_inverse_dir(config, layout)) if config.deform else IdentityInverseWarp()
     heldout_ids = alignment.cameras.frame_ids[heldout_positions(len(alignment.cameras), config)]
     reference = config.reference_frame
+    if config.start_from_left_out:
+        alignment = with_left_out(scene, alignment, report)
     if extended := _supervises_more(config, scene, alignment, warp, report):
         reference = int(alignment.cameras.frame_ids[reference])
         alignment, warp = with_frames_between(scene, alignment), IdentityInverseWarp()

@@ -1,0 +1,40 @@
+"""Points of frames that the alignment left out: too few of their matches agree, yet their estimated pose and depth are the best there is.
+
+They are trained on like all others. Without points of their own to start from, what only they show would have to grow out of splats that
+belong elsewhere, which ends in fog.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from configs.stage1_align import AlignmentDataConfig, PointFilterConfig
+from utils.points.confidence import confident_pixels
+from utils.registration import build_cloud, usable_pixels
+from utils.types import Alignment, CanonicalCloud, Reporter, Scene
+
+
+def with_left_out(scene: Scene, alignment: Alignment, report: Reporter) -> Alignment:
+    """The alignment with a cloud that holds the confident pixels of its left-out frames too; unchanged if there are none.
+
+    Args:
+        scene: all frames of stage 0.
+        alignment: of all or some of them.
+        report: told how many frames join.
+    """
+    missing = ~alignment.aligned
+    if not missing.any():
+        return alignment
+    ids = alignment.cameras.frame_ids
+    data = AlignmentDataConfig(num_frames=len(scene), stride=1)
+    usable = usable_pixels(scene.select(ids), confident_pixels(scene, data)[ids], PointFilterConfig())
+    as_they_are = PointFilterConfig(enabled=False)  # frames beside them do not agree with them, so their vote says nothing
+    added = build_cloud(scene.select(ids), alignment.cameras, alignment.fields, missing, usable, as_they_are, alignment.color_maps)
+    report.note(f"splatting: starts from {int(missing.sum())} frames that the alignment left out, too, where stage 0 placed them")
+    return replace(alignment, cloud=joined(alignment.cloud, added))
+
+
+def joined(a: CanonicalCloud, b: CanonicalCloud) -> CanonicalCloud:
+    """Both, by frame."""
+    both = CanonicalCloud(**{name: np.concatenate([values, getattr(b, name)]) for name, values in vars(a).items()})
+    return both.select(np.argsort(both.frame, kind="stable"))
