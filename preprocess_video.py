@@ -79,7 +79,7 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
     kept = [source.frames[position] for position in positions]
     _write_subsampled(config, layout, kept, lens)
     _write_clip_cameras(config, layout, source, scene, positions, _grays(source, scene, frames, read, lens), lens, report)
-    _write_extras(config, layout, source, scene, len(kept))
+    _write_extras(config, layout, source, scene, positions)
     with publish(layout.npz_dir) as folder:
         from utils.scene.artifacts import save_results
 
@@ -366,8 +366,8 @@ def _abridged(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
-def _write_extras(config: PreprocessConfig, layout: "SceneLayout", source: Source, scene: "Scene", count: int) -> None:
-    """`preprocess_frames.json` and the fly-through path."""
+def _write_extras(config: PreprocessConfig, layout: "SceneLayout", source: Source, scene: "Scene", positions: list[int]) -> None:
+    """`preprocess_frames.json` and the fly-through path; `positions` are those of the scene's frames in the source."""
     from utils.scene.artifacts import write_json
     from utils.scene.manifest import writing
     from utils.scene.trajectories import extend_path, save_trajectory
@@ -381,8 +381,9 @@ def _write_extras(config: PreprocessConfig, layout: "SceneLayout", source: Sourc
             "source": "input_video" if config.input_video else "frames_dir",
             "max_frames": config.max_frames,
             "max_stride": config.max_stride,
-            "actual_stride": round((len(source.frames) - 1) / max(count - 1, 1), 3),
-            "num_frames_used": count,
+            "actual_stride": round((len(source.frames) - 1) / max(len(positions) - 1, 1), 3),
+            "num_frames_used": len(positions),
+            "positions": [int(position) for position in positions],
         },
     )
     with writing(layout.path_json):

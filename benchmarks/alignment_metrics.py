@@ -10,6 +10,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from utils.errors import GeometryError
+from utils.geometry.similarity import Similarity, fit_points, fit_similarity
 from utils.synthetic import SyntheticWorld
 from utils.types import Array, CameraSet
 
@@ -20,8 +21,6 @@ PAIRS_PER_GAP = 48
 SAME_POINT = 0.5
 # ... and its four pixels lie on one surface: their points are closer together than this share of their depth.
 ONE_SURFACE = 0.05
-FIT_POINTS = 40_000
-FIT_ROUNDS = 4
 THICKNESS_POINTS = 60_000
 THICKNESS_QUERIES = 1_500
 THICKNESS_NEIGHBOURS = 32
@@ -31,19 +30,6 @@ SIGMA_PER_DEVIATION = 1.4826  # standard deviation of a Gaussian over its median
 CLOUD_POINTS = 250_000
 CLOUD_QUERIES = 20_000
 F_SCORE_THRESHOLD = 0.005  # of the median depth
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """The map x -> scale * rotation @ x + translation."""
-
-    scale: float
-    rotation: Array
-    translation: Array
-
-    def apply(self, points: Array) -> Array:
-        """Points (..., 3) mapped."""
-        return self.scale * points @ self.rotation.T + self.translation
 
 
 @dataclass(frozen=True)
@@ -68,49 +54,17 @@ class Correspondences:
         return len(self.gap)
 
 
-def fit_similarity(source: Array, target: Array, weight: Array) -> Similarity:
-    """The similarity that takes source (N, 3) to target (N, 3) with the least weighted squares (Umeyama 1991).
-
-    Raises:
-        GeometryError: the source points coincide, or fewer than three have a weight.
-    """
-    if np.count_nonzero(weight > 0) < 3:
-        raise GeometryError(f"{np.count_nonzero(weight > 0)} points for a similarity", "give at least three valid points")
-    share = (weight / weight.sum())[:, None]
-    mean_source, mean_target = (share * source).sum(0), (share * target).sum(0)
-    a, b = source - mean_source, target - mean_target
-    variance = (share * a**2).sum()
-    if variance <= 0:
-        raise GeometryError("the points of a similarity coincide", "check that the reconstruction is not constant")
-    u, singular, vt = np.linalg.svd((share * b).T @ a)
-    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    rotation = (u * sign) @ vt
-    scale = float((singular * sign).sum() / variance)
-    return Similarity(scale, rotation, mean_target - scale * rotation @ mean_source)
-
-
 def fit_to_truth(world: SyntheticWorld, points: Array, mask: Array) -> Similarity:
-    """The similarity from reconstructed points to the truth.
-
-    Weighted by 1/depth^2 (errors grow with depth) and reweighted by a Cauchy kernel on the relative error, so that mixed depths
-    at edges do not pull.
+    """The similarity from reconstructed points to the truth, see `fit_points`.
 
     Args:
         world: the truth.
         points: (F, H, W, 3) reconstructed canonical positions.
         mask: (F, H, W) bool, pixels to use; where true, points and truth must be finite.
     """
-    index = _subset(np.flatnonzero(mask), FIT_POINTS)
-    source = points.reshape(-1, 3)[index].astype(np.float64)
-    target = world.canonical.reshape(-1, 3)[index].astype(np.float64)
-    base = 1.0 / world.depth.reshape(-1)[index].astype(np.float64) ** 2
-    weight = base
-    fit = fit_similarity(source, target, weight)
-    for _ in range(FIT_ROUNDS):
-        squared = ((fit.apply(source) - target) ** 2).sum(1) * base
-        weight = base / (1.0 + squared / (4.0 * np.median(squared) + 1e-18))
-        fit = fit_similarity(source, target, weight)
-    return fit
+    index = np.flatnonzero(mask)
+    truth, depth = world.canonical.reshape(-1, 3)[index], world.depth.reshape(-1)[index]
+    return fit_points(points.reshape(-1, 3)[index], truth, depth)
 
 
 def _subset(index: Array, count: int) -> Array:

@@ -43,13 +43,13 @@ from configs.stage2_global_optimization import GlobalOptimizationConfig
 from configs.stage3_gs import GSConfig
 from configs.stage3_inverse_deformation import InverseDeformationConfig
 from eval_gs.metrics import psnr, ssim
+from eval_gs.novel_views import as_trained
 from eval_gs.stage import run as evaluate
 from frame_to_model_icp import stage as stage1
 from global_optimization import stage as stage2
 from train_gs import stage as stage32
 from train_inverse_deformation import stage as stage31
 from utils.deformation.artifact import trained_inverse
-from utils.deformation.inverse import FixedPointInverseWarp
 from utils.errors import ConfigError
 from utils.geometry.projection import pixel_centers, project, transform, unproject
 from utils.points.confidence import confident_pixels
@@ -186,10 +186,7 @@ def novel_scores(registered: Registered, checkpoint: Path) -> dict[str, float]:
     tree, common = common_deformation(registered)
     for i, truth in enumerate(registered.world.novel_images):
         for name, fit in (("", registered.fit), ("_per_view", fit_of_view(registered, i))):
-            c2w = cameras.c2w[i].copy()
-            c2w[:3, :3] = fit.rotation.T @ c2w[:3, :3]
-            c2w[:3, 3] = fit.rotation.T @ (cameras.c2w[i][:3, 3] - fit.translation) / fit.scale
-            image = rgb_image(view.render(c2w, cameras.K[i], cameras.size))
+            image = rgb_image(view.render(fit.camera_before(cameras.c2w[i]), cameras.K[i], cameras.size))
             scores["psnr" + name].append(psnr(image, truth))
             if not name:
                 scores["ssim"].append(ssim(image, truth))
@@ -217,17 +214,6 @@ def trained(root: Path, folder: Path, name: str, budget: GSConfig, report: Conso
     return out, {"heldout": summary.get("heldout_psnr"), "splats": summary["splats"], "seconds": seconds}
 
 
-def as_trained(alignment: Alignment, out: Path) -> Alignment:
-    """The alignment with the poses and the deformation that training refined: the space that the splats are in."""
-    if not (out / "inverse_local.pt").is_file():
-        return alignment
-    cameras, field = load_checkpoint(out).cameras, trained_inverse(out, out)
-    assert isinstance(field, FixedPointInverseWarp)
-    rows = np.flatnonzero(np.isin(cameras.frame_ids, alignment.cameras.frame_ids))
-    fields = replace(alignment.fields, nodes=field.field.nodes[rows].numpy())
-    return replace(alignment, cameras=cameras.select(rows).resized(alignment.cameras.size), fields=fields)
-
-
 def one_world(world: SyntheticWorld, variants: tuple[str, ...], budgets: dict[float, GSConfig], report: ConsoleReporter) -> Iterator[Line]:
     """One line per variant and splat count, as they are done."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -242,7 +228,9 @@ def one_world(world: SyntheticWorld, variants: tuple[str, ...], budgets: dict[fl
             root = Path(temporary) / ("consistent" if geometry == "consistent" else "shown")
             folder = start(root, geometry, shown, report)
             out, figures = trained(root, folder, name, budget, report)
-            alignment = as_trained(artifacts.load_alignment(folder), out)
+            alignment = artifacts.load_alignment(folder)
+            if (out / "inverse_local.pt").is_file():
+                alignment = as_trained(alignment, load_checkpoint(out).cameras, trained_inverse(out, out))
             scores = novel_scores(register(shown, root, alignment), out / MODEL)
             yield labels(asdict(world.config), name, count, budget) | figures | scores
 

@@ -80,6 +80,10 @@ class EvalConfig:
     lpips: bool = False
     """Also measure LPIPS; needs the package lpips and its weights on this machine."""
 
+    ground_truth: Path | None = None
+    """Synthetic worlds: the ground_truth.npz of `python -m utils.synthetic`, or its folder. Novel views are measured against the clean
+    truth, placed by one similarity for all of them and by one for each."""
+
     rasterizer: str = "auto"
     """Rasteriser backend, or auto for the best one that runs here."""
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from configs.evaluation import EvalConfig
 from eval_gs.measure import FrameScore, lpips_or_reason, score_frame, summarize
+from eval_gs.novel_views import as_trained, novel_scores, point_pairs, source_positions
 from eval_gs.paths import clip_path, make_path
 from eval_gs.render import FilmOptions, film
 from utils import pictures
@@ -24,6 +25,7 @@ from utils.scene.media import list_frames, read_frames, resize_area, write_image
 from utils.scene.trajectories import load_trajectory, save_trajectory
 from utils.splats.checkpoint import GS_SCHEMA, load_checkpoint
 from utils.splats.view import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
+from utils.synthetic.world import ground_truth_file, load_ground_truth
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
 from utils.viewer.picture import normals_of_depth
 
@@ -33,12 +35,13 @@ _REPORT_FRAMES = 4
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is evaluated: the view of the splats, the inverse deformation they were trained through, and the frames to compare with."""
+    """What is evaluated: the splats, the inverse deformation they were trained through, the frames, and the alignment's folder."""
 
     view: SplatView
     warp: InverseWarp
     scene: Scene
     images: Array
+    alignment: Path
 
 
 def run(config: EvalConfig, report: Reporter = NULL_REPORTER) -> Path:
@@ -51,6 +54,8 @@ def run(config: EvalConfig, report: Reporter = NULL_REPORTER) -> Path:
     path_json = config.transforms_path or SceneLayout(config.root_path).path_json
     if config.render_gs_video_path and path_json.is_file():
         inputs["camera_path"] = sha256(path_json)
+    if config.ground_truth is not None:
+        inputs["ground_truth"] = sha256(ground_truth_file(config.ground_truth))
     if not config.overwrite and is_current(out, EVALUATION_SCHEMA, config, inputs):
         report.note(f"evaluation: {out} is current, skipped")
     else:
@@ -99,7 +104,8 @@ def _load_subject(config: EvalConfig, run_layout: RunLayout, checkpoint: Path, d
     view = SplatView(trained, rasterizer, device, bool(settings.get("deform_inverse_rotations", True)))
     scene = artifacts.load_scene(config.root_path)
     images = _reference_images(config.original_images_dir or settings.get("original_images_dir"), scene, trained.cameras)
-    return _Subject(view, warp.to(device), scene, images), {"rasterizer": reason}
+    alignment = run_layout.root / settings.get("global_opt_subdir", run_layout.after_global_optimization.name)
+    return _Subject(view, warp.to(device), scene, images, alignment), {"rasterizer": reason}
 
 
 def _reference_images(folder: str | Path | None, scene: Scene, cameras: CameraSet) -> Array:
@@ -157,6 +163,7 @@ def _measure(
         "size": list(cameras.size),
         **summary,
         **({} if used is None else {"masked": float(1 - used.mean())}),
+        **({} if config.ground_truth is None else {"novel_views": _against_truth(config, subject, config.ground_truth, report)}),
         "consistency": {name: values for name, values in consistency.items() if values},
         "frames": scores,
         "seconds": time.perf_counter() - started,
@@ -164,6 +171,19 @@ def _measure(
     artifacts.write_json(folder / "metrics.json", content | ({"lpips_unavailable": reason} if reason else {}))
     words = [f"{name} {values['psnr']:.2f} dB / SSIM {values['ssim']:.3f}" for name, values in summary.items()]
     report.note("evaluation: " + ", ".join(words))
+
+
+def _against_truth(config: EvalConfig, subject: _Subject, path: Path, report: Reporter) -> dict[str, float]:
+    """Scores of the novel views of a synthetic world."""
+    truth = load_ground_truth(path)
+    positions = source_positions(config.root_path, len(subject.scene), len(truth.cameras))
+    alignment = as_trained(artifacts.load_alignment(subject.alignment, with_cloud=False), subject.view.trained.cameras, subject.warp)
+    scores = novel_scores(subject.view, point_pairs(subject.scene, alignment, truth, positions), truth)
+    report.note(
+        f"evaluation: {scores['views']} novel views against the clean truth: {scores['psnr']:.2f} dB / SSIM {scores['ssim']:.3f} placed by"
+        f" one similarity, {scores['psnr_per_view']:.2f} dB / SSIM {scores['ssim_per_view']:.3f} by one for each"
+    )
+    return scores
 
 
 def _both_views(subject: _Subject, i: int) -> tuple[Array, Array]:

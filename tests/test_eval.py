@@ -13,15 +13,20 @@ from configs.evaluation import EvalConfig, ExportConfig
 from eval_gs.metrics import psnr
 from eval_gs.paths import look_at, make_path
 from eval_gs.stage import run as evaluate
-from tests.trained_world import FRAMES, RUN, SIZE, write_trained_world
-from utils.errors import ConfigError, MissingArtifactError
+from tests.trained_world import FRAMES, RUN, SIZE, write_trained_scene, write_trained_world
+from utils.errors import ConfigError, InputError, MissingArtifactError
 from utils.exports.ply import read_splat_ply
 from utils.exports.select import transform_cameras, upright
 from utils.exports.stage import run as export
+from utils.geometry.similarity import Similarity
+from utils.scene.layout import SceneLayout
 from utils.scene.media import read_image
 from utils.scene.trajectories import load_trajectory
 from utils.splats.checkpoint import load_checkpoint
 from utils.splats.view import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
+from utils.synthetic.inconsistency import rotation_matrices
+from utils.synthetic.world import WorldConfig, make_world, save_world
+from utils.types import Scene
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +194,39 @@ def test_evaluation_goes_on_on_the_cpu_when_gpu_memory_is_short(root: Path, tmp_
     out = evaluate(EvalConfig(root_path=root, out_dir=tmp_path / "films", **flags))
     assert devices == ["auto", "cpu"] and (out / "manifest.json").is_file()
     assert caplog.text.count("out of GPU memory") == 1
+
+
+def test_novel_views_of_a_synthetic_world_are_measured_against_the_clean_truth(tmp_path: Path) -> None:
+    """The reconstruction has a frame and scale of its own and uses every other frame of the clip."""
+    world = make_world(WorldConfig(frames=2 * FRAMES - 1, size=SIZE, severity="none", pose_errors=0.0, path_scale=2.0))
+    save_world(world, tmp_path / "truth")
+    used = list(range(0, len(world), 2))
+    similarity = Similarity(2.5, rotation_matrices(np.array([[0.4, 1.1, -0.7]]))[0], np.array([3.0, -1.0, 2.0]))
+    cameras = replace(world.cameras.select(used), frame_ids=np.arange(FRAMES))
+    cameras = replace(cameras, c2w=np.stack([similarity.camera_before(c2w) for c2w in cameras.c2w]))
+    depth = world.depth[used] / np.float32(similarity.scale)
+    scene = Scene(cameras=cameras, images=world.images[used], depth=depth, confidence=np.ones_like(depth))
+    root = tmp_path / "scene"
+    write_trained_scene(root, scene)
+    config = EvalConfig(
+        root_path=root, ground_truth=tmp_path / "truth", save_images=False, save_video=False, report=False,
+        render_gs_video_path=False, render_input_poses=False, render_optimised_poses=False,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="which frames of the clip"):
+        evaluate(config)
+    book = SceneLayout(root).preprocess_json
+    book.write_text(json.dumps({"positions": used}))
+    metrics = json.loads((evaluate(config) / "metrics.json").read_text())
+    scores = metrics["novel_views"]
+    assert scores["psnr"] == pytest.approx(metrics["train"]["psnr"], abs=1.0)  # this world is consistent: new views are as good
+    assert scores["ssim"] == pytest.approx(metrics["train"]["ssim"], abs=0.05)
+    assert scores["views"] == 8 and scores["misfit"] < 1e-3
+    assert scores["psnr_per_view"] == pytest.approx(scores["psnr"], abs=0.3)
+    book.write_text(json.dumps({"positions": used[::-1]}))
+    off = json.loads((evaluate(replace(config, overwrite=True)) / "metrics.json").read_text())["novel_views"]
+    assert off["misfit"] > 0.01 and off["psnr"] < scores["psnr"]  # a wrong truth shows
+    book.write_text(json.dumps({"positions": [p + 1 for p in used]}))
+    with pytest.raises(InputError, match=r"the truth has 9"):
+        evaluate(replace(config, overwrite=True))
+    with pytest.raises(MissingArtifactError, match="nowhere does not exist"):
+        evaluate(replace(config, ground_truth=tmp_path / "nowhere"))

@@ -87,6 +87,7 @@ def test_clip_becomes_a_scene(clip: Path) -> None:
     np.testing.assert_allclose([image.mean() / 5 for image in scene.images], [0, 16, 23, 31, 39], atol=0.8)
     book = json.loads(layout.preprocess_json.read_text())
     assert book["frames_dir"] == "frames_subsampled" and book["num_frames_used"] == 5 and book["source"] == "input_video"
+    assert book["positions"] == [0, 16, 23, 31, 39]  # counted from 0
     assert load_trajectory(layout.path_json).size == (42, 70)
     cameras = read_cameras(layout.clip_cameras)  # plain frames tell no pose: only the scene's own are there
     assert [Path(name).name for name in cameras.names] == [f"{i + 1:06d}.png" for i in (0, 16, 23, 31, 39)]

@@ -1,6 +1,7 @@
 """A tiny scene root with every artifact up to trained splats, made without running the stages: splats stand on the true surface."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import publish, write_manifest
 from utils.splats.checkpoint import GS_SCHEMA, MODEL, TrainedScene, save_checkpoint
-from utils.types import Alignment, CanonicalCloud, LatticeFields
+from utils.types import Alignment, CanonicalCloud, LatticeFields, Scene
 
 FRAMES, SIZE = 5, (48, 80)
 RUN = "frame_to_model_icp_5_1_offset0"
@@ -26,18 +27,19 @@ RUN = "frame_to_model_icp_5_1_offset0"
 
 def write_trained_world(root: Path, renderer: str = "3dgs") -> RunLayout:
     """Fills `root`; returns the run's layout."""
-    layout = SceneLayout(root)
     world = make_box_world(FRAMES, SIZE, warp=0.0)
-    scene = world.scene
-    cameras = world.true
+    return write_trained_scene(root, replace(world.scene, cameras=world.true, depth=world.true_depth.astype(np.float32)), renderer)
+
+
+def write_trained_scene(root: Path, scene: Scene, renderer: str = "3dgs") -> RunLayout:
+    """The same of any consistent scene of FRAMES frames of SIZE without sky."""
+    layout = SceneLayout(root)
+    cameras = scene.cameras
     with publish(layout.npz_dir) as folder:
-        artifacts.save_results(
-            folder,
-            type(scene)(cameras=cameras, images=scene.images, depth=world.true_depth.astype(np.float32), confidence=scene.confidence),
-        )
+        artifacts.save_results(folder, scene)
     run = layout.run(RUN)
     points = np.concatenate(
-        [transform(p, unproject_depth(d, k)).reshape(-1, 3) for p, d, k in zip(cameras.c2w, world.true_depth, cameras.K, strict=True)]
+        [transform(p, unproject_depth(d, k)).reshape(-1, 3) for p, d, k in zip(cameras.c2w, scene.depth, cameras.K, strict=True)]
     )
     pixels = SIZE[0] * SIZE[1]
     cloud = CanonicalCloud(

@@ -38,6 +38,7 @@ SKY_SHELL = 1.2  # depth that a predictor gives the sky, in largest true depths
 FRAME_RATE = 12
 CRF = "12"
 GROUND_TRUTH_VERSION = 1
+_REMAKE = "make it again with `python -m utils.synthetic --out DIR`"
 
 
 @dataclass(frozen=True)
@@ -382,6 +383,19 @@ def save_world(world: SyntheticWorld, out: FilePath) -> None:
     partial.replace(out / "ground_truth.npz")
 
 
+def ground_truth_file(path: FilePath | str) -> FilePath:
+    """The `ground_truth.npz`, given itself or its folder.
+
+    Raises:
+        MissingArtifactError: no such file.
+    """
+    file = FilePath(path)
+    file = file / "ground_truth.npz" if file.is_dir() else file
+    if not file.is_file():
+        raise MissingArtifactError(f"{file} does not exist", _REMAKE)
+    return file
+
+
 def load_ground_truth(path: FilePath | str) -> GroundTruth:
     """Read a `ground_truth.npz`, given itself or its folder.
 
@@ -389,15 +403,11 @@ def load_ground_truth(path: FilePath | str) -> GroundTruth:
         MissingArtifactError: no such file.
         CorruptArtifactError: it lacks a key or is of another version.
     """
-    file = FilePath(path)
-    file = file / "ground_truth.npz" if file.is_dir() else file
-    remake = "make it again with `python -m utils.synthetic --out DIR`"
-    if not file.exists():
-        raise MissingArtifactError(f"{file} does not exist", remake)
+    file = ground_truth_file(path)
     try:
         with np.load(file) as data:
             if int(data["version"]) != GROUND_TRUTH_VERSION:
-                raise CorruptArtifactError(f"{file} has version {int(data['version'])}", remake)
+                raise CorruptArtifactError(f"{file} has version {int(data['version'])}", _REMAKE)
             settings = json.loads(str(data["config"]))
             config = replace(WorldConfig(), **{**settings, "size": tuple(settings["size"])})
             frames, views = len(data["c2w"]), len(data["novel_c2w"])
@@ -412,4 +422,4 @@ def load_ground_truth(path: FilePath | str) -> GroundTruth:
                 novel_depth=data["novel_depth"],
             )
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise CorruptArtifactError(f"{file} cannot be read: {error}", remake) from error
+        raise CorruptArtifactError(f"{file} cannot be read: {error}", _REMAKE) from error
