@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from configs.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range, check
 from utils.errors import ConfigError
 
 
@@ -103,8 +104,8 @@ class EvalConfig:
             raise ConfigError("override_width and override_height go together", "give both, or neither")
         if self.override_width > 0 and self.original_images_dir:
             raise ConfigError("override_width/height and original_images_dir both set the size", "give the size or the images, not both")
-        if self.fps < 1:
-            raise ConfigError(f"fps is {self.fps}", "give at least 1")
+        check(self, COUNT, "fps", "extra_path_frames")
+        check(self, NOT_NEGATIVE, "max_gpu_gb")
 
 
 ExportFormat = Literal["ply", "splat", "spz", "colmap", "colmap-bin", "nerfstudio", "cloud", "cloud-npz", "mesh-ply", "mesh-glb"]
@@ -154,10 +155,8 @@ class ExportConfig:
     """cpu, cuda, or auto."""
 
     def __post_init__(self) -> None:
-        if self.scale <= 0:
-            raise ConfigError(f"scale is {self.scale}", "give a positive factor")
-        if self.mesh_resolution < 16:
-            raise ConfigError(f"mesh_resolution is {self.mesh_resolution}", "give at least 16")
+        check(self, POSITIVE, "scale")
+        check(self, Range(16), "mesh_resolution")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,3 +204,8 @@ class ViewerConfig:
 
     device: str = "auto"
     """cpu, cuda, or auto."""
+
+    def __post_init__(self) -> None:
+        check(self, Range(1, 65535), "port")
+        check(self, POSITIVE, "training_cameras_scale", "near_plane", "far_plane")
+        check(self, Range(16), "max_side", "moving_side")

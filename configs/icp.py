@@ -6,6 +6,7 @@ Lengths named "units" are thirds of the scene's median depth: about metres in a 
 from dataclasses import dataclass
 from typing import Literal
 
+from configs.ranges import COUNT, NOT_NEGATIVE, PERCENT, POSITIVE, SHARE, Range, check
 from utils.errors import ConfigError
 
 Method = Literal["lattice", "parity"]
@@ -19,12 +20,6 @@ def resolve_field(field: FieldName, method: Method) -> Literal["lattice", "hashg
     if field == "auto":
         return "hashgrid" if method == "parity" else "lattice"
     return field
-
-
-def _not_negative(group: object, name: str, *fields: str) -> None:
-    for field in fields:
-        if getattr(group, field) < 0:
-            raise ConfigError(f"{name}.{field} is {getattr(group, field)}", "give 0 (off) or a positive value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +48,11 @@ class TwistFieldConfig:
     """Of the initial weights; all frames start alike."""
 
     def __post_init__(self) -> None:
-        if self.levels < 1 or self.min_resolution < 2 or self.max_resolution < self.min_resolution:
-            raise ConfigError(
-                f"hash grid of {self.levels} levels from {self.min_resolution} to {self.max_resolution}", "give 1 or more, growing levels"
-            )
-        if not 3 <= self.log2_table_size <= 24:
-            raise ConfigError(f"log2_table_size is {self.log2_table_size}", "give 3 to 24")
-        if min(*self.lattice, *self.stored_lattice) < 2:
-            raise ConfigError(f"lattices {self.lattice} and {self.stored_lattice}", "give at least 2 nodes along each axis")
+        check(self, COUNT, "levels", "neurons", "hidden_layers", group="twists")
+        check(self, Range(2), "min_resolution", "max_resolution", "lattice", "stored_lattice", group="twists")
+        check(self, Range(3, 24), "log2_table_size", group="twists")
+        if self.max_resolution < self.min_resolution:
+            raise ConfigError(f"hash grid from {self.min_resolution} to {self.max_resolution}", "give growing levels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,19 +133,19 @@ class IcpConfig:
     """A frame of whose points a smaller share has a neighbour in the model is reported and left out, 0..1."""
 
     def __post_init__(self) -> None:
-        _not_negative(
-            self,
-            "icp",
-            *("n_iter", "data_weight", "color_weight", "smoothness_weight", "magnitude_weight", "match_weight", "max_points"),
-            *("start_corr_dist", "robust_scale", "min_normal_cos"),
-            *("early_stopping_patience", "early_stopping_min_iters", "early_stopping_min_delta"),
-        )
+        check(self, POSITIVE, "max_corr_dist", "lr", "rigid_radii", "smoothness_step", "color_gate", "match_max_dist", group="icp")
+        check(self, COUNT, "rigid_iters", "smoothness_every", "match_references", "match_samples", "filter_min_frames", group="icp")
+        weights = ("data_weight", "color_weight", "smoothness_weight", "magnitude_weight", "match_weight")
+        check(self, NOT_NEGATIVE, *weights, "n_iter", "max_points", "start_corr_dist", "robust_scale", group="icp")
+        check(self, NOT_NEGATIVE, "early_stopping_patience", "early_stopping_min_iters", "early_stopping_min_delta", group="icp")
+        check(self, NOT_NEGATIVE, "filter_geom_sigma", "filter_color_sigma", group="icp")
+        check(self, SHARE, "min_normal_cos", "smoothness_samples", "filter_worst_pct", "min_fitness", group="icp")
+        check(self, Range(3), "color_neighbors", "normal_neighbors", group="icp")
+        check(self, PERCENT, "filter_base_percentile", group="icp")
         if len(self.rigid_radii) != len(self.rigid_iters):
             raise ConfigError(
                 f"icp.rigid_radii has {len(self.rigid_radii)} entries, icp.rigid_iters {len(self.rigid_iters)}", "give one of each per pass"
             )
-        if self.max_corr_dist <= 0 or self.smoothness_step <= 0 or self.smoothness_every < 1:
-            raise ConfigError("icp.max_corr_dist, smoothness_step and smoothness_every must be positive", "leave them at their defaults")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +191,12 @@ class LeaveOneOutConfig:
 
     def __post_init__(self) -> None:
         weights = ("loo_weight", "thin_shell_weight", "color_weight", "anchor_weight", "smoothness_weight")
-        _not_negative(self, "loo", "n_iters", "anchor_samples", *weights)
-        if self.max_corr_dist <= 0 or self.neighbors < 2 or self.rebuild_every < 1 or self.max_pairs < 1:
-            raise ConfigError("loo.max_corr_dist, rebuild_every and max_pairs must be positive, neighbors 2 or more", "use the defaults")
+        check(self, NOT_NEGATIVE, "n_iters", "anchor_samples", *weights, group="loo")
+        check(self, POSITIVE, "lr", "color_gate", "smoothness_step", "max_corr_dist", "max_grad_norm", group="loo")
+        check(self, COUNT, "rebuild_every", "max_pairs", group="loo")
+        check(self, SHARE, "smoothness_samples", group="loo")
+        check(self, Range(2), "neighbors", group="loo")
+        check(self, Range(3), "color_neighbors", "normal_neighbors", group="loo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,3 +217,8 @@ class MatchedFieldConfig:
     """That step, in units."""
     magnitude_weight: float = 0.01
     """Weight of the mean squared displacement, in squared units: the gauge."""
+
+    def __post_init__(self) -> None:
+        check(self, NOT_NEGATIVE, "n_iters", "smoothness_weight", "magnitude_weight", group="refine")
+        check(self, POSITIVE, "lr", "robust_scale", "smoothness_step", group="refine")
+        check(self, COUNT, "max_pairs", group="refine")

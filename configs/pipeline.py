@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.evaluation import EvalConfig
+from configs.ranges import NOT_NEGATIVE, check
 from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from configs.stage3_gs import GSConfig
@@ -103,8 +104,7 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         if self.input_video and self.frames_dir is not None:
             raise ConfigError("both --config.input-video and --config.frames-dir are given", "give one of them")
-        if self.max_gpu_gb < 0:
-            raise ConfigError(f"max_gpu_gb is {self.max_gpu_gb}", "give 0 (no limit) or a positive number of GiB")
+        check(self, NOT_NEGATIVE, "max_gpu_gb")
 
     @property
     def renderers(self) -> tuple[Literal["2dgs", "3dgs"], ...]:
@@ -158,15 +158,22 @@ BUDGETS: dict[tuple[Mode, Literal["cpu", "cuda"]], Budget] = {
 }
 
 
+# Steps between two states of the training on a CPU, where a step takes 30 ms and more: a kill costs less than half a minute.
+_SAVE_EVERY_ON_CPU = 500
+
+
 def preset(mode: Mode, device: Literal["cpu", "cuda"]) -> PipelineConfig:
     """The settings a run starts from, before any flag."""
     budget = BUDGETS[mode, device]
     base = PipelineConfig(mode=mode)
+    save_every = _SAVE_EVERY_ON_CPU if device == "cpu" else base.gs.save_every
     return replace(
         base,
         renderer="3dgs" if mode == "fast" else "both",
         preprocess_max_frames=budget.frames,
         preprocess_process_res=budget.resolution,
         stage1=replace(base.stage1, alignment=AlignmentDataConfig(num_frames=budget.frames, stride=1)),
-        gs=replace(base.gs, num_iters=budget.iterations, target_num_points=budget.splats, sh_degree=budget.sh_degree),
+        gs=replace(
+            base.gs, num_iters=budget.iterations, target_num_points=budget.splats, sh_degree=budget.sh_degree, save_every=save_every
+        ),
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from configs.ranges import COUNT, NOT_NEGATIVE, check
 from utils.errors import ConfigError
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
@@ -67,6 +68,8 @@ class PreprocessConfig:
             raise ConfigError("a lens is given, but cameras from files hold for the frames as they are", "leave lens at none")
         if self.max_frames < 2:
             raise ConfigError(f"max_frames is {self.max_frames}", "at least 2 frames are needed, 24 or more are sensible")
+        check(self, COUNT, "max_stride")
+        check(self, NOT_NEGATIVE, "between_frames", "seed")
         if self.process_res < 56:
             raise ConfigError(f"process_res is {self.process_res}", "give at least 56 pixels, 252 or 504 are sensible")
         if self.image_ext not in IMAGE_EXTENSIONS:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.icp import FieldName, IcpConfig, Method, TwistFieldConfig
+from configs.ranges import COUNT, NOT_NEGATIVE, PERCENT, POSITIVE, SHARE, Range, check
 from utils.errors import ConfigError
 
 ConfidenceMode = Literal["global", "per_frame", "per_frame_guided", "voxel", "voxel_guided", "voxel_or"]
@@ -34,20 +35,11 @@ class AlignmentDataConfig:
     """Voxels with fewer points than this percentile of occupied voxels fail the strong filter (none: off)."""
 
     def __post_init__(self) -> None:
-        for name, low in (("num_frames", 1), ("stride", 1), ("offset", 0)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"alignment.{name} is {getattr(self, name)}", f"give at least {low}")
-        for name in (
-            "conf_thresh_percentile",
-            "conf_global_percentile",
-            "conf_local_percentile",
-            "conf_voxel_min_count_percentile",
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 100:
-                raise ConfigError(f"alignment.{name} is {value}", "percentiles lie in 0..100")
-        if self.conf_voxel_size <= 0:
-            raise ConfigError(f"alignment.conf_voxel_size is {self.conf_voxel_size}", "give a positive size")
+        check(self, COUNT, "num_frames", "stride", group="alignment")
+        check(self, NOT_NEGATIVE, "offset", group="alignment")
+        check(self, PERCENT, "conf_thresh_percentile", "conf_global_percentile", "conf_local_percentile", group="alignment")
+        check(self, PERCENT, "conf_voxel_min_count_percentile", group="alignment")
+        check(self, POSITIVE, "conf_voxel_size", group="alignment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +70,13 @@ class MatchingConfig:
     roma_cache: Path | None = None
     """Folder for RoMa's matches, one file a pair. Default: roma_cache in the scene root."""
 
+    def __post_init__(self) -> None:
+        check(self, COUNT, "gaps", "matches_per_frame", "gpus", group="matching")
+        check(self, NOT_NEGATIVE, "revisits_per_frame", group="matching")
+        check(self, SHARE, "min_overlap", "roma_min_overlap", group="matching")
+        check(self, POSITIVE, "max_cycle_error_px", group="matching")
+        check(self, Range(-1, 1), "min_correlation", group="matching")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SolverConfig:
@@ -106,10 +105,11 @@ class SolverConfig:
     """Refine poses only, no displacement."""
 
     def __post_init__(self) -> None:
-        if min(self.lattice) < 2:
-            raise ConfigError(f"solver.lattice is {self.lattice}", "give at least 2 nodes along each axis")
-        if not 0 <= self.pose_evidence <= 1:
-            raise ConfigError(f"solver.pose_evidence is {self.pose_evidence}", "give a share in 0..1")
+        check(self, Range(2), "lattice", group="solver")
+        check(self, SHARE, "pose_evidence", group="solver")
+        check(self, NOT_NEGATIVE, "smoothness", "ridge", "pose_ridge", "confidence_power", group="solver")
+        check(self, POSITIVE, "match_sigma", "robust_scales", group="solver")
+        check(self, COUNT, "cg_iterations", group="solver")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +124,10 @@ class PointFilterConfig:
     """Frames that vote on each point."""
     edge_ratio: float = 0.05
     """A pixel is a depth edge if depth varies by more than this share within its 3x3 neighbourhood."""
+
+    def __post_init__(self) -> None:
+        check(self, POSITIVE, "tolerance", "edge_ratio", group="filter")
+        check(self, NOT_NEGATIVE, "neighbors", group="filter")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,5 +166,7 @@ class FrameToModelICPConfig:
     """Deformation of a frame: auto is the method's own (lattice, or hashgrid for parity). Method lattice has hash grids in stage 2 only."""
 
     def __post_init__(self) -> None:
+        check(self, NOT_NEGATIVE, "max_gpu_gb")
+        check(self, SHARE, "min_fitness")
         if self.method == "lattice" and self.field == "hashgrid":
             raise ConfigError("stage 1 has hash grids with method parity only", "pass --config.method parity, or choose it in stage 2")

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs.icp import FieldName, LeaveOneOutConfig, MatchedFieldConfig, Method, TwistFieldConfig
+from configs.ranges import NOT_NEGATIVE, SHARE, Range, check
 from configs.stage1_align import MatchingConfig, SolverConfig
-from utils.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class GlobalOptimizationConfig:
     fitted to the same matches, to the lattices."""
 
     def __post_init__(self) -> None:
-        if self.heldout_pairs < 0:
-            raise ConfigError(f"heldout_pairs is {self.heldout_pairs}", "give 0 or more")
-        if not 0 <= self.heldout_pixels <= 0.5:
-            raise ConfigError(f"heldout_pixels is {self.heldout_pixels}", "give a share in 0..0.5")
+        check(self, NOT_NEGATIVE, "heldout_pairs", "max_gpu_gb")
+        check(self, Range(0, 0.5), "heldout_pixels")
+        check(self, SHARE, "min_fitness")
+        check(self, Range(1, 2), "rounds")

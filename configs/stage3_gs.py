@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from configs.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, check
 from utils.errors import ConfigError
+
+_WEIGHTS = (
+    *("sparsity", "sh_reg", "cam_reg", "refine_size", "refine_smooth", "appearance_reg", "l1", "ssim", "lpips"),
+    *("normal_consistency", "distortion", "opacity_reg", "scale_reg", "alpha_reg"),
+)
+_RATES = ("deformation", "sh0", "shN", "opacities", "scales", "quats", "positions", "cams", "appearance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,28 +182,20 @@ class GSConfig:
     """Make the result again even if it is current."""
 
     def __post_init__(self) -> None:
-        if self.num_iters < 1:
-            raise ConfigError(f"num_iters is {self.num_iters}", "give at least 1")
-        if self.target_num_points < 1:
-            raise ConfigError(f"target_num_points is {self.target_num_points}", "give at least 1")
-        if not 0 <= self.shell_share < 1:
-            raise ConfigError(f"shell_share is {self.shell_share}", "give a share of the budget in [0, 1)")
-        if not 0 < self.initial_fill <= 1:
-            raise ConfigError(f"initial_fill is {self.initial_fill}", "give a share in (0, 1]")
+        check(self, COUNT, "num_iters", "target_num_points", "gpus", "refine_lattice", "warp_refresh_visits", "log_every", "save_every")
+        check(self, NOT_NEGATIVE, "max_gpu_gb", "views_per_step", "relocate_every", "reference_frame", "normal_k", "sh_full_from_iter")
+        check(self, NOT_NEGATIVE, *(f"{name}_weight" for name in _WEIGHTS), "noise", "plateau_rounds", "plateau_gain")
+        check(self, NOT_NEGATIVE, *(f"lr_{name}" for name in _RATES))
+        check(self, SHARE, "deform_strength", "relocate_until", "robust_from", "lr_decay", "dead_opacity")
+        check(self, Range(0, 0.99), "shell_share")
+        check(self, Range(0, 1, above=True), "initial_fill", "relocate_rate", "image_scale")
+        check(self, Range(0, 3), "sh_degree")
+        check(self, POSITIVE, "initial_scale", "initial_flat_ratio")
+        check(self, Range(2), "knn_neighbors")
         if self.initial_fill < 1 and not self.relocate_every:
             raise ConfigError("initial_fill leaves slots that nothing fills", "turn relocation on, for example --config.relocate-every 100")
-        if self.deform_strength is not None and not 0 <= self.deform_strength <= 1:
-            raise ConfigError(f"deform_strength is {self.deform_strength}", "give a share in 0..1, or nothing to have it tried")
-        if self.max_gpu_gb < 0:
-            raise ConfigError(f"max_gpu_gb is {self.max_gpu_gb}", "give 0 (no limit) or a positive number of GiB")
-        if self.gpus < 1 or self.views_per_step < 0:
-            raise ConfigError(f"gpus is {self.gpus}, views_per_step {self.views_per_step}", "give at least 1 GPU and no negative number")
-        if not 0 <= self.sh_degree <= 3:
-            raise ConfigError(f"sh_degree is {self.sh_degree}", "give 0, 1, 2 or 3")
         if self.holdout_every < 0 or self.holdout_every == 1:
             raise ConfigError(f"holdout_every is {self.holdout_every}", "give 0 (train on all frames) or at least 2")
-        if not 0 < self.image_scale <= 1:
-            raise ConfigError(f"image_scale is {self.image_scale}", "give a factor in (0, 1]")
         if not 0 < self.initial_opacity < 1:
             raise ConfigError(f"initial_opacity is {self.initial_opacity}", "give a value strictly between 0 and 1")
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from configs.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check
+
 
 @dataclass(frozen=True, kw_only=True)
 class InverseDeformationConfig:
@@ -48,3 +50,9 @@ class InverseDeformationConfig:
     """Random seed of the validation points."""
     overwrite: bool = False
     """Make the result again even if it is current."""
+
+    def __post_init__(self) -> None:
+        check(self, COUNT, "num_steps", "batch_size", "views_per_step", "view_embed_dim", "n_neurons", "n_hidden_layers")
+        check(self, COUNT, "validation_points")
+        check(self, NOT_NEGATIVE, "cycle_weight", "magnitude_weight", "smoothness_weight", "octaves")
+        check(self, POSITIVE, "lr")

@@ -27,6 +27,12 @@ def test_flags_win_over_the_preset_even_with_its_defaults():
     assert config.renderers == ("2dgs", "3dgs")
 
 
+@pytest.mark.parametrize(("mode", "device"), list(BUDGETS))
+def test_every_preset_saves_states_to_resume_from(mode, device):
+    settings = preset(mode, device).gs
+    assert settings.save_every <= settings.num_iters / 2
+
+
 def test_fast_is_the_default_and_runs_the_joint_stage():
     calls = plan(configure(["--config.input-video", "clips/a.mp4", "--config.device", "cpu"]))
     assert [c.module for c in calls] == [
