@@ -65,6 +65,9 @@ class GSConfig:
     """Merge the copies of a surface; off: start from a random choice of the cloud's points."""
     start_from_left_out: bool = True
     """Start from the points of frames that the alignment left out, too; off: what only those frames show has to grow from elsewhere."""
+    clear_views: float = 0.3
+    """Start without points that stand before a training camera, nearer than this share of the depth that its frame has there; 0: keep
+    all."""
     shell_share: float = 0.0
     """Most splats of a shell far around the world, as a share of the budget: sky, where pixels see none of the cloud. 0: no shell."""
     initial_fill: float = 1.0
@@ -186,7 +189,7 @@ class GSConfig:
         check(self, NOT_NEGATIVE, "max_gpu_gb", "views_per_step", "relocate_every", "reference_frame", "normal_k", "sh_full_from_iter")
         check(self, NOT_NEGATIVE, *(f"{name}_weight" for name in _WEIGHTS), "noise", "plateau_rounds", "plateau_gain")
         check(self, NOT_NEGATIVE, *(f"lr_{name}" for name in _RATES))
-        check(self, SHARE, "deform_strength", "relocate_until", "robust_from", "lr_decay", "dead_opacity")
+        check(self, SHARE, "deform_strength", "relocate_until", "robust_from", "lr_decay", "dead_opacity", "clear_views")
         check(self, Range(0, 0.99), "shell_share")
         check(self, Range(0, 1, above=True), "initial_fill", "relocate_rate", "image_scale")
         check(self, Range(0, 3), "sh_degree")

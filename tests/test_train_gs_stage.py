@@ -16,7 +16,7 @@ from configs.stage3_inverse_deformation import InverseDeformationConfig
 from tests.test_train_gs import FRAMES, SIZE, make_config, make_world
 from train_gs.train import Trainer
 from utils.deformation.artifact import load_inverse, trained_inverse
-from utils.errors import InputError, MissingArtifactError
+from utils.errors import ConfigError, InputError, MissingArtifactError
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import publish, write_manifest
@@ -135,3 +135,8 @@ def test_a_weaker_deformation_is_what_is_published(root: Path) -> None:
     out = train_gs.stage.run(settings(root, deform_strength=0.5, refine_deformation=False))
     assert json.loads((out / "report.json").read_text())["deform_strength"] == 0.5
     torch.testing.assert_close(trained_inverse(out, folder).field.nodes, 0.5 * load_inverse(folder).field.nodes)
+
+
+def test_a_reference_frame_that_is_not_there_is_named(root: Path) -> None:
+    with pytest.raises(ConfigError, match="reference_frame is 99, the alignment has 6"):
+        train_gs.stage.run(settings(root, reference_frame=99, deform=False))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from configs.stage3_gs import GSConfig
+from train_gs.clear_views import in_the_way
 from train_gs.extend import with_frames_between
 from train_gs.initialize import initial_splats
 from train_gs.left_out import with_left_out
@@ -56,6 +57,10 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     scene = artifacts.load_scene(config.root_path)
     alignment = artifacts.load_alignment(layout.root / config.global_opt_subdir)
     warp = load_inverse(_inverse_dir(config, layout)) if config.deform else IdentityInverseWarp()
+    if config.reference_frame >= len(alignment.cameras):
+        raise ConfigError(
+            f"reference_frame is {config.reference_frame}, the alignment has {len(alignment.cameras)} frames", "counted from 0"
+        )
     heldout_ids = alignment.cameras.frame_ids[heldout_positions(len(alignment.cameras), config)]
     reference = config.reference_frame
     if config.start_from_left_out:
@@ -153,6 +158,9 @@ def starting_splats(alignment: Alignment, data: TrainingData, config: GSConfig) 
     """The splats before the first step, on the CPU."""
     cloud = alignment.cloud
     cloud = cloud.select(~np.isin(cloud.frame, data.cameras.frame_ids[data.heldout]))
+    if config.clear_views > 0 and data.depth is not None:
+        views = np.flatnonzero(~data.heldout)
+        cloud = cloud.select(~in_the_way(cloud.points, data.cameras.select(views), data.depth[views], config.clear_views))
     shell = None
     if config.shell_share > 0:
         views = np.flatnonzero(~data.heldout)
@@ -191,6 +199,7 @@ def training_data(scene: Scene, alignment: Alignment, config: GSConfig, heldout_
         median_depth=scene.select(ids).median_depth,
         used=None if (used := used_pixels(scene, ids, size)) is None else torch.from_numpy(used),
         color_maps=alignment.color_maps,
+        depth=scene.depth[ids],
     )
 
 

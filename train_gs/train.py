@@ -45,6 +45,7 @@ class TrainingData:
         median_depth: scene units.
         used: (F, H, W) bool, pixels that no mask takes out; None for all.
         color_maps: (F, 3, 4) colour maps of the frames as far as the alignment knows them.
+        depth: (F, h, w) float32 camera z as stage 0 estimated it, at its own size, 0 where unknown; None where nobody asks.
     """
 
     cameras: CameraSet
@@ -53,6 +54,7 @@ class TrainingData:
     median_depth: float
     used: Tensor | None = None
     color_maps: Array | None = None
+    depth: Array | None = None
 
 
 class SplatParameters(nn.Module):
