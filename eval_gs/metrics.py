@@ -203,11 +203,15 @@ class Lpips:
             import lpips
         except ModuleNotFoundError as error:
             raise MissingDependencyError(
-                "LPIPS needs the package 'lpips', which is not installed", "install it, or do without LPIPS"
+                f"LPIPS needs the package '{error.name}', which is not installed",
+                "pip install -e '.[lpips]' in this program's folder, or do without LPIPS",
             ) from error
         weights = Path(torch.hub.get_dir()) / "checkpoints" / _ALEXNET_WEIGHTS
         if not weights.is_file():  # the package would fetch them
-            raise MissingDependencyError(f"LPIPS needs AlexNet's weights at {weights}", "put them there, or do without LPIPS")
+            raise MissingDependencyError(
+                f"LPIPS needs AlexNet's weights at {weights}",
+                f"get them from https://download.pytorch.org/models/{_ALEXNET_WEIGHTS}, or do without LPIPS",
+            )
         network = lpips.LPIPS(net="alex", verbose=False)
         self._network = network.eval()
 

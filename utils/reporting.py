@@ -106,7 +106,7 @@ class TensorBoardReporter:
 def tensorboard(wanted: bool, folder: Path, inner: Reporter) -> Iterator[Reporter]:
     """A reporter that also writes scalars to `folder`, if `wanted` and TensorBoard is installed (else a note says so)."""
     if wanted and importlib.util.find_spec("tensorboard") is None:
-        inner.note("TensorBoard is not installed, so no scalars are written: pip install 'video_to_world[tensorboard]'")
+        inner.note("TensorBoard is not installed, so no scalars are written: pip install -e '.[tensorboard]' in this program's folder")
         wanted = False
     if not wanted:
         yield inner

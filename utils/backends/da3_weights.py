@@ -37,8 +37,8 @@ LICENSES = {
 _WITHOUT_CAMERAS = ("da3metric-large", "da3mono-large")
 _FILES = ("config.json", "model.safetensors")
 _INSTALL = (
-    "pip install --no-deps depth-anything-3==0.1.1 && pip install 'video_to_world[da3]'; or choose the backend 'sfm', which needs"
-    " neither package nor weights"
+    "in this program's folder: pip install --no-deps depth-anything-3==0.1.1 && pip install -e '.[da3]'; or choose the backend 'sfm',"
+    " which needs neither package nor weights"
 )
 
 

@@ -208,7 +208,7 @@ def load_model(setting: str) -> Any:
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"the matcher 'romav2' needs the package '{error.name}', which is not installed",
-            "pip install 'video_to_world[roma]', or choose the matcher 'flow', which needs no weights",
+            "pip install -e '.[roma]' in this program's folder, or choose the matcher 'flow', which needs no weights",
         ) from error
     logging.getLogger("romav2").setLevel(logging.WARNING)  # it reports its own start
     hub = Path(torch.hub.get_dir())

@@ -35,7 +35,7 @@ class GsplatRasterizer:
         except ModuleNotFoundError as error:
             raise MissingDependencyError(
                 "rasterizer 'gsplat' needs the package 'gsplat', which is not installed",
-                "choose the rasterizer 'triton', or pip install 'video_to_world[gsplat]', which needs nvcc",
+                "choose the rasterizer 'triton', or pip install -e '.[gsplat]' in this program's folder, which needs nvcc",
             ) from error
 
     def render(self, gaussians: CameraGaussians, K: Tensor, size: tuple[int, int], mode: SplatMode, near: float = NEAR) -> RenderOutput:

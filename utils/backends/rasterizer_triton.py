@@ -1,4 +1,4 @@
-"""The rasteriser for CUDA without a compiler: projection, binning and blending in Triton, which comes with torch.
+"""The rasteriser for CUDA without its toolkit: projection, binning and blending in Triton, which comes with torch.
 
 Binning sorts twice instead of once by a packed key: Gaussians by depth, then, stably, their tiles (16 bits, so two radix passes).
 Nothing leaves the device but the number of (Gaussian, tile) pairs, which sizes the second sort; with a `PairBudget` not even that, so
