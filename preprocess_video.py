@@ -70,9 +70,11 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
         parse_lens(config.lens)  # a typing error shows before minutes of decoding
     source = _frames_on_disk(config, layout, report)
     frames, read = _clip_frames(config, source, report)
+    frames = dataclasses.replace(frames, keep=_matchable(config, frames, report))
     lens = _lens(config, frames, report)
     if lens is not None:
-        frames = dataclasses.replace(frames, images=_straightened(frames.images, lens))
+        keep = None if frames.keep is None else _straightened_masks(frames.keep, lens)
+        frames = dataclasses.replace(frames, images=_straightened(frames.images, lens), keep=keep)
     estimator = _make_backend(backend, config)
     scene = _masked(estimator.estimate(frames, report), frames, config, backend, lens, report)
     positions = [read[frames.chosen[row]] for row in scene.cameras.frame_ids]
@@ -270,12 +272,29 @@ def _masked(
         scene = apply_masks(scene, ~overlay[None].repeat(len(scene), axis=0), names)
     if config.masks is not None:
         keep = load_masks(config.masks, names, scene.cameras.size, frames.images.shape[1:3])
-        if lens is not None:
-            import numpy as np
-
-            keep = np.stack([lens.undistorted(mask.astype(np.uint8), nearest=True) > 0 for mask in keep])
-        scene = apply_masks(scene, keep, names)
+        scene = apply_masks(scene, keep if lens is None else _straightened_masks(keep, lens), names)
     return scene
+
+
+def _matchable(config: PreprocessConfig, frames: "ClipFrames", report: "Reporter") -> "Array | None":
+    """(T, h, w) bool: pixels that tell the camera's motion, those that neither the user nor an overlay takes out; None for all."""
+    import numpy as np
+
+    from utils.scene.masks import detect_static_overlay, load_masks, unmasked
+
+    if config.masks is None and not config.mask_overlays:
+        return None
+    keep = np.ones(frames.images.shape[:3], bool)
+    if config.mask_overlays:
+        keep &= ~detect_static_overlay(frames.images)
+    if config.masks is not None:
+        # Frames in between only help: they may lack a mask, those of the scene may not.
+        bare = np.setdiff1d(unmasked(config.masks, frames.names), frames.chosen)
+        if len(bare):
+            report.note(f"masks: {len(bare)} frames between those of the scene have none and are matched as they are")
+        masked = np.setdiff1d(np.arange(len(frames.names)), bare)
+        keep[masked] &= load_masks(config.masks, [frames.names[i] for i in masked], frames.images.shape[1:3])
+    return keep
 
 
 def _lens(config: PreprocessConfig, frames: "ClipFrames", report: "Reporter") -> "Lens | None":
@@ -288,7 +307,8 @@ def _lens(config: PreprocessConfig, frames: "ClipFrames", report: "Reporter") ->
         return parse_lens(config.lens)
     from utils.backends.sfm_poses import estimate_lens
 
-    return estimate_lens(frames.images[frames.chosen], seed=config.seed, report=report)
+    keep = None if frames.keep is None else frames.keep[frames.chosen]
+    return estimate_lens(frames.images[frames.chosen], seed=config.seed, report=report, keep=keep)
 
 
 def _straightened(images: "Array", lens: "Lens") -> "Array":
@@ -296,6 +316,13 @@ def _straightened(images: "Array", lens: "Lens") -> "Array":
     import numpy as np
 
     return np.stack([lens.undistorted(image) for image in images])
+
+
+def _straightened_masks(masks: "Array", lens: "Lens") -> "Array":
+    """(F, h, w) bool without distortion."""
+    import numpy as np
+
+    return np.stack([lens.undistorted(mask.astype(np.uint8), nearest=True) > 0 for mask in masks])
 
 
 def _write_subsampled(config: PreprocessConfig, layout: "SceneLayout", kept: list[Path], lens: "Lens | None") -> None:

@@ -11,12 +11,12 @@ import torch
 
 from eval_gs.paths import clip_path
 from tests.box_world import BoxWorld, make_box_world
-from utils.backends.clip_cameras import ClipCameras, place_clip
+from utils.backends.clip_cameras import ClipCameras, _reduced, place_clip
 from utils.exports.clip import write_clip
 from utils.geometry import se3
 from utils.scene.importers.cameras import read_cameras
 from utils.scene.lens import Lens
-from utils.types import NULL_REPORTER, Scene
+from utils.types import NULL_REPORTER, CameraSet, Scene
 
 FRAMES, SIZE = 9, (84, 140)
 CHOSEN = np.array([0, 4, 8])
@@ -135,3 +135,26 @@ def test_the_clip_follows_what_alignment_did_to_its_frames(world: BoxWorld, tmp_
     path = clip_path(tmp_path / "transforms.json", before, replace(before, c2w=before.c2w @ nudge))
     np.testing.assert_allclose(path.c2w, world.true.c2w @ nudge, atol=1e-9)
     assert len(path) == FRAMES and path.size == SIZE
+
+
+@pytest.mark.parametrize("size", [(308, 504), (310, 602), (308, 902)], ids=["even", "not a whole factor", "by four"])
+def test_smaller_frames_have_the_depth_of_their_own_pixel_centers(size: tuple[int, int]) -> None:
+    """1/z is linear across a slanted plane; picking a pixel beside the centre would be off by half a pixel's slope."""
+
+    def plane(h: int, w: int) -> np.ndarray:
+        y, x = (np.arange(h)[:, None] + 0.5) / h, (np.arange(w)[None] + 0.5) / w
+        return (1 / (0.3 + 0.5 * x + 0.3 * y)).astype(np.float32)
+
+    depth = plane(*size)
+    depth[:, -20:] = 20.0
+    depth[:30, :30] = 0
+    cameras = CameraSet(c2w=np.eye(4)[None], K=np.diag([400.0, 400, 1])[None], size=size, frame_ids=np.arange(1))
+    scene = Scene(cameras=cameras, images=np.zeros((1, *size, 3), np.uint8), depth=depth[None], confidence=np.ones((1, *size), np.float32))
+    small = _reduced(scene)
+    h, w = small.cameras.size
+    assert max(h, w) <= 300
+    np.testing.assert_allclose(small.cameras.K[0, 0, 0], 400 * w / size[1])
+    np.testing.assert_allclose(small.depth[0, 16:, :-11], plane(h, w)[16:, :-11], rtol=1e-4)
+    # No depth is made up at the edge of a surface or of what is known.
+    assert np.isin(small.depth[0, 20:, -8:][small.depth[0, 20:, -8:] > 4], 20.0).all()
+    assert (small.depth[0, :7, :7] == 0).all()

@@ -1,5 +1,7 @@
 """Structure from motion, flow depth and bundle adjustment, on rendered worlds with known truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from utils.backends import flow_bundle, flow_depth, sfm_poses
 from utils.backends.depth_refine import edge_couplings, fill_and_smooth
 from utils.backends.geometry import GEOMETRY, ClipFrames
-from utils.backends.geometry_sfm import MEDIAN_DEPTH, PosedClip, SfmGeometry, choose_neighbours
+from utils.backends.geometry_sfm import MEDIAN_DEPTH, PosedClip, SfmGeometry, _match, choose_neighbours
 from utils.errors import GeometryError, InputError, UnknownBackendError
 from utils.geometry import se3
 from utils.geometry.projection import invert_rigid
@@ -102,6 +104,18 @@ def test_depth_is_carried_from_other_frames() -> None:
     value, count = flow_depth.carried(inverse, trusted, w2c, K, 2)
     assert (count > 0).mean() > 0.95 and count.max() == 4
     assert np.median(np.abs(value * depths[2] - 1)[count > 0]) < 0.004
+
+
+def test_masked_pixels_of_either_frame_are_not_matched() -> None:
+    grays, depths, w2c = plane_clip()
+    clip = PosedClip(grays=grays, w2c=w2c, K=K, refs=np.array([2]), sparse=[np.zeros((0, 3))])
+    matches, trusted = _match(clip, 0, [1, 3], 1 / depths[2])
+    keep = np.ones(grays.shape, bool)
+    keep[2, :, :60], keep[3, :70] = False, False
+    same, masked = _match(replace(clip, keep=keep), 0, [1, 3], 1 / depths[2])
+    np.testing.assert_array_equal(matches, same)
+    assert not masked[:, :, :60].any() and masked[0, :, 60:].sum() == trusted[0, :, 60:].sum()
+    np.testing.assert_array_equal(masked[1, :, 60:], (trusted[1] & (matches[1, ..., 1] >= 70))[:, 60:])
 
 
 def test_neighbours_are_near_in_time_and_seen_past_far_points() -> None:

@@ -96,7 +96,7 @@ def stub_mapping(monkeypatch: pytest.MonkeyPatch, free: sfm_poses.SparseModel, f
     def mapped(database: Path, folder: Path, size: tuple[int, int], seed: int, *, fixed_focal: bool) -> sfm_poses.SparseModel:
         return fixed if fixed_focal else free
 
-    monkeypatch.setattr(sfm_poses, "_match", lambda images, folder, seed: folder)
+    monkeypatch.setattr(sfm_poses, "_match", lambda images, folder, seed, keep: folder)
     monkeypatch.setattr(sfm_poses, "_map", mapped)
 
 
@@ -135,7 +135,7 @@ def test_frames_that_do_not_match_are_mapped_with_those_in_between(monkeypatch: 
     images, c2w = clip(forward=0.8)
     real, asked = sfm_poses.map_frames, []
 
-    def mapped(images: np.ndarray, *, seed: int, report: Reporter) -> sfm_poses.SparseModel:
+    def mapped(images: np.ndarray, *, seed: int, report: Reporter, keep: np.ndarray | None) -> sfm_poses.SparseModel:
         asked.append(len(images))
         if len(images) < 10:
             raise sfm_poses.UnmatchedError("poses were found for only 3 of 4 frames", "")
@@ -201,3 +201,26 @@ def test_lens_is_estimated_from_the_clip(k: float) -> None:
     world = make_world(WorldConfig(layout="object", frames=10, size=(144, 256), severity="none", seed=1, path_scale=2))
     lens = sfm_poses.estimate_lens(bent(world.images, Lens(0.85, k)), seed=0, report=NULL_REPORTER)
     assert lens.k == pytest.approx(k, abs=0.03) and lens.focal == pytest.approx(0.85, rel=0.03)
+
+
+def wander(model: sfm_poses.SparseModel, c2w: np.ndarray) -> float:
+    """RMS error of the camera centres as a share of the path, in the first camera's axes after the best scale."""
+    pose, truth = np.linalg.inv(model.w2c), c2w[model.frames]
+    centers, wanted = ((p[:, :3, 3] - p[0, :3, 3]) @ p[0, :3, :3] for p in (pose, truth))
+    centers *= (centers * wanted).sum() / (centers**2).sum()
+    return float(np.sqrt(((centers - wanted) ** 2).sum(1).mean()) / np.linalg.norm(wanted[-1]))
+
+
+def test_a_masked_watermark_does_not_disturb_the_poses() -> None:
+    """A picture full of texture stands still before a quarter of a moving view."""
+    world = make_world(WorldConfig(layout="room", severity="none", seed=0, size=(168, 294), frames=10))
+    hidden = np.s_[:, 60:, :130]
+    images, keep = world.images.copy(), np.ones(world.images.shape[:3], bool)
+    coarse = np.random.default_rng(0).integers(0, 255, (27, 33, 3), dtype=np.uint8)
+    images[hidden], keep[hidden] = cv2.resize(coarse, (130, 108), interpolation=cv2.INTER_CUBIC), False
+    masked = sfm_poses.map_frames(images, seed=0, report=NULL_REPORTER, keep=keep)
+    assert len(masked.frames) == len(images) and wander(masked, world.cameras.c2w) < 0.02
+    column, row = masked.seen_at.T
+    assert not ((column < 133) & (row > 57)).any()
+    spoiled = sfm_poses.map_frames(images, seed=0, report=NULL_REPORTER)
+    assert wander(spoiled, world.cameras.c2w) > 0.1

@@ -22,6 +22,8 @@ from utils.types import Array, Reporter, Scene, StepReport
 _POINTS, _LEAST, _LEAST_SHARE, _AGREE_PX = 1000, 60, 0.3, 1.5
 # Poses are solved at up to this many pixels along the longest side: more cost time in proportion to their number, and gain little.
 _LONGEST = 300
+# Depths that differ by less than this share lie on one surface.
+_ONE_SURFACE = 0.05
 # Standard deviation (8-bit levels) within 9x9 pixels that makes a place recognisable.
 _TEXTURE = 3.0
 
@@ -86,18 +88,38 @@ def place_clip(scene: Scene, positions: Array, totals: list[int], gray: Callable
 
 
 def _reduced(scene: Scene) -> Scene:
-    """The scene at a whole fraction of its size, no larger than `_LONGEST`; depth is picked, not averaged."""
+    """The scene at a whole fraction of its size, no larger than `_LONGEST`."""
     step = -(-max(scene.cameras.size) // _LONGEST)
     if step == 1:
         return scene
-    picked = (slice(None), slice(step // 2, None, step), slice(step // 2, None, step))
-    depth = scene.depth[picked]
+    height, width = (side // step for side in scene.cameras.size)
     return Scene(
-        cameras=scene.cameras.resized((depth.shape[1], depth.shape[2])),
-        images=np.stack([resize_area(image, depth.shape[1:]) for image in scene.images]),
-        depth=depth,
-        confidence=scene.confidence[picked],
+        cameras=scene.cameras.resized((height, width)),
+        images=np.stack([resize_area(image, (height, width)) for image in scene.images]),
+        depth=np.stack([_depth_at_centers(depth, (height, width)) for depth in scene.depth]),
+        confidence=np.stack([_corners(confidence, (height, width))[0].min(axis=0) for confidence in scene.confidence]),
     )
+
+
+def _depth_at_centers(depth: Array, size: tuple[int, int]) -> Array:
+    """(h, w) depth at the centres of smaller pixels, which for even factors lie between the pixels of `depth` (H, W).
+
+    1/z, linear in the image on a plane, is interpolated between pixels of one surface; at a depth edge one of them is picked.
+    """
+    corners, share = _corners(depth, size)
+    one_surface = (corners > 0).all(0) & (corners.max(0) < (1 + _ONE_SURFACE) * corners.min(0))
+    inverse = (share / np.where(corners > 0, corners, 1)).sum(axis=0)
+    return np.where(one_surface, 1 / inverse, corners[-1]).astype(np.float32)
+
+
+def _corners(image: Array, size: tuple[int, int]) -> tuple[Array, Array]:
+    """Values (4, h, w) of an image (H, W) around the centres of smaller pixels, and their bilinear shares."""
+    y, x = ((np.arange(small) + 0.5) * full / small - 0.5 for small, full in zip(size, image.shape, strict=True))
+    rows, columns = (np.stack([np.floor(at), np.ceil(at)]).astype(int) for at in (y, x))
+    row_share, column_share = (np.stack([1 - at % 1, at % 1]) for at in (y, x))
+    values = image[rows[:, None, :, None], columns[None, :, None, :]]
+    shares = row_share[:, None, :, None] * column_share[None, :, None, :]
+    return values.reshape(4, *size), shares.reshape(4, *size)
 
 
 class _WorldPoints:

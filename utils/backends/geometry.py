@@ -29,12 +29,14 @@ class ClipFrames:
         chosen: (N,) int64, increasing positions in `images`: the frames that become the scene.
         size: (H, W) of the scene's images and depth.
         names: (T,) what to call each frame in messages.
+        keep: (T, h, w) bool, pixels that may be matched: not an overlay, nothing that moves by itself. None: all.
     """
 
     images: Array
     chosen: Array
     size: tuple[int, int]
     names: tuple[str, ...]
+    keep: Array | None = None
 
     def __post_init__(self) -> None:
         if len(self.chosen) < 2:
@@ -44,6 +46,8 @@ class ClipFrames:
             )
         if not (np.diff(self.chosen) > 0).all() or self.chosen[0] < 0 or self.chosen[-1] >= len(self.images):
             raise ValueError("chosen must be increasing positions in images")
+        if self.keep is not None and self.keep.shape != self.images.shape[:3]:
+            raise ValueError("keep must be as large as the images")
 
 
 class GeometryBackend(Protocol):

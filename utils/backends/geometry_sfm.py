@@ -62,6 +62,7 @@ class PosedClip:
         K: (3, 3) pixels of (H, W), shared.
         refs: (R,) int64 positions of the frames that get depth.
         sparse: for each ref, (M, 3) column, row and 1/z of the sparse points it sees.
+        keep: (T, H, W) bool, pixels that may be matched; None: all.
     """
 
     grays: Array
@@ -69,6 +70,7 @@ class PosedClip:
     K: Array
     refs: Array
     sparse: list[Array]
+    keep: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +101,15 @@ class SfmGeometry:
     def _mapped(self, frames: ClipFrames, report: Reporter) -> SparseModel:
         """Poses of the chosen frames; those in between are mapped with them where the chosen ones alone do not match."""
         report.note(f"poses: mapping {len(frames.chosen)} frames")
-        size, everything = frames.images.shape[1:3], len(frames.images) > len(frames.chosen)
+        size, everything, keep = frames.images.shape[1:3], len(frames.images) > len(frames.chosen), frames.keep
+        chosen_keep = None if keep is None else keep[frames.chosen]
         try:
-            model = map_frames(frames.images[frames.chosen], seed=self.seed, report=report)
+            model = map_frames(frames.images[frames.chosen], seed=self.seed, report=report, keep=chosen_keep)
         except UnmatchedError:
             if not everything:
                 raise
             report.note(f"poses: too few match each other, mapping all {len(frames.images)} frames around them")
-            model = settle_focal(map_frames(frames.images, seed=self.seed, report=report), size, report)
+            model = settle_focal(map_frames(frames.images, seed=self.seed, report=report, keep=keep), size, report)
             check_parallax(model)
             return restricted(model, frames.images, frames.chosen)
         model = settle_focal(model, size, report)
@@ -130,7 +133,11 @@ def _posed_clip(frames: ClipFrames, model: SparseModel) -> PosedClip:
         camera = model.points[model.seen_point[mine]] @ model.w2c[row, :3, :3].T + model.w2c[row, :3, 3]
         front = camera[:, 2] > 0
         sparse.append(np.column_stack([model.seen_at[mine][front] * scale, 1 / camera[front, 2]]))
-    return PosedClip(grays=grays, w2c=w2c, K=np.diag([*scale, 1.0]) @ model.K, refs=refs, sparse=sparse)
+    keep = frames.keep
+    if keep is not None:
+        # A pixel is used only if all that lies under it is.
+        keep = np.stack([cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA) > 0.999 for mask in keep])
+    return PosedClip(grays=grays, w2c=w2c, K=np.diag([*scale, 1.0]) @ model.K, refs=refs, sparse=sparse, keep=keep)
 
 
 def choose_neighbours(clip: PosedClip, row: int) -> list[int]:
@@ -260,7 +267,14 @@ def _match(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> 
         match_through_depth(reference, clip.grays[k], inverse, (R, t), clip.K)
         for k, R, t in zip(neighbours, rotations, translations, strict=True)
     ]
-    return np.stack([match for match, _ in found]), np.stack([trusted for _, trusted in found])
+    matches, trusted = np.stack([match for match, _ in found]), np.stack([trusted for _, trusted in found])
+    if clip.keep is not None:
+        there = [
+            cv2.remap(clip.keep[k].astype(np.uint8), match[..., 0] - 0.5, match[..., 1] - 0.5, cv2.INTER_NEAREST) > 0
+            for k, match in zip(neighbours, matches, strict=True)
+        ]
+        trusted &= clip.keep[clip.refs[row]] & np.stack(there)
+    return matches, trusted
 
 
 def _hints(clip: PosedClip, found: list[_Found], pool: ThreadPoolExecutor) -> list[tuple[Array, Array] | None]:

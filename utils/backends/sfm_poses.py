@@ -80,7 +80,7 @@ def _quiet() -> Iterator[None]:
         pycolmap.logging.minloglevel = before
 
 
-def map_frames(images: Array, *, seed: int, report: Reporter) -> SparseModel:
+def map_frames(images: Array, *, seed: int, report: Reporter, keep: Array | None = None) -> SparseModel:
     """Poses, focal length and sparse points from images of one moving camera.
 
     Global mapping first estimates the focal length from a prior of `FOCAL_PRIOR` times the longest side. If it registers too
@@ -90,6 +90,7 @@ def map_frames(images: Array, *, seed: int, report: Reporter) -> SparseModel:
         images: (F, h, w, 3) uint8, square pixels, in the order of the clip.
         seed: makes RANSAC and the solver repeatable.
         report: told which frames are missing and whether the focal length was fixed.
+        keep: (F, h, w) bool, where features may lie; None: everywhere.
 
     Raises:
         GeometryError: fewer than two frames, or too few could be registered; says why as far as that can be seen.
@@ -98,7 +99,7 @@ def map_frames(images: Array, *, seed: int, report: Reporter) -> SparseModel:
         raise GeometryError("one frame shows no parallax", "use a clip or folder with at least two different views")
     needed = min(MIN_REGISTERED, len(images))
     with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder, _quiet():
-        database = _match(images, Path(folder), seed)
+        database = _match(images, Path(folder), seed, keep)
         model = _map(database, Path(folder), images.shape[1:3], seed, fixed_focal=False)
         if model is None or len(model.frames) < needed or not _plausible(model, images):
             report.note("poses: mapping with a free focal length failed, trying again with a fixed one")
@@ -111,8 +112,12 @@ def map_frames(images: Array, *, seed: int, report: Reporter) -> SparseModel:
     return model
 
 
-def _match(images: Array, folder: Path, seed: int) -> Path:
-    """The feature database of the images, matched and geometrically verified."""
+# Features keep this far, as a share of the longest side, from what is masked: their descriptors look at what surrounds them.
+_MASK_MARGIN = 0.01
+
+
+def _match(images: Array, folder: Path, seed: int, keep: Array | None = None) -> Path:
+    """The feature database of the images, matched and geometrically verified; features lie only where `keep` (F, h, w) holds."""
     pictures, database = folder / "images", folder / "database.db"
     pictures.mkdir()
     for index, image in enumerate(images):
@@ -120,6 +125,8 @@ def _match(images: Array, folder: Path, seed: int) -> Path:
     height, width = images.shape[1:3]
     pycolmap.set_random_seed(seed)
     reader = pycolmap.ImageReaderOptions()
+    if keep is not None:
+        reader.mask_path = _write_masks(keep, folder / "masks")
     reader.camera_model = "SIMPLE_PINHOLE"
     reader.camera_params = f"{FOCAL_PRIOR * max(height, width)},{width / 2},{height / 2}"
     cpu = pycolmap.Device.cpu
@@ -148,6 +155,16 @@ def _match(images: Array, folder: Path, seed: int) -> Path:
             database, matching_options=matching, pairing_options=pairing, verification_options=verification, device=cpu
         )
     return database
+
+
+def _write_masks(keep: Array, folder: Path) -> Path:
+    """Masks as COLMAP reads them: `<image name>.png`, black where no feature may lie."""
+    folder.mkdir()
+    reach = 1 + round(_MASK_MARGIN * max(keep.shape[1:]))
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    for index, mask in enumerate(keep):
+        cv2.imwrite(str(folder / f"{index:06d}.png.png"), cv2.erode(mask.astype(np.uint8), kernel) * 255)
+    return folder
 
 
 def sparse_pairs(count: int) -> list[tuple[int, int]]:
@@ -202,8 +219,8 @@ def _only(model: SparseModel, kept: Array) -> SparseModel:
     )
 
 
-def estimate_lens(images: Array, *, seed: int, report: Reporter) -> Lens:
-    """Focal length and radial distortion of the camera that took the images (F, h, w, 3).
+def estimate_lens(images: Array, *, seed: int, report: Reporter, keep: Array | None = None) -> Lens:
+    """Focal length and radial distortion of the camera that took the images (F, h, w, 3), from where `keep` (F, h, w) holds.
 
     Mapping without distortion comes first: with it mapping itself was seen to fail. Then all is adjusted with one radial term.
 
@@ -211,7 +228,7 @@ def estimate_lens(images: Array, *, seed: int, report: Reporter) -> Lens:
         GeometryError: too few frames could be placed to tell.
     """
     with tempfile.TemporaryDirectory(prefix="v2w_lens_") as folder, _quiet():
-        found = _reconstruct(_match(images, Path(folder), seed), Path(folder), seed, fixed_focal=False)
+        found = _reconstruct(_match(images, Path(folder), seed, keep), Path(folder), seed, fixed_focal=False)
         if found is None or found.num_reg_images() < min(MIN_REGISTERED, len(images)):
             raise GeometryError("too few frames could be placed to estimate the lens", "give it as FOCAL,K or leave it at none")
         camera = next(iter(found.cameras.values()))

@@ -61,8 +61,7 @@ def load_masks(folder: Path, names: Sequence[str], size: tuple[int, int], shown:
         raise InputError(f"mask folder {folder} holds no images", f"masks must end in one of {', '.join(sorted(IMAGE_SUFFIXES))}")
     if len(files) == 1:
         return np.repeat(_read_mask(files[0], size, shown)[None], len(names), axis=0)
-    by_stem = {p.stem: p for p in files}
-    found = [by_stem.get(Path(name).name) or by_stem.get(Path(name).stem) for name in names]
+    found = _masks_of(files, names)
     missing = [name for name, path in zip(names, found, strict=True) if path is None]
     if missing:
         raise InputError(
@@ -70,6 +69,17 @@ def load_masks(folder: Path, names: Sequence[str], size: tuple[int, int], shown:
             "name each mask like its frame, or leave one single image that holds for all frames",
         )
     return np.stack([_read_mask(path, size, shown) for path in found if path is not None])
+
+
+def unmasked(folder: Path, names: Sequence[str]) -> list[int]:
+    """Which of the frames (positions in `names`) have no mask in a folder that `load_masks` takes."""
+    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES] if folder.is_dir() else []
+    return [] if len(files) < 2 else [i for i, path in enumerate(_masks_of(files, names)) if path is None]
+
+
+def _masks_of(files: Sequence[Path], names: Sequence[str]) -> list[Path | None]:
+    by_stem = {p.stem: p for p in files}
+    return [by_stem.get(Path(name).name) or by_stem.get(Path(name).stem) for name in names]
 
 
 def _read_mask(path: Path, size: tuple[int, int], shown: tuple[int, int] | None) -> Array:
