@@ -25,7 +25,7 @@ class EvalConfig:
     """Alignment the checkpoint belongs to; the checkpoint knows it, the flag is accepted for old command lines."""
 
     transforms_path: Path | None = None
-    """Fly-through path JSON; unset takes <root>/gs_video/0000_extend_transforms.json."""
+    """Fly-through path JSON; unset takes <root>/gs_video/0000_extend_transforms.json, or makes such a path where there is none."""
 
     out_dir: Path | None = None
     """Where results go; unset takes <checkpoint_dir>/gs_video_eval."""

@@ -22,7 +22,7 @@ from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import is_current, publish, read_manifest, sha256, write_manifest
 from utils.scene.masks import used_pixels
 from utils.scene.media import list_frames, read_frames, resize_area, write_image
-from utils.scene.trajectories import load_trajectory, save_trajectory
+from utils.scene.trajectories import extend_path, load_trajectory, save_trajectory
 from utils.splats.checkpoint import GS_SCHEMA, load_checkpoint
 from utils.splats.view import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
 from utils.synthetic.world import ground_truth_file, load_ground_truth
@@ -81,7 +81,7 @@ def _evaluate(
     )
     with publish(out) as folder:
         consistency = {}
-        for name, cameras in _paths(config, subject, report).items():
+        for name, cameras in _paths(config, subject).items():
             consistency[name] = film(subject.view, cameras, folder, name, options, report)
             save_trajectory(folder / f"{name}_transforms.json", cameras)
         if config.metrics:
@@ -116,7 +116,7 @@ def _reference_images(folder: str | Path | None, scene: Scene, cameras: CameraSe
     return np.stack([resize_area(scene.images[i], cameras.size) for i in cameras.frame_ids])
 
 
-def _paths(config: EvalConfig, subject: _Subject, report: Reporter) -> dict[str, CameraSet]:
+def _paths(config: EvalConfig, subject: _Subject) -> dict[str, CameraSet]:
     """The camera paths that are wanted, at the size of the renders."""
     trained = subject.view.trained.cameras
     size = (config.override_height, config.override_width) if config.override_height > 0 else trained.size
@@ -125,10 +125,10 @@ def _paths(config: EvalConfig, subject: _Subject, report: Reporter) -> dict[str,
         path_json = config.transforms_path or SceneLayout(config.root_path).path_json
         if path_json.is_file() or config.transforms_path is not None:
             fly_through = load_trajectory(path_json)
-            count = config.max_frames if config.max_frames > 0 else len(fly_through)
-            paths["gs_video"] = fly_through.select(slice(0, count))
-        else:
-            report.note(f"evaluation: no fly-through, {path_json} is missing")
+        else:  # a scene of another program
+            fly_through = extend_path(subject.scene.cameras, subject.scene.median_depth)
+        count = config.max_frames if config.max_frames > 0 else len(fly_through)
+        paths["gs_video"] = fly_through.select(slice(0, count))
     if config.render_input_poses:
         paths["input_poses"] = subject.scene.cameras
     if config.render_optimised_poses:

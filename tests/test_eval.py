@@ -230,3 +230,14 @@ def test_novel_views_of_a_synthetic_world_are_measured_against_the_clean_truth(t
         evaluate(replace(config, overwrite=True))
     with pytest.raises(MissingArtifactError, match="nowhere does not exist"):
         evaluate(replace(config, ground_truth=tmp_path / "nowhere"))
+
+
+def test_a_scene_without_a_fly_through_gets_one(root: Path, tmp_path: Path) -> None:
+    """As results.npz of another program comes alone."""
+    alone = tmp_path / "scene"
+    write_trained_world(alone)
+    SceneLayout(alone).path_json.unlink()
+    out = evaluate(EvalConfig(root_path=alone, save_images=False, save_video=False, report=False, render_input_poses=False))
+    assert len(load_trajectory(out / "gs_video_transforms.json")) > FRAMES
+    with pytest.raises(MissingArtifactError):
+        evaluate(EvalConfig(root_path=alone, transforms_path=tmp_path / "none.json", report=False))

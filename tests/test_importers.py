@@ -74,6 +74,16 @@ def test_cameras_arrive_in_our_axes(world, tmp_path, kind):
     assert np.allclose([x, y], expected[:2])
 
 
+def test_poses_may_have_three_rows(world, tmp_path):
+    write_transforms(tmp_path / "transforms.json", world, NAMES)
+    document = json.loads((tmp_path / "transforms.json").read_text())
+    for frame in document["frames"]:
+        frame["transform_matrix"] = frame["transform_matrix"][:3]
+    (tmp_path / "transforms.json").write_text(json.dumps(document))
+    cameras = read_cameras(tmp_path)
+    assert np.allclose(cameras.c2w[cameras.rows(NAMES)], world.true.c2w, atol=1e-9)
+
+
 def test_intrinsics_follow_the_size(world, tmp_path):
     cameras = read_cameras(write_transforms(tmp_path / "transforms.json", world, NAMES))
     K = cameras.intrinsics(0, (42, 70))

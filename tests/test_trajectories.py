@@ -130,3 +130,25 @@ def test_nerfstudios_file_is_read_with_its_sizes_and_intrinsics_per_frame(tmp_pa
     (tmp_path / "t.json").write_text(json.dumps({**document, "frames": []}))
     with pytest.raises(CorruptArtifactError, match="no camera path"):
         tr.load_trajectory(tmp_path / "t.json")
+
+
+def test_matrices_of_three_rows_and_skew_rotations_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    pose = arc_cameras(5).c2w[3] @ np.diag([1.0, -1, -1, 1])
+    skew = pose.copy()
+    skew[:3, 0] += 0.01 * skew[:3, 1]
+    document = {"fl_x": 200.0, "w": 200, "h": 100}
+
+    def write(matrices: list[np.ndarray]) -> None:
+        file.write_text(json.dumps({**document, "frames": [{"transform_matrix": m.tolist()} for m in matrices]}))
+
+    write([pose[:3]] * 4)
+    np.testing.assert_allclose(tr.load_trajectory(file).c2w, [arc_cameras(5).c2w[3]] * 4, atol=1e-12)
+    write([skew])
+    rotation = tr.load_trajectory(file).c2w[0, :3, :3]
+    np.testing.assert_allclose(rotation.T @ rotation, np.eye(3), atol=1e-12)
+    assert np.abs(rotation - arc_cameras(5).c2w[3, :3, :3]).max() < 0.01
+    for wrong in (np.eye(3), np.full((4, 4), np.nan)):
+        write([wrong])
+        with pytest.raises(CorruptArtifactError, match="no camera path"):
+            tr.load_trajectory(file)

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from utils.errors import CorruptArtifactError
+from utils.geometry.projection import orthonormalized, to_4x4
 from utils.scene.artifacts import read_json, write_json
 from utils.types import Array, CameraSet
 
@@ -183,7 +184,10 @@ def load_trajectory(path: Path) -> CameraSet:
         merged = [{**document, **frame} for frame in frames]
         sizes = [(int(frame["h"]), int(frame["w"])) for frame in merged]
         height, width = sizes[0]
-        c2w = np.array([frame["transform_matrix"] for frame in frames], np.float64).reshape(-1, 4, 4)
+        c2w = np.array([frame["transform_matrix"] for frame in frames], np.float64)
+        if c2w.shape[1:] not in ((3, 4), (4, 4)) or not np.isfinite(c2w).all():
+            raise ValueError(f"transform_matrix of shape {c2w.shape[1:]}, or not finite")
+        c2w = orthonormalized(to_4x4(c2w))  # the published path's rotations are a little skew
         K = np.stack([np.diag([width / w, height / h, 1.0]) @ _matrix(f, w, h) for f, (h, w) in zip(merged, sizes, strict=True)])
         c2w[:, :3, 3] *= float(document.get("scale_factor", 1.0))
     except (KeyError, TypeError, ValueError, IndexError) as error:

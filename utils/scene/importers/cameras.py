@@ -170,7 +170,7 @@ def read_transforms(path: Path) -> ImportedCameras:
         merged = [content | frame for frame in frames]  # a frame's own intrinsics win
         sizes = np.array([_image_size(path, frame) for frame in merged])
         K = np.stack([_intrinsics(frame, *size) for frame, size in zip(merged, sizes, strict=True)])
-        c2w = np.array([frame["transform_matrix"] for frame in frames], np.float64) @ _OPENCV_FROM_OPENGL
+        c2w = to_4x4(np.array([frame["transform_matrix"] for frame in frames], np.float64)) @ _OPENCV_FROM_OPENGL
         distortion = np.array([[float(f.get(k, 0.0)) for k in ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")] for f in merged])
         depths = tuple(path.parent / f["depth_file_path"] if "depth_file_path" in f else None for f in frames)
         unit = float(content.get("depth_unit_scale_factor", _DEPTH_UNIT))
