@@ -42,8 +42,8 @@ class PipelineConfig:
     device: Device = "auto"
     """auto takes the GPU where PyTorch can use one. It sets the budget of the preset too."""
     max_gpu_gb: float = 0.0
-    """Most GPU memory that any stage takes, in GiB; what does not fit is done in smaller parts, with fewer splats or on the CPU. 0: all of
-    it."""
+    """Most GPU memory that any stage takes, in GiB; what does not fit is done in smaller parts, with fewer splats, on smaller images
+    or on the CPU. 0: all of it."""
     dry_run: bool = False
     """Print the command of every stage and do nothing."""
     overwrite: bool = False

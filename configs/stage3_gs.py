@@ -39,7 +39,8 @@ class GSConfig:
     device: str = "auto"
     """cpu, cuda, or auto: CUDA where gsplat can run."""
     max_gpu_gb: float = 0.0
-    """Most GPU memory to take, in GiB; fewer splats are trained if the budget does not fit. 0: all there is."""
+    """Most GPU memory to take, in GiB; if the budget does not fit, fewer splats are trained, on smaller images where they are large.
+    0: all there is."""
     gpus: int = 1
     """GPUs to train on, each with its own views in every step; there are fewer steps accordingly."""
     views_per_step: int = 0

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from train_gs.memory import SMALLEST, with_fewer_splats
+from train_gs.memory import LARGE, SMALLEST, Load, within_memory
 from utils.backends.accelerator import cap_memory
 from utils.errors import OptimizationError
 
@@ -16,31 +16,38 @@ class Notes(list):
 
 
 def short_of_memory_above(limit, tried):
-    def work(splats):
-        tried.append(splats)
-        if splats > limit:
+    def work(load):
+        tried.append(load.splats)
+        if load.splats > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return splats
+        return load
 
     return work
 
 
 def test_splats_are_reduced_until_they_fit_and_every_try_is_said():
     notes, tried = Notes(), []
-    result = with_fewer_splats(short_of_memory_above(500_000, tried), 1_000_000, notes)
-    assert tried == [1_000_000, 700_000, 490_000] and result == 490_000
+    result = within_memory(short_of_memory_above(500_000, tried), 1_000_000, LARGE, notes)
+    assert tried == [1_000_000, 700_000, 490_000] and result == Load(490_000)
     assert len(notes) == 2 and "490000" in notes[1]
+
+
+def test_large_images_become_smaller_too_until_they_are_not_large():
+    notes, tried = Notes(), []
+    result = within_memory(short_of_memory_above(300_000, tried), 1_000_000, 3 * LARGE, notes)
+    assert result.splats == 240_100 and result.scale == pytest.approx(0.7**2)  # 0.49 ** 2 of 3 x LARGE is not large any more
+    assert "images at 0.70 of their size" in notes[0] and "0.49" in notes[3]
 
 
 def test_what_fits_is_tried_once():
     notes, tried = Notes(), []
-    assert with_fewer_splats(short_of_memory_above(10**9, tried), 123, notes) == 123
+    assert within_memory(short_of_memory_above(10**9, tried), 123, 10**8, notes) == Load(123)
     assert tried == [123] and not notes
 
 
 def test_an_error_says_when_not_even_few_splats_fit():
     with pytest.raises(OptimizationError, match="too little memory") as error:
-        with_fewer_splats(short_of_memory_above(0, []), 3 * SMALLEST, Notes())
+        within_memory(short_of_memory_above(0, []), 3 * SMALLEST, 100, Notes())
     assert "max-gpu-gb" in error.value.hint
 
 

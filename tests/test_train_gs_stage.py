@@ -14,7 +14,7 @@ import train_inverse_deformation.stage
 from configs.stage3_gs import GSConfig
 from configs.stage3_inverse_deformation import InverseDeformationConfig
 from tests.test_train_gs import FRAMES, SIZE, make_config, make_world
-from train_gs.train import Trainer
+from train_gs.train import Trainer, TrainingData
 from utils.deformation.artifact import load_inverse, trained_inverse
 from utils.errors import ConfigError, InputError, MissingArtifactError
 from utils.scene import artifacts
@@ -140,3 +140,21 @@ def test_a_weaker_deformation_is_what_is_published(root: Path) -> None:
 def test_a_reference_frame_that_is_not_there_is_named(root: Path) -> None:
     with pytest.raises(ConfigError, match="reference_frame is 99, the alignment has 6"):
         train_gs.stage.run(settings(root, reference_frame=99, deform=False))
+
+
+def test_where_memory_is_short_smaller_images_are_trained_on_and_measured(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[tuple[int, ...]] = []
+    whole = train_gs.stage.make_trainer
+
+    def short(alignment: object, data: TrainingData, *rest: object) -> Trainer:
+        built.append(data.cameras.size)
+        if len(built) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return whole(alignment, data, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train_gs.stage, "make_trainer", short)
+    monkeypatch.setattr("train_gs.memory.LARGE", 100)
+    out = train_gs.stage.run(settings(root, deform=False, num_iters=3, target_num_points=20_000))
+    smaller = (round(0.7 * SIZE[0]), round(0.7 * SIZE[1]))
+    assert built == [SIZE, smaller] and load_checkpoint(out).cameras.size == smaller
+    assert json.loads((out / "report.json").read_text())["train_psnr"] > 5

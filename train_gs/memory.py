@@ -1,6 +1,7 @@
-"""Staying within a GPU's memory: fewer splats where the wanted number does not fit."""
+"""Staying within a GPU's memory: fewer splats, and smaller images where they are large, when the wanted ones do not fit."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -11,27 +12,51 @@ from utils.types import Reporter
 
 SMALLEST = 10_000
 """Splats below which a smaller number is not tried: what does not fit then is something else."""
+LARGE = 400_000
+"""Pixels of an image above which it is made smaller too: about 850 x 480."""
 
 Result = TypeVar("Result")
 
 
-def with_fewer_splats(work: Callable[[int], Result], splats: int, report: Reporter) -> Result:
-    """`work(splats)`, again with fewer splats as long as the device runs out of memory.
+@dataclass(frozen=True)
+class Load:
+    """What a training tries to hold.
+
+    Attributes:
+        splats: most splats.
+        scale: of the images, on top of the scale that was asked for.
+    """
+
+    splats: int
+    scale: float = 1.0
+
+
+def within_memory(work: Callable[[Load], Result], splats: int, pixels: int, report: Reporter) -> Result:
+    """`work(load)`, again with a smaller load as long as the device runs out of memory.
+
+    Args:
+        work: what may run out of memory.
+        splats: wanted.
+        pixels: of an image as it is wanted.
+        report: told of every further try.
 
     Raises:
         OptimizationError: not even few splats fit.
     """
+    load = Load(splats)
     while True:
         try:
-            return work(splats)
+            return work(load)
         except torch.OutOfMemoryError as error:
             reason = str(error).split(". ")[0]
         # Outside of the handler: its traceback would keep the tensors of the failed try alive.
         release_memory()
-        if splats <= SMALLEST:
+        if load.splats <= SMALLEST:
             raise OptimizationError(
-                f"the GPU has too little memory to train {splats} splats ({reason})",
+                f"the GPU has too little memory to train {load.splats} splats ({reason})",
                 "raise --config.max-gpu-gb, use --config.image-scale 0.5, or train with --config.device cpu",
             )
-        splats = max(SMALLEST, splats * 7 // 10)
-        report.note(f"splatting: out of GPU memory, trying again with at most {splats} splats")
+        scale = load.scale * 0.7 if pixels * load.scale**2 > LARGE else load.scale
+        load = Load(max(SMALLEST, load.splats * 7 // 10), scale)
+        smaller = "" if scale == 1.0 else f" and images at {scale:.2f} of their size"
+        report.note(f"splatting: out of GPU memory, trying again with at most {load.splats} splats{smaller}")

@@ -1,5 +1,6 @@
 """Stage 3.2 shell: reads an alignment and its inverse, trains, publishes `gs_<renderer>/`."""
 
+import math
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from train_gs.extend import with_frames_between
 from train_gs.initialize import initial_splats
 from train_gs.left_out import with_left_out
 from train_gs.measure import averages, measure
-from train_gs.memory import with_fewer_splats
+from train_gs.memory import Load, within_memory
 from train_gs.population import with_spare_slots
 from train_gs.shared import SharedTrainer, share_of, together
 from train_gs.shell import joined, shell_splats
@@ -83,13 +84,14 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     strength = chosen_strength(make_trial, data, warp, settings, report)
     settings, warp = replace(settings, deform_strength=strength), scaled(warp, strength)
 
-    def attempt(splats: int) -> tuple[Trainer, TrainedScene, dict[str, float]]:
+    def attempt(load: Load) -> tuple[Trainer, TrainedScene, dict[str, float]]:
         begun = time.perf_counter()
-        chosen = replace(settings, target_num_points=splats)
-        trainer = make_trainer(alignment, data, warp, backend, device, chosen)
+        chosen = replace(settings, target_num_points=load.splats, image_scale=settings.image_scale * load.scale)
+        shown = data if load.scale == 1.0 else training_data(scene, alignment, chosen, heldout_ids)
+        trainer = make_trainer(alignment, shown, warp, backend, device, chosen)
         report.note(
             f"splatting: {len(trainer.parameters.means)} splats, {len(trainer.training_views)} frames to train on and "
-            f"{int(data.heldout.sum())} held out, {data.cameras.size[1]}x{data.cameras.size[0]}, {reason}"
+            f"{int(shown.heldout.sum())} held out, {shown.cameras.size[1]}x{shown.cameras.size[0]}, {reason}"
         )
         resume = ResumeFile(out, content_hash(to_plain(chosen), inputs))
         resume.restore(trainer, report)
@@ -102,11 +104,11 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
             preview.finish()
         return trainer, trained, {"prepare": prepared - begun, "train": time.perf_counter() - prepared}
 
-    trainer, trained, timings = with_fewer_splats(attempt, config.target_num_points, report)
+    trainer, trained, timings = within_memory(attempt, config.target_num_points, math.prod(data.cameras.size), report)
     timings["load"] = time.perf_counter() - started - sum(timings.values())
     trainer.release()
     warp = trainer.trained_warp()
-    rows = measure(trained, data, trainer.rasterizer, warp, turn=config.deform_inverse_rotations)
+    rows = measure(trained, trainer.data, trainer.rasterizer, warp, turn=config.deform_inverse_rotations)
     summary = {**averages(rows), "splats": len(trained.splats), "iterations": config.num_iters, "backend": backend}
     summary["deform_strength"] = strength if config.deform else 0.0
     with publish(out) as folder:
