@@ -269,24 +269,50 @@ def configure(argv: list[str]) -> PipelineConfig:
         at = argv.index("--config-file") + 1
         if at == len(argv):
             raise ConfigError("--config-file needs a path", "for example: --config-file run_summary_config.json")
-        default = load_config_file(PipelineConfig, Path(argv[at]))
-        argv = argv[: at - 1] + argv[at + 1 :]
+        saved = load_config_file(PipelineConfig, Path(argv[at]))
+        return parse(PipelineConfig, argv[: at - 1] + argv[at + 1 :], prog="run_reconstruction.py", default=saved)
+    mode = _flag_value(argv, "--config.mode") or "fast"
+    device = _flag_value(argv, "--config.device") or "auto"
+    if mode not in ("fast", "extensive") or device not in ("auto", "cpu", "cuda"):
+        mode, device = "fast", "auto"  # the parser below explains the wrong value
+    default = preset(mode, resolve_device(device))  # type: ignore[arg-type]
+    return covering_all(parse(PipelineConfig, argv, prog="run_reconstruction.py", default=default), argv)
+
+
+def covering_all(config: PipelineConfig, argv: list[str]) -> PipelineConfig:
+    """Stage 1 aligns as many frames as stage 0 is to make, spread over all there are, where no flag says otherwise (a file of settings is
+    taken as it is).
+
+    The preset's own numbers belong together; a flag that changes one of them, or a results.npz with more frames, would leave the end of the
+    clip unaligned.
+    """
+    data = config.stage1.alignment
+    if _flag_value(argv, "--config.preprocess-max-frames") and not _flag_value(argv, "--config.stage1.alignment.num-frames"):
+        data = replace(data, num_frames=config.preprocess_max_frames)
+    if config.input_video or config.frames_dir is not None:
+        frames = config.preprocess_max_frames
     else:
-        mode = _flag_value(argv, "--config.mode") or "fast"
-        device = _flag_value(argv, "--config.device") or "auto"
-        if mode not in ("fast", "extensive") or device not in ("auto", "cpu", "cuda"):
-            mode, device = "fast", "auto"  # the parser below explains the wrong value
-        default = preset(mode, resolve_device(device))  # type: ignore[arg-type]
-    config = parse(PipelineConfig, argv, prog="run_reconstruction.py", default=default)
-    return config
+        frames = _frames_there(config)
+    if not _flag_value(argv, "--config.stage1.alignment.stride"):
+        data = replace(data, stride=max(data.stride, -(-(frames - data.offset) // data.num_frames)))
+    return replace(config, stage1=replace(config.stage1, alignment=data))
+
+
+def _frames_there(config: PipelineConfig) -> int:
+    """Frames of the scene's results.npz; 0 if there is none."""
+    if config.root_path is None or not SceneLayout(config.root_path).results_npz.is_file():
+        return 0
+    from utils.scene.artifacts import count_frames
+
+    return count_frames(config.root_path)
 
 
 def _flag_value(argv: list[str], flag: str) -> str | None:
+    """The word after a flag; the parser takes underscores for hyphens, so they count as such here."""
     for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(flag + "="):
-            return word[len(flag) + 1 :]
+        name, _, value = word.partition("=")
+        if name.replace("_", "-") == flag:
+            return value or (argv[i + 1] if i + 1 < len(argv) else None)
     return None
 
 

@@ -5,13 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import preprocess_video
 import run_reconstruction
 from configs.pipeline import BUDGETS, preset
+from frame_to_model_icp.selection import select_frames
 from run_reconstruction import command_of, configure, plan
-from utils.errors import ConfigError
+from utils.errors import ConfigError, CorruptArtifactError
+from utils.scene.layout import SceneLayout
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,6 +54,32 @@ def test_the_published_skip_uses_stage_1s_alignment():
     assert [c.module for c in calls] == ["frame_to_model_icp", "train_inverse_deformation", *(["train_gs", "eval_gs"] * 2)]
     assert calls[1].config.checkpoint_subdir == "after_non_rigid_icp"
     assert calls[2].config.renderer == "2dgs" and calls[4].config.renderer == "3dgs"
+
+
+def aligned_frames(total: int, *flags: str) -> list[int]:
+    """The frames of a scene of `total` that stage 1 aligns."""
+    calls = plan(configure(["--config.device", "cpu", *flags]))
+    stage1 = next(c for c in calls if c.module == "frame_to_model_icp")
+    return select_frames(total, stage1.config.alignment).tolist()
+
+
+def test_stage_1_covers_the_whole_clip_whatever_number_is_changed(tmp_path):
+    clip = ("--config.input-video", "a.mp4")
+    assert aligned_frames(32, *clip) == list(range(32))
+    assert aligned_frames(64, *clip, "--config.preprocess-max-frames", "64") == list(range(64))
+    assert aligned_frames(64, *clip, "--config.preprocess_max_frames=64") == list(range(64))
+    some = aligned_frames(32, *clip, "--config.stage1.alignment.num-frames", "10")
+    assert len(some) == 10 and some[0] == 0 and some[-1] == 31
+    asked = (*clip, "--config.preprocess-max-frames", "64", "--config.stage1.alignment.stride", "1")
+    assert aligned_frames(64, *asked, "--config.stage1.alignment.num-frames", "8") == list(range(8))
+    folder = SceneLayout(tmp_path).npz_dir
+    folder.mkdir(parents=True)
+    np.savez(folder / "results.npz", intrinsics=np.zeros((100, 3, 3)))  # of another program
+    many = aligned_frames(100, "--config.root-path", str(tmp_path))
+    assert len(many) == 32 and many[0] == 0 and many[-1] == 99
+    (folder / "results.npz").write_bytes(b"no npz")
+    with pytest.raises(CorruptArtifactError):
+        configure(["--config.root-path", str(tmp_path)])
 
 
 def test_root_path_is_where_a_clip_is_written():

@@ -89,6 +89,15 @@ def load_scene(root: Path) -> Scene:
     return Scene(cameras=cameras, images=image, depth=depth, confidence=conf, ignored=ignored)
 
 
+def count_frames(root: Path) -> int:
+    """Frames of results.npz, without reading its images.
+
+    Raises:
+        CorruptArtifactError: unreadable.
+    """
+    return len(_read_npz(SceneLayout(root).results_npz, ("intrinsics",))["intrinsics"])
+
+
 def scene_id(root: Path) -> str:
     """Content id of results.npz: its bytes, since other programs write it too."""
     path = SceneLayout(root).results_npz
