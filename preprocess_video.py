@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from utils.backends.geometry import ClipFrames, GeometryBackend
+    from utils.scene.captured import Straightener
     from utils.scene.layout import SceneLayout
-    from utils.scene.lens import Lens
     from utils.types import Array, Reporter, Scene
 
 SCHEMA = "geometry/1"
@@ -38,11 +38,13 @@ class Source:
         frames: every frame in order.
         totals: frames of each clip.
         folder: where they lie.
+        fps: frames a second of the first clip, 0 if unknown.
     """
 
     frames: list[Path]
     totals: list[int]
     folder: Path
+    fps: float = 0.0
 
 
 def run(config: PreprocessConfig, report: "Reporter") -> Path:
@@ -51,8 +53,8 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
     Raises:
         V2WError: the input, the disk or the geometry.
     """
+    from utils.scene.captured import parse_camera
     from utils.scene.layout import SceneLayout
-    from utils.scene.lens import parse_lens
     from utils.scene.manifest import MANIFEST, is_current, publish, write_manifest
 
     started = time.monotonic()
@@ -67,21 +69,22 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
         report.note(f"stage 0: {layout.results_npz} was made by another program and is used as it is; overwrite replaces it")
         return config.root
     if config.lens not in ("none", "estimate"):
-        parse_lens(config.lens)  # a typing error shows before minutes of decoding
+        parse_camera(config.lens)  # a typing error shows before minutes of decoding
     source = _frames_on_disk(config, layout, report)
     frames, read = _clip_frames(config, source, report)
     frames = dataclasses.replace(frames, keep=_matchable(config, frames, report))
-    lens = _lens(config, frames, report)
-    if lens is not None:
-        keep = None if frames.keep is None else _straightened_masks(frames.keep, lens)
-        frames = dataclasses.replace(frames, images=_straightened(frames.images, lens), keep=keep)
+    straight = _straightener(config, source, frames, read, report)
+    if straight is not None:
+        keep = None if frames.keep is None else straight.masks(frames.keep, read)
+        frames = dataclasses.replace(frames, images=straight.all(frames.images, read), keep=keep)
     estimator = _make_backend(backend, config)
-    scene = _masked(estimator.estimate(frames, report), frames, config, backend, lens, report)
+    scene = estimator.estimate(frames, report)
     positions = [read[frames.chosen[row]] for row in scene.cameras.frame_ids]
+    scene = _masked(scene, frames, positions, config, backend, straight, report)
     kept = [source.frames[position] for position in positions]
-    _write_subsampled(config, layout, kept, lens)
-    _write_clip_cameras(config, layout, source, scene, positions, _grays(source, scene, frames, read, lens), lens, report)
-    _write_extras(config, layout, source, scene, positions)
+    _write_subsampled(config, layout, kept, positions, straight)
+    _write_clip_cameras(config, layout, source, scene, positions, _grays(source, scene, frames, read, straight), straight, report)
+    _write_extras(config, layout, source, scene, positions, straight)
     with publish(layout.npz_dir) as folder:
         from utils.scene.artifacts import save_results
 
@@ -91,7 +94,7 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
             schema=SCHEMA,
             config=settings,
             inputs=inputs,
-            backends={"geometry": backend, **getattr(estimator, "provenance", {})},
+            backends={"geometry": backend, **getattr(estimator, "provenance", {}), **_taken_out(straight, source)},
             seed=config.seed,
             seconds=time.monotonic() - started,
         )
@@ -159,16 +162,18 @@ def _frames_on_disk(config: PreprocessConfig, layout: "SceneLayout", report: "Re
         _require_two(len(frames), str(_folder(config)))
         return Source(frames=frames, totals=[len(frames)], folder=_folder(config))
     totals: list[int] = []
+    fps = 0.0
     clips = list_clips(config.input_video)
     _require_one_size(clips)
     with publish(layout.frames) as folder:
         for clip in clips:
             info = extract_frames(clip, folder, extension=config.image_ext, first=1 + sum(totals))
             totals.append(len(info.frames))
+            fps = fps or info.fps
             if info.broken:
                 report.note(f"{clip.name} breaks off after {len(info.frames)} frames ({info.broken}); they are used")
         _require_two(sum(totals), ", ".join(clip.name for clip in clips))
-    return Source(frames=list_frames(layout.frames), totals=totals, folder=layout.frames)
+    return Source(frames=list_frames(layout.frames), totals=totals, folder=layout.frames, fps=fps)
 
 
 def _require_two(count: int, where: str) -> None:
@@ -255,7 +260,13 @@ def _make_backend(name: str, config: PreprocessConfig) -> "GeometryBackend":
 
 
 def _masked(
-    scene: "Scene", frames: "ClipFrames", config: PreprocessConfig, backend: str, lens: "Lens | None", report: "Reporter"
+    scene: "Scene",
+    frames: "ClipFrames",
+    positions: list[int],
+    config: PreprocessConfig,
+    backend: str,
+    straight: "Straightener | None",
+    report: "Reporter",
 ) -> "Scene":
     """The scene without what the user, an overlay or the sky takes out of it."""
     from utils.scene.masks import apply_masks, detect_sky, detect_static_overlay, is_sky, load_masks, mark_sky
@@ -272,7 +283,7 @@ def _masked(
         scene = apply_masks(scene, ~overlay[None].repeat(len(scene), axis=0), names)
     if config.masks is not None:
         keep = load_masks(config.masks, names, scene.cameras.size, frames.images.shape[1:3])
-        scene = apply_masks(scene, keep if lens is None else _straightened_masks(keep, lens), names)
+        scene = apply_masks(scene, keep if straight is None else straight.masks(keep, positions), names)
     return scene
 
 
@@ -297,51 +308,64 @@ def _matchable(config: PreprocessConfig, frames: "ClipFrames", report: "Reporter
     return keep
 
 
-def _lens(config: PreprocessConfig, frames: "ClipFrames", report: "Reporter") -> "Lens | None":
-    """The distortion to take out, if any."""
-    from utils.scene.lens import parse_lens
+def _straightener(
+    config: PreprocessConfig, source: Source, frames: "ClipFrames", read: list[int], report: "Reporter"
+) -> "Straightener | None":
+    """What takes lens and shutter out of the frames, if wanted."""
+    from utils.scene.captured import ClipMotion, Straightener, parse_camera
+    from utils.scene.media import read_image
 
     if config.lens == "none":
         return None
+    motion = ClipMotion(lambda position: read_image(source.frames[position]), source.totals)
     if config.lens != "estimate":
-        return parse_lens(config.lens)
-    from utils.backends.sfm_poses import estimate_lens
+        return Straightener(parse_camera(config.lens), motion)
+    from utils.backends.captured_camera import estimate_camera
 
-    keep = None if frames.keep is None else frames.keep[frames.chosen]
-    return estimate_lens(frames.images[frames.chosen], seed=config.seed, report=report, keep=keep)
-
-
-def _straightened(images: "Array", lens: "Lens") -> "Array":
-    """(F, h, w, 3) without distortion."""
-    import numpy as np
-
-    return np.stack([lens.undistorted(image) for image in images])
-
-
-def _straightened_masks(masks: "Array", lens: "Lens") -> "Array":
-    """(F, h, w) bool without distortion."""
-    import numpy as np
-
-    return np.stack([lens.undistorted(mask.astype(np.uint8), nearest=True) > 0 for mask in masks])
+    report.note("lens and shutter: mapping the frames as they are")
+    chosen = [read[row] for row in frames.chosen]
+    camera = estimate_camera(
+        frames.images[frames.chosen],
+        lambda row: motion.of(chosen[row]),
+        seed=config.seed,
+        report=report,
+        keep=None if frames.keep is None else frames.keep[frames.chosen],
+    )
+    straight = Straightener(camera, motion)
+    shutter = straight.readout_text(source.fps) if camera.readout else "none to be seen"
+    report.note(f"shutter: {shutter}")
+    return straight
 
 
-def _write_subsampled(config: PreprocessConfig, layout: "SceneLayout", kept: list[Path], lens: "Lens | None") -> None:
-    """The scene's frames at their original size and without distortion, numbered from 0 like the rows of results.npz."""
+def _taken_out(straight: "Straightener | None", source: Source) -> dict[str, str]:
+    """For the manifest: what was taken out of the frames."""
+    if straight is None:
+        return {}
+    lens = straight.camera.lens
+    return {"lens": f"{lens.focal:.5f},{lens.k:+.5f}", "shutter": straight.readout_text(source.fps) if straight.camera.readout else "none"}
+
+
+def _write_subsampled(
+    config: PreprocessConfig, layout: "SceneLayout", kept: list[Path], positions: list[int], straight: "Straightener | None"
+) -> None:
+    """The scene's frames at their original size, without lens and shutter, numbered from 0 like the rows of results.npz."""
     from utils.scene.manifest import publish
     from utils.scene.media import read_image, write_image
 
     with publish(layout.frames_subsampled) as folder:
-        for index, path in enumerate(kept):
+        for index, (path, position) in enumerate(zip(kept, positions, strict=True)):
             target = folder / f"{index:06d}.{config.image_ext}"
-            if lens is not None:
-                write_image(target, lens.undistorted(read_image(path)))
+            if straight is not None:
+                write_image(target, straight(read_image(path), position))
             elif path.suffix.lower() == f".{config.image_ext}":
                 target.write_bytes(path.read_bytes())
             else:
                 write_image(target, read_image(path))
 
 
-def _grays(source: Source, scene: "Scene", frames: "ClipFrames", read: list[int], lens: "Lens | None") -> "Callable[[int], Array]":
+def _grays(
+    source: Source, scene: "Scene", frames: "ClipFrames", read: list[int], straight: "Straightener | None"
+) -> "Callable[[int], Array]":
     """Gives the grey image of any frame of the source as the scene would show it; what has been read already is not read again."""
     import cv2
 
@@ -354,7 +378,7 @@ def _grays(source: Source, scene: "Scene", frames: "ClipFrames", read: list[int]
             image = frames.images[row_of[position]]
         else:
             image = read_image(source.frames[position])
-            image = image if lens is None else lens.undistorted(image)
+            image = image if straight is None else straight(image, position)
         return cv2.cvtColor(resize_area(image, scene.cameras.size), cv2.COLOR_RGB2GRAY)
 
     return gray
@@ -367,17 +391,21 @@ def _write_clip_cameras(
     scene: "Scene",
     positions: list[int],
     gray: "Callable[[int], Array]",
-    lens: "Lens | None",
+    straight: "Straightener | None",
     report: "Reporter",
 ) -> None:
-    """Cameras of every frame of the clip at its own size, as it lies on disk: transforms.json, a COLMAP model and the scene's points."""
+    """Cameras of every frame of the clip at its own size: transforms.json, a COLMAP model and the scene's points.
+
+    The frames are those on disk. With a shutter no camera model of those formats holds for them, so they are written without it.
+    """
     import numpy as np
 
     from utils.backends.clip_cameras import place_clip
     from utils.exports.clip import write_clip
     from utils.scene.manifest import publish
-    from utils.scene.media import image_size
+    from utils.scene.media import image_size, read_image, write_image
 
+    wholes = list(range(len(source.frames))) if config.every_frame else positions
     if not config.every_frame:
         source = dataclasses.replace(source, frames=[source.frames[p] for p in positions], totals=[len(positions)])
         positions = list(range(len(positions)))
@@ -385,15 +413,25 @@ def _write_clip_cameras(
     missing = [frame.name for frame, placed in zip(source.frames, found.placed, strict=True) if not placed]
     if missing:
         report.note(f"cameras: {len(missing)} of {len(source.frames)} frames of the clip could not be placed: {_abridged(missing)}")
+    size = image_size(source.frames[0])
     with publish(layout.clip_cameras) as folder:
-        write_clip(folder, found, source.frames, image_size(source.frames[0]), scene, lens)
+        if straight is None or not straight.camera.readout:
+            write_clip(folder, found, source.frames, size, scene, None if straight is None else straight.camera.lens)
+            return
+        names = [f"images/{frame.stem}.{config.image_ext}" for frame in source.frames]
+        (folder / "images").mkdir()
+        for index in np.flatnonzero(found.placed):
+            write_image(folder / names[index], straight(read_image(source.frames[index]), wholes[index]))
+        write_clip(folder, found, [layout.clip_cameras / name for name in names], size, scene, None)
 
 
 def _abridged(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
-def _write_extras(config: PreprocessConfig, layout: "SceneLayout", source: Source, scene: "Scene", positions: list[int]) -> None:
+def _write_extras(
+    config: PreprocessConfig, layout: "SceneLayout", source: Source, scene: "Scene", positions: list[int], straight: "Straightener | None"
+) -> None:
     """`preprocess_frames.json` and the fly-through path; `positions` are those of the scene's frames in the source."""
     from utils.scene.artifacts import write_json
     from utils.scene.manifest import writing
@@ -411,6 +449,7 @@ def _write_extras(config: PreprocessConfig, layout: "SceneLayout", source: Sourc
             "actual_stride": round((len(source.frames) - 1) / max(len(positions) - 1, 1), 3),
             "num_frames_used": len(positions),
             "positions": [int(position) for position in positions],
+            "camera": None if straight is None else straight.described(source.fps),
         },
     )
     with writing(layout.path_json):
@@ -434,7 +473,9 @@ def parse(arguments: list[str] | None = None) -> PreprocessConfig:
     parser.add_argument("--backend", default=defaults["backend"], help="auto, sfm, da3 or import")
     parser.add_argument("--cameras", type=Path, help="COLMAP model or transforms.json to take cameras (and depth) from")
     parser.add_argument("--masks", type=Path, metavar="FOLDER", help="images named like the frames: white = use, black = ignore")
-    parser.add_argument("--lens", default=defaults["lens"], help="distortion to take out: none, estimate or FOCAL,K")
+    parser.add_argument(
+        "--lens", default=defaults["lens"], help="lens and rolling shutter to take out: none, estimate, or FOCAL,K[,READOUT]"
+    )
     parser.add_argument("--mask_overlays", action="store_true", help="ignore opaque logos and watermarks")
     parser.add_argument(
         "--mask_sky",

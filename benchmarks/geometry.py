@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -23,12 +24,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from utils.backends.captured_camera import estimate_camera
 from utils.backends.clip_cameras import place_clip
 from utils.backends.geometry import ClipFrames
 from utils.backends.geometry_sfm import SfmGeometry
-from utils.backends.sfm_poses import estimate_lens
 from utils.errors import V2WError
 from utils.pictures import colorize_depth, depth_range, grid, labelled
+from utils.scene.captured import ClipMotion
 from utils.scene.frame_selection import between, choose_uniform
 from utils.scene.media import decode, extract_frames, list_frames, read_frames, resize_area, working_size, write_image
 from utils.synthetic.scenes import LAYOUTS
@@ -213,9 +215,13 @@ def synthetic(table: Table, out: Path, frames: int, sizes: list[int], scenes: li
             picture(run.scene, out / f"synthetic_{name.replace(':', '_')}_{size}.png")
 
 
+# What is taken out of captured frames before, and what the row is called.
+_TAKEN_OUT = {"nothing": "redkitchen", "lens": "redkitchen, lens estimated", "camera": "redkitchen, lens and shutter estimated"}
+
+
 def redkitchen(table: Table, data: Path, out: Path, frames: int, sizes: list[int]) -> None:
-    """The captured RGB-D clip against its sensor depth and poses, as it is and with its lens distortion taken out."""
-    cases = [case for case in itertools.product(sizes, (False, True)) if not table.stored("redkitchen", *case, frames)]
+    """The captured RGB-D clip against its sensor depth and poses, as it is and with its camera's lens and shutter taken out."""
+    cases = [case for case in itertools.product(sizes, _TAKEN_OUT) if not table.stored("redkitchen", *case, frames)]
     if not cases:
         return
     folder = data / "rgbd_redkitchen"
@@ -223,21 +229,38 @@ def redkitchen(table: Table, data: Path, out: Path, frames: int, sizes: list[int
     poses = np.loadtxt(folder / "poses.txt")
     stored = json.loads((folder / "intrinsics.json").read_text())
     focal = float(stored.get("fx", stored.get("fl_x", 525.0))) / images.shape[2]
-    small = np.stack([resize_area(images[i], _bounded(images[i])) for i in choose_uniform(len(images), frames, 0).indices])
-    lens = estimate_lens(small, seed=0, report=Notes([]))
-    straight = np.stack([lens.undistorted(image) for image in images])
-    for size, with_lens in cases:
-        run = estimate(straight if with_lens else images, frames, size)
-        truth = []
-        for i in run.chosen:
-            raw = cv2.imread(str(folder / "depth" / f"{int(poses[i, 0]):06d}.png"), cv2.IMREAD_UNCHANGED)
-            raw = lens.undistorted(raw, nearest=True) if with_lens else raw
-            truth.append(nearest(raw.astype(np.float32) / 1000, run.scene.cameras.size))
-        centers = poses[run.chosen, 1:].reshape(-1, 4, 4)[:, :3, 3]
-        ratio = run.scene.cameras.K[0, 0, 0] / run.scene.cameras.size[1] / focal
-        name = "redkitchen, lens estimated" if with_lens else "redkitchen"
-        table.row({"scene": name} | accuracy(run, centers, np.stack(truth), ratio), "redkitchen", size, with_lens, frames)
-        picture(run.scene, out / f"{name.replace(', ', '_').replace(' ', '_')}_{size}.png")
+    depth = np.stack([cv2.imread(str(folder / "depth" / f"{int(i):06d}.png"), cv2.IMREAD_UNCHANGED) for i in poses[:, 0]])
+    depth = depth.astype(np.float32) / 1000
+    motion = ClipMotion(lambda position: images[position], [len(images)])
+    for taken_out, name in _TAKEN_OUT.items():
+        asked = [size for size, case in cases if case == taken_out]
+        if not asked:
+            continue
+        shown, truth, estimating = straightened(images, depth, motion, taken_out, frames)
+        for size in asked:
+            run = estimate(shown, frames, size)
+            expected = np.stack([nearest(truth[i], run.scene.cameras.size) for i in run.chosen])
+            centers = poses[run.chosen, 1:].reshape(-1, 4, 4)[:, :3, 3]
+            ratio = run.scene.cameras.K[0, 0, 0] / run.scene.cameras.size[1] / focal
+            cells = accuracy(run, centers, expected, ratio) | {"CPU s before": round(estimating, 1)}
+            table.row({"scene": name} | cells, "redkitchen", size, taken_out, frames)
+            picture(run.scene, out / f"{name.replace(', ', '_').replace(' ', '_')}_{size}.png")
+
+
+def straightened(images: Array, depth: Array, motion: ClipMotion, taken_out: str, frames: int) -> tuple[Array, Array, float]:
+    """Images (T, h, w, 3) and depth (T, h, w) without lens, or lens and shutter, and the CPU seconds that it took."""
+    if taken_out == "nothing":
+        return images, depth, 0.0
+    started = time.process_time()
+    chosen = choose_uniform(len(images), frames, 0).indices
+    small = np.stack([resize_area(images[i], _bounded(images[i])) for i in chosen])
+    field = (lambda row: motion.of(int(chosen[row]))) if taken_out == "camera" else None
+    notes = Notes([])
+    camera = estimate_camera(small, field, seed=0, report=notes)
+    straight = np.stack([camera.straightened(image, motion.of(i)) for i, image in enumerate(images)])
+    seconds = time.process_time() - started
+    print(f"{'; '.join(notes.lines)}; readout {camera.readout:+.3f} frame intervals", file=sys.stderr)
+    return straight, np.stack([camera.straightened(image, motion.of(i), nearest=True) for i, image in enumerate(depth)]), seconds
 
 
 def clips(table: Table, data: Path, out: Path, frames: int, sizes: list[int], names: list[str]) -> None:

@@ -75,7 +75,8 @@ class PipelineConfig:
     preprocess_prefer_sharp: bool = False
     """Choose the sharpest frame near each position instead of exactly that one."""
     preprocess_lens: str = "none"
-    """Radial distortion to take out of real footage: none, estimate, or FOCAL,K (focal length in longest sides, coefficient)."""
+    """Lens distortion and rolling shutter to take out of captured footage: none, estimate, or FOCAL,K or FOCAL,K,READOUT (focal length in
+    longest sides, radial coefficient, time from the first row to the last in frame intervals)."""
     preprocess_backend: str = "auto"
     """Geometry: da3 (learned, needs its package and weights), sfm (structure from motion and optical flow), or auto."""
     alignment_run: str | None = None

@@ -36,7 +36,8 @@ class PreprocessConfig:
     masks: Path | None = None
     """Folder of images named like the frames (or one for all): white pixels are used, black ones ignored by every stage."""
     lens: str = "none"
-    """Radial distortion to take out of real footage: `none`, `estimate`, or FOCAL,K (focal length in longest sides, coefficient)."""
+    """Lens distortion and rolling shutter to take out of captured footage: `none`, `estimate`, or FOCAL,K or FOCAL,K,READOUT (focal length
+    in longest sides, radial coefficient, time from the first row to the last in frame intervals)."""
     mask_overlays: bool = False
     """Ignore opaque logos and watermarks: what stands still while the picture around it moves."""
     mask_sky: Literal["auto", "on", "off"] = "auto"

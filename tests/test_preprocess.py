@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -196,6 +197,38 @@ def test_lens_distortion_is_taken_out_of_frames_and_masks(tmp_path: Path) -> Non
     assert (scene.valid[0] == (straight[..., 0] < 100)).mean() > 0.99
     with pytest.raises(ConfigError, match="lens"):
         preprocess_video.run(PreprocessConfig(frames_dir=folder, lens="wide", **settings), Notes())
+
+
+def test_rolling_shutter_is_taken_out_of_everything_that_is_written(tmp_path: Path) -> None:
+    """A texture moves to the right by 4 pixels a frame; with a readout of half a frame the picture leans by 2."""
+    shots, masks = tmp_path / "shots", tmp_path / "masks"
+    shots.mkdir()
+    masks.mkdir()
+    texture = cv2.GaussianBlur(np.random.default_rng(0).uniform(0, 255, (98, 240)).astype(np.float32), (0, 0), 2)
+    texture = np.repeat(((texture - texture.min()) / np.ptp(texture) * 255).astype(np.uint8)[..., None], 3, -1)
+    for i in range(5):
+        media.write_image(shots / f"{i}.jpg", texture[:, 40 - 4 * i : 180 - 4 * i])
+    media.write_image(masks / "all.png", np.where(np.arange(140) < 70, 255, 0).astype(np.uint8)[None].repeat(98, 0))
+    settings = {"backend": "flat", "process_res": 140, "scene_root": tmp_path / "scene", "masks": masks, "image_ext": "png"}
+    root = preprocess_video.run(PreprocessConfig(frames_dir=shots, lens="0.9,0,0.5", **settings), Notes())
+    scene, layout = load_scene(root), SceneLayout(root)
+    shown = media.read_image(layout.frames_subsampled / "000001.png")
+    np.testing.assert_array_equal(scene.images[1], shown)
+    captured = media.read_image(shots / "2.jpg").astype(int)
+    inner = slice(20, 120)
+    for row, shift in ((2, -1), (49, 0), (95, 1)):
+        moved = np.abs(shown[row, inner].astype(int) - captured[row, 20 + shift : 120 + shift]).mean()
+        assert moved < 6 and (shift == 0 or moved < 0.5 * np.abs(shown[row, inner].astype(int) - captured[row, inner]).mean())
+    # the mask's edge leans as the picture was moved
+    edges = scene.valid[1].sum(1)
+    assert edges[:5].mean() == pytest.approx(71, abs=0.6) and edges[-5:].mean() == pytest.approx(69, abs=0.6)
+    cameras = read_transforms(layout.clip_cameras / "transforms.json")
+    frames = json.loads((layout.clip_cameras / "transforms.json").read_text())["frames"]
+    frame = next(frame for frame in frames if frame.get("scene_frame") == 1)
+    np.testing.assert_array_equal(media.read_image(layout.clip_cameras / frame["file_path"]), shown)
+    np.testing.assert_allclose(cameras.K[0], scene.cameras.K[0])
+    assert json.loads(layout.preprocess_json.read_text())["camera"] == {"focal": 0.9, "k": 0, "readout_share": 0.5, "readout_ms": None}
+    assert json.loads((layout.npz_dir / "manifest.json").read_text())["backends"]["shutter"].startswith("+0.500 frame intervals")
 
 
 def test_frame_folder_is_used_where_it_lies(tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ import torch
 
 from tests.box_world import box_images
 from utils.backends import geometry_sfm, sfm_poses
+from utils.backends.captured_camera import estimate_camera
 from utils.backends.geometry import ClipFrames
 from utils.backends.geometry_sfm import SfmGeometry
 from utils.errors import GeometryError
 from utils.geometry import se3
+from utils.scene.captured import ClipMotion
 from utils.scene.lens import Lens
+from utils.synthetic.captured import bent
 from utils.synthetic.world import WorldConfig, make_world
 from utils.types import NULL_REPORTER, Reporter, Scene
 
@@ -167,20 +170,6 @@ def test_a_model_restricted_to_some_frames_keeps_their_points() -> None:
         sfm_poses.restricted(few, images, np.array([0, 8]))
 
 
-def bent(images: np.ndarray, lens: Lens) -> np.ndarray:
-    """What a camera with this lens shows of undistorted images that were taken at the same focal length."""
-    height, width = images.shape[1:3]
-    focal = lens.focal * max(height, width)
-    y, x = np.mgrid[0:height, 0:width] + 0.5
-    x, y = (x - width / 2) / focal, (y - height / 2) / focal
-    u, v = x.copy(), y.copy()
-    for _ in range(30):
-        stretch = 1 + lens.k * (u**2 + v**2)
-        u, v = x / stretch, y / stretch
-    at = np.stack([u * focal + width / 2 - 0.5, v * focal + height / 2 - 0.5], -1).astype(np.float32)
-    return np.stack([cv2.remap(image, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for image in images])
-
-
 @pytest.mark.parametrize("k", [-0.15, 0.15])
 def test_undistortion_undoes_the_lens(k: float) -> None:
     lens = Lens(0.9, k)
@@ -197,10 +186,13 @@ def test_undistortion_undoes_the_lens(k: float) -> None:
 
 
 @pytest.mark.parametrize("k", [-0.12, 0.12])
-def test_lens_is_estimated_from_the_clip(k: float) -> None:
+def test_lens_is_estimated_from_the_clip_and_no_shutter_where_there_is_none(k: float) -> None:
     world = make_world(WorldConfig(layout="object", frames=10, size=(144, 256), severity="none", seed=1, path_scale=2))
-    lens = sfm_poses.estimate_lens(bent(world.images, Lens(0.85, k)), seed=0, report=NULL_REPORTER)
-    assert lens.k == pytest.approx(k, abs=0.03) and lens.focal == pytest.approx(0.85, rel=0.03)
+    images = bent(world.images, Lens(0.85, k))
+    motion = ClipMotion(lambda position: images[position], [len(images)])
+    camera = estimate_camera(images, motion.of, seed=0, report=NULL_REPORTER)
+    assert camera.lens.k == pytest.approx(k, abs=0.03) and camera.lens.focal == pytest.approx(0.85, rel=0.03)
+    assert abs(camera.readout) < 0.08
 
 
 def wander(model: sfm_poses.SparseModel, c2w: np.ndarray) -> float:

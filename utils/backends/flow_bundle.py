@@ -3,6 +3,10 @@
 A point is a pixel of its host frame and an inverse depth w along that pixel's ray, so it has one unknown and its elimination (Schur
 complement) is a division. For a host ray r, the target camera sees `Y = R r + w t` (R, t: target from host), which stays finite for
 points at infinity. A pose changes by `w2c_new = exp([omega, v]) w2c`. Residuals are pixels under a Cauchy loss.
+
+A captured clip's camera is no pinhole with a global shutter. Its lens bends pixels, `q = f a (1 + k |a|^2) + c` with a = x / z, and its
+shutter reads one row after another, so that a pixel is seen at `p = q + readout * shift`, its motion until its row is read. If asked
+for, k and the readout are two more unknowns; the shifts are measured beforehand.
 """
 
 from dataclasses import dataclass
@@ -17,6 +21,8 @@ from utils.types import Array
 
 _CAUCHY_PX = 0.5
 _STEPS = 12
+# Fixed-point steps that take the lens out of a pixel: to 1e-4 of the bend within |k| = 0.5 and a view of 80 degrees.
+_UNBENDING = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +65,34 @@ class FocalPrior:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CameraFaults:
+    """Lens and shutter as further unknowns, with priors that pull both to none.
+
+    Attributes:
+        host_shift: (M, 2) pixels that each match moves in its host for a readout of 1, see the module.
+        target_shift: (M, 2) and in its target.
+        k_sigma: standard deviation of the radial coefficient's prior.
+        readout_sigma: and of the readout's.
+        independent: number of independent observations all residuals are worth, as in `FocalPrior`.
+    """
+
+    host_shift: Array
+    target_shift: Array
+    k_sigma: float
+    readout_sigma: float
+    independent: float
+
+    def penalty(self, found: Array) -> float:
+        """Negative log prior of (k, readout)."""
+        return float(((found / self.sigmas) ** 2).sum())
+
+    @property
+    def sigmas(self) -> Array:
+        """(2,) standard deviations of k and the readout."""
+        return np.array([self.k_sigma, self.readout_sigma])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """Result of `adjust`.
 
@@ -68,6 +102,8 @@ class Bundle:
         inverse: (P,) refined 1/z of the points in their hosts.
         before_px: root median squared residual before.
         after_px: and after.
+        k: radial coefficient of the lens, 0 unless asked for.
+        readout: of the shutter, 0 unless asked for.
     """
 
     w2c: Array
@@ -75,6 +111,8 @@ class Bundle:
     inverse: Array
     before_px: float
     after_px: float
+    k: float = 0.0
+    readout: float = 0.0
 
 
 def join(parts: list[Matches]) -> Matches:
@@ -92,8 +130,17 @@ def join(parts: list[Matches]) -> Matches:
     )
 
 
-def adjust(w2c: Array, K: Array, matches: Matches, inverse: Array, *, focal: FocalPrior | None, steps: int = _STEPS) -> Bundle:
-    """Levenberg-Marquardt on poses, focal length and the points' inverse depths.
+def adjust(
+    w2c: Array,
+    K: Array,
+    matches: Matches,
+    inverse: Array,
+    *,
+    focal: FocalPrior | None,
+    steps: int = _STEPS,
+    faults: CameraFaults | None = None,
+) -> Bundle:
+    """Levenberg-Marquardt on poses, focal length, the points' inverse depths and, if asked for, lens and shutter.
 
     Args:
         w2c: (T, 4, 4); frames that no match names may be NaN.
@@ -102,80 +149,127 @@ def adjust(w2c: Array, K: Array, matches: Matches, inverse: Array, *, focal: Foc
         inverse: (P,) starting 1/z of each point in its host.
         focal: prior of the focal length; `None` holds it.
         steps: most steps.
+        faults: makes lens and shutter unknowns; `None` is a pinhole camera with a global shutter.
     """
     frames = np.unique(np.concatenate([matches.host, matches.target]))
     slot = np.full(len(w2c), -1, np.int64)
     slot[frames] = np.arange(len(frames))
-    packed = (slot[matches.host], slot[matches.target], matches.point, matches.host_px, matches.target_px)
-    poses, K, w = w2c[frames].copy(), K.astype(np.float64).copy(), inverse.astype(np.float64).copy()
-    cost, before = _cost(poses, K, w, *packed)
-    total, damping = _objective(cost, K, focal), 1e-4
+    none = np.zeros((1, 2))
+    shifts = (none, none) if faults is None else (faults.host_shift, faults.target_shift)
+    packed = (slot[matches.host], slot[matches.target], matches.point, matches.host_px, matches.target_px, *shifts)
+    poses, K, w, found = w2c[frames].copy(), K.astype(np.float64).copy(), inverse.astype(np.float64).copy(), np.zeros(2)
+    cost, before = _cost(poses, K, w, found, *packed)
+    total, damping, at_focal = _objective(cost, K, focal, found, faults), 1e-4, 6 * len(poses)
     for _ in range(steps):
-        H, g, point_H, point_g, cross, cross_at = _normal_equations(poses, K, w, *packed)
+        H, g, point_H, point_g, cross, cross_at = _normal_equations(poses, K, w, found, faults is not None, *packed)
         diagonal = np.diag(H).copy()
         H[np.diag_indices(len(H))] += damping * diagonal + 1e-9 * diagonal.max()
         H[:6, :6] += np.eye(6) * diagonal.max() * 1e3  # the first frame stays: it fixes where the world lies
         if focal is None:
-            H[-1, -1] += 1e12 * diagonal.max()
+            H[at_focal, at_focal] += 1e12 * diagonal.max()
         else:
             pull = _CAUCHY_PX**2 * cost / focal.independent / focal.sigma**2
-            H[-1, -1] += pull
-            g[-1] += pull * np.log(K[0, 0] / focal.center_px)
+            H[at_focal, at_focal] += pull
+            g[at_focal] += pull * np.log(K[0, 0] / focal.center_px)
+        if faults is not None:
+            pulls = _CAUCHY_PX**2 * cost / faults.independent / faults.sigmas**2
+            H[[-2, -1], [-2, -1]] += pulls
+            g[-2:] += pulls * found
         step = torch.linalg.solve(torch.from_numpy(H), torch.from_numpy(-g)).numpy()
         new_w = w + _back_substitute(step, point_H, point_g, cross, cross_at)
-        new_poses = se3.exp(torch.from_numpy(step[:-1].reshape(-1, 6))).numpy() @ poses
+        new_poses = se3.exp(torch.from_numpy(step[:at_focal].reshape(-1, 6))).numpy() @ poses
         new_K = K.copy()
-        new_K[[0, 1], [0, 1]] *= np.exp(np.clip(step[-1], -0.3, 0.3))
-        new_cost, _ = _cost(new_poses, new_K, new_w, *packed)
-        new_total = _objective(new_cost, new_K, focal)
-        if new_total >= total:
+        new_K[[0, 1], [0, 1]] *= np.exp(np.clip(step[at_focal], -0.3, 0.3))
+        new_found = found if faults is None else found + step[-2:]
+        new_cost, _ = _cost(new_poses, new_K, new_w, new_found, *packed)
+        new_total = _objective(new_cost, new_K, focal, new_found, faults)
+        if not new_total < total:
             damping *= 10
             continue
         done = total - new_total < 1e-5
-        poses, K, w, cost, total, damping = new_poses, new_K, new_w, new_cost, new_total, damping / 5
+        poses, K, w, found, cost, total, damping = new_poses, new_K, new_w, new_found, new_cost, new_total, damping / 5
         if done:
             break
     refined = w2c.copy()
     refined[frames] = poses
-    return Bundle(w2c=refined, K=K, inverse=w, before_px=before, after_px=_cost(poses, K, w, *packed)[1])
+    after = _cost(poses, K, w, found, *packed)[1]
+    return Bundle(w2c=refined, K=K, inverse=w, before_px=before, after_px=after, k=float(found[0]), readout=float(found[1]))
 
 
-def _objective(cost: float, K: Array, focal: FocalPrior | None) -> float:
-    """Negative log posterior: residuals of unknown size, worth so many independent ones, and the focal prior."""
-    if focal is None:
-        return float(np.log(cost))
-    return focal.independent * float(np.log(cost)) + float(np.log(K[0, 0] / focal.center_px) / focal.sigma) ** 2
+def _objective(cost: float, K: Array, focal: FocalPrior | None, found: Array, faults: CameraFaults | None) -> float:
+    """Negative log posterior: residuals of unknown size, worth so many independent ones, and the priors."""
+    worth = focal.independent if focal is not None else faults.independent if faults is not None else 1.0
+    total = worth * float(np.log(cost))
+    if focal is not None:
+        total += float(np.log(K[0, 0] / focal.center_px) / focal.sigma) ** 2
+    return total + (0.0 if faults is None else faults.penalty(found))
+
+
+def straight_rays(pixels: Array, K: Array, k: float) -> Array:
+    """(M, 2) x / z of pixels (M, 2) of a camera whose lens has the radial coefficient k."""
+    bent = (pixels - K[:2, 2]) / np.array([K[0, 0], K[1, 1]])
+    straight = bent
+    for _ in range(_UNBENDING if k else 0):
+        straight = bent / (1 + k * (straight**2).sum(-1, keepdims=True))
+    return straight
 
 
 def _cost(
-    poses: Array, K: Array, w: Array, host: Array, target: Array, point: Array, host_px: Array, target_px: Array
+    poses: Array,
+    K: Array,
+    w: Array,
+    found: Array,
+    host: Array,
+    target: Array,
+    point: Array,
+    host_px: Array,
+    target_px: Array,
+    host_shift: Array,
+    target_shift: Array,
 ) -> tuple[float, float]:
     """Cauchy cost, and the median residual in pixels."""
     relative = poses[target] @ invert_rigid(poses)[host]
-    focal, center = np.array([K[0, 0], K[1, 1]]), np.array([K[0, 2], K[1, 2]])
-    ray = np.column_stack([(host_px - center) / focal, np.ones(len(host))])
+    k, readout = found
+    ray = np.column_stack([straight_rays(host_px - readout * host_shift, K, k), np.ones(len(host))])
     seen = np.einsum("mij,mj->mi", relative[:, :3, :3], ray) + w[point, None] * relative[:, :3, 3]
-    pixel = focal * seen[:, :2] / np.maximum(seen[:, 2:], 1e-6) + center
+    flat = seen[:, :2] / np.maximum(seen[:, 2:], 1e-6)
+    bent = flat * (1 + k * (flat**2).sum(-1, keepdims=True)) if k else flat
+    pixel = np.array([K[0, 0], K[1, 1]]) * bent + K[:2, 2] + readout * target_shift
     squared = ((pixel - target_px) ** 2).sum(1)
     return float(np.log1p(squared / _CAUCHY_PX**2).sum()), float(np.sqrt(np.median(squared)))
 
 
 @njit(cache=True)
 def _normal_equations(
-    poses: Array, K: Array, w: Array, host: Array, target: Array, point: Array, host_px: Array, target_px: Array
+    poses: Array,
+    K: Array,
+    w: Array,
+    found: Array,
+    with_faults: bool,
+    host: Array,
+    target: Array,
+    point: Array,
+    host_px: Array,
+    target_px: Array,
+    host_shift: Array,
+    target_shift: Array,
 ) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """Reduced system over (6 per frame, log focal), and what is needed to recover the points.
+    """Reduced system over (6 per frame, log focal[, k, readout]), and what is needed to recover the points.
 
     Returns:
-        H (n, n), g (n,), point_H (P,), point_g (P,), cross (M, 13), cross_at (M, 3): point, host slot, target slot.
+        H (n, n), g (n,), point_H (P,), point_g (P,), cross (M, 13 or 15), cross_at (M, 3): point, host slot, target slot.
     """
-    count, unknowns = len(w), 6 * len(poses) + 1
+    shared = 3 if with_faults else 1
+    width = 12 + shared
+    count, unknowns = len(w), 6 * len(poses) + shared
+    k, readout = found
     H, g = np.zeros((unknowns, unknowns)), np.zeros(unknowns)
     point_H, point_g = np.zeros(count), np.zeros(count)
-    cross = np.zeros((len(point), 13))
+    cross = np.zeros((len(point), width))
     cross_at = np.zeros((len(point), 3), np.int64)
-    J = np.zeros((2, 14))
-    index = np.zeros(13, np.int64)
+    J, D = np.zeros((2, 16)), np.zeros((3, 16))
+    index = np.zeros(width, np.int64)
+    host_bend, target_bend = 1.0, 1.0
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     for m in range(len(point)):
         a, b, p = host[m], target[m], point[m]
@@ -188,6 +282,12 @@ def _normal_equations(
         for i in range(3):
             t[i] = tb[i] - R[i, 0] * ta[0] - R[i, 1] * ta[1] - R[i, 2] * ta[2]
         rx, ry, q = (host_px[m, 0] - cx) / fx, (host_px[m, 1] - cy) / fy, w[p]
+        if with_faults:
+            hx, hy = rx - readout * host_shift[m, 0] / fx, ry - readout * host_shift[m, 1] / fy
+            rx, ry = hx, hy
+            for _ in range(_UNBENDING):
+                host_bend = 1.0 + k * (rx * rx + ry * ry)
+                rx, ry = hx / host_bend, hy / host_bend
         Y = np.zeros(3)
         for i in range(3):
             Y[i] = R[i, 0] * rx + R[i, 1] * ry + R[i, 2] + q * t[i]
@@ -196,9 +296,12 @@ def _normal_equations(
             continue
         u, v = Y[0] / Y[2], Y[1] / Y[2]
         ex, ey = fx * u + cx - target_px[m, 0], fy * v + cy - target_px[m, 1]
+        if with_faults:
+            target_bend = 1.0 + k * (u * u + v * v)
+            ex = fx * u * target_bend + cx + readout * target_shift[m, 0] - target_px[m, 0]
+            ey = fy * v * target_bend + cy + readout * target_shift[m, 1] - target_px[m, 1]
         scale = 1.0 / (1.0 + (ex * ex + ey * ey) / _CAUCHY_PX**2)
-        # columns: host omega, v; target omega, v; log focal; w. Each is a change of Y in 3D, projected.
-        D = np.zeros((3, 14))
+        # columns: host omega, v; target omega, v; log focal[; k; readout]; w last. Each is a change of Y in 3D, projected.
         ray = np.array([rx, ry, 1.0])
         for i in range(3):
             # host: Y changes by R (ray x omega) - q R v
@@ -209,26 +312,38 @@ def _normal_equations(
                 D[i, 3 + j] = -q * R[i, j]
             D[i, 9 + i] = q
             D[i, 12] = -(R[i, 0] * rx + R[i, 1] * ry)
-            D[i, 13] = t[i]
+            D[i, 15] = t[i]
+            if with_faults:
+                D[i, 13] = D[i, 12] * (rx * rx + ry * ry) / host_bend
+                D[i, 14] = -(R[i, 0] * host_shift[m, 0] / fx + R[i, 1] * host_shift[m, 1] / fy) / host_bend
         # target: Y changes by omega x Y + q v
         D[0, 7], D[0, 8] = Y[2], -Y[1]
         D[1, 6], D[1, 8] = -Y[2], Y[0]
         D[2, 6], D[2, 7] = Y[1], -Y[0]
-        for c in range(14):
-            J[0, c] = fx * (D[0, c] - u * D[2, c]) / Y[2]
-            J[1, c] = fy * (D[1, c] - v * D[2, c]) / Y[2]
-        J[0, 12] += fx * u
-        J[1, 12] += fy * v
+        for c in range(16):
+            du, dv = (D[0, c] - u * D[2, c]) / Y[2], (D[1, c] - v * D[2, c]) / Y[2]
+            if with_faults:
+                along = 2.0 * k * (u * du + v * dv)
+                du, dv = target_bend * du + along * u, target_bend * dv + along * v
+            J[0, c], J[1, c] = fx * du, fy * dv
+        J[0, 12] += fx * u * target_bend
+        J[1, 12] += fy * v * target_bend
+        if with_faults:
+            J[0, 13] += fx * u * (u * u + v * v)
+            J[1, 13] += fy * v * (u * u + v * v)
+            J[0, 14] += target_shift[m, 0]
+            J[1, 14] += target_shift[m, 1]
         for c in range(6):
             index[c], index[6 + c] = 6 * a + c, 6 * b + c
-        index[12] = unknowns - 1
-        for c in range(13):
+        for c in range(shared):
+            index[12 + c] = unknowns - shared + c
+        for c in range(width):
             g[index[c]] += scale * (J[0, c] * ex + J[1, c] * ey)
-            cross[m, c] = scale * (J[0, c] * J[0, 13] + J[1, c] * J[1, 13])
-            for d in range(13):
+            cross[m, c] = scale * (J[0, c] * J[0, 15] + J[1, c] * J[1, 15])
+            for d in range(width):
                 H[index[c], index[d]] += scale * (J[0, c] * J[0, d] + J[1, c] * J[1, d])
-        point_H[p] += scale * (J[0, 13] ** 2 + J[1, 13] ** 2)
-        point_g[p] += scale * (J[0, 13] * ex + J[1, 13] * ey)
+        point_H[p] += scale * (J[0, 15] ** 2 + J[1, 15] ** 2)
+        point_g[p] += scale * (J[0, 15] * ex + J[1, 15] * ey)
     _eliminate(H, g, point_H, point_g, cross, cross_at)
     return H, g, point_H, point_g, cross, cross_at
 
@@ -236,21 +351,23 @@ def _normal_equations(
 @njit(cache=True)
 def _eliminate(H: Array, g: Array, point_H: Array, point_g: Array, cross: Array, cross_at: Array) -> None:
     """Subtracts every point's Schur complement from H and g in place."""
-    start, last = 0, len(H) - 1
+    width = cross.shape[1]
+    start, shared = 0, width - 12
     while start < len(cross):
         stop = start
         while stop < len(cross) and cross_at[stop, 0] == cross_at[start, 0]:
             stop += 1
         p = cross_at[start, 0]
         inverse = 1.0 / (point_H[p] * 1.001 + 1e-9)
-        size = 13 * (stop - start)
+        size = width * (stop - start)
         value, at = np.empty(size), np.empty(size, np.int64)
         for m in range(start, stop):
-            base = 13 * (m - start)
+            base = width * (m - start)
             for c in range(6):
                 at[base + c], at[base + 6 + c] = 6 * cross_at[m, 1] + c, 6 * cross_at[m, 2] + c
-            at[base + 12] = last
-            value[base : base + 13] = cross[m]
+            for c in range(shared):
+                at[base + 12 + c] = len(H) - shared + c
+            value[base : base + width] = cross[m]
         for i in range(size):
             g[at[i]] -= value[i] * inverse * point_g[p]
             for j in range(size):
@@ -266,5 +383,6 @@ def _back_substitute(step: Array, point_H: Array, point_g: Array, cross: Array, 
         p, a, b = cross_at[m]
         for c in range(6):
             right[p] += cross[m, c] * step[6 * a + c] + cross[m, 6 + c] * step[6 * b + c]
-        right[p] += cross[m, 12] * step[len(step) - 1]
+        for c in range(12, cross.shape[1]):
+            right[p] += cross[m, c] * step[len(step) - cross.shape[1] + c]
     return -right / (point_H * 1.001 + 1e-9)

@@ -18,7 +18,6 @@ import pycolmap
 
 from utils.backends.flow_bundle import FocalPrior, Matches, adjust
 from utils.errors import GeometryError
-from utils.scene.lens import Lens
 from utils.types import Array, Reporter
 
 # Between a fish-eye's and a long telephoto's; a focal length outside means that mapping went wrong.
@@ -219,38 +218,21 @@ def _only(model: SparseModel, kept: Array) -> SparseModel:
     )
 
 
-def estimate_lens(images: Array, *, seed: int, report: Reporter, keep: Array | None = None) -> Lens:
-    """Focal length and radial distortion of the camera that took the images (F, h, w, 3), from where `keep` (F, h, w) holds.
+def map_distorted(images: Array, *, seed: int, keep: Array | None = None) -> SparseModel:
+    """Sparse model of frames (F, h, w, 3) whose lens and shutter are still unknown, mapped as if there were none.
 
-    Mapping without distortion comes first: with it mapping itself was seen to fail. Then all is adjusted with one radial term.
+    Points are taken from where `keep` (F, h, w) holds.
+
+    With a lens among the unknowns mapping itself was seen to fail.
 
     Raises:
-        GeometryError: too few frames could be placed to tell.
+        GeometryError: too few frames could be placed.
     """
     with tempfile.TemporaryDirectory(prefix="v2w_lens_") as folder, _quiet():
-        found = _reconstruct(_match(images, Path(folder), seed, keep), Path(folder), seed, fixed_focal=False)
-        if found is None or found.num_reg_images() < min(MIN_REGISTERED, len(images)):
-            raise GeometryError("too few frames could be placed to estimate the lens", "give it as FOCAL,K or leave it at none")
-        camera = next(iter(found.cameras.values()))
-        camera.model, camera.params = pycolmap.CameraModelId.SIMPLE_RADIAL, [*camera.params, 0.0]
-        options = pycolmap.BundleAdjustmentOptions()
-        options.print_summary = False
-        options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
-        options.ceres.solver_options.num_threads = 1
-        config = pycolmap.BundleAdjustmentConfig()
-        for image in found.reg_image_ids():
-            config.add_image(image)
-        config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-        pycolmap.create_default_bundle_adjuster(options, config, found).solve()
-    focal, k = float(camera.params[0]) / max(images.shape[1:3]), float(camera.params[3])
-    if not FOCAL_RANGE[0] <= focal <= FOCAL_RANGE[1] or abs(k) > Lens.STRONGEST:
-        raise GeometryError(
-            f"the clip does not tell its lens (focal length {focal:.2f} x longest side, distortion {k:+.2f})",
-            "give it as FOCAL,K or leave it at none",
-        )
-    lens = Lens(focal=focal, k=k)
-    report.note(f"lens: focal {lens.focal:.3f} x longest side, radial distortion {lens.k:+.4f}")
-    return lens
+        model = _map(_match(images, Path(folder), seed, keep), Path(folder), images.shape[1:3], seed, fixed_focal=False)
+    if model is None or len(model.frames) < min(MIN_REGISTERED, len(images)):
+        raise GeometryError("too few frames could be placed to estimate the lens", "give it as FOCAL,K or leave it at none")
+    return model
 
 
 def _reconstruct(database: Path, folder: Path, seed: int, *, fixed_focal: bool) -> "pycolmap.Reconstruction | None":
@@ -373,6 +355,24 @@ def focal_prior(longest: float, frames: int) -> FocalPrior:
     return FocalPrior(center_px=FOCAL_PRIOR * longest, sigma=_FOCAL_SIGMA, independent=float(frames))
 
 
+def by_point(model: SparseModel) -> SparseModel:
+    """The model with the observations of each point one after another."""
+    order = np.lexsort((model.seen_by, model.seen_point))
+    return replace(model, seen_by=model.seen_by[order], seen_point=model.seen_point[order], seen_at=model.seen_at[order])
+
+
+def hosted(model: SparseModel) -> tuple[Matches, Array]:
+    """Matches of every point from the first frame that sees it to the others, and its 1/z there; for a model `by_point`."""
+    point, frame, at = model.seen_point, model.seen_by, model.seen_at
+    first = np.r_[True, point[1:] != point[:-1]]
+    row = np.cumsum(first) - 1
+    host, host_px = frame[first], at[first]
+    camera = np.einsum("mij,mj->mi", model.w2c[host, :3, :3], model.points[point[first]]) + model.w2c[host, :3, 3]
+    rest = ~first & (camera[row, 2] > 0)
+    matches = Matches(host=host[row[rest]], target=frame[rest], point=row[rest], host_px=host_px[row[rest]], target_px=at[rest])
+    return matches, 1 / np.maximum(camera[:, 2], 1e-9)
+
+
 def settle_focal(model: SparseModel, size: tuple[int, int], report: Reporter) -> SparseModel:
     """The model adjusted again with a prior on the focal length, which contradictory frames and forward motion leave open.
 
@@ -381,22 +381,17 @@ def settle_focal(model: SparseModel, size: tuple[int, int], report: Reporter) ->
         size: (h, w) of the images.
         report: told the change.
     """
-    order = np.lexsort((model.seen_by, model.seen_point))
-    point, frame, at = model.seen_point[order], model.seen_by[order], model.seen_at[order]
-    first = np.r_[True, point[1:] != point[:-1]]
-    row = np.cumsum(first) - 1
-    host, host_px = frame[first], at[first]
-    camera = np.einsum("mij,mj->mi", model.w2c[host, :3, :3], model.points[point[first]]) + model.w2c[host, :3, 3]
-    rest = ~first & (camera[row, 2] > 0)
-    matches = Matches(host=host[row[rest]], target=frame[rest], point=row[rest], host_px=host_px[row[rest]], target_px=at[rest])
-    start = 1 / np.maximum(camera[:, 2], 1e-9)
+    model = by_point(model)
+    matches, start = hosted(model)
     prior = focal_prior(max(size), len(model.frames))
     K = model.K.copy()
     K[[0, 1], [0, 1]] = prior.center_px
     held = adjust(model.w2c, K, matches, start, focal=None, steps=30)
     bundle = adjust(held.w2c, held.K, matches, held.inverse, focal=prior, steps=30)
     report.note(f"poses: focal {model.focal / max(size):.2f} -> {bundle.K[0, 0] / max(size):.2f} x longest side with its prior")
-    ray = np.column_stack([(host_px - bundle.K[:2, 2]) / bundle.K[0, 0], np.ones(len(host))])
+    first = np.r_[True, model.seen_point[1:] != model.seen_point[:-1]]
+    row, host = np.cumsum(first) - 1, model.seen_by[first]
+    ray = np.column_stack([(model.seen_at[first] - bundle.K[:2, 2]) / bundle.K[0, 0], np.ones(len(host))])
     front = np.flatnonzero(bundle.inverse > 1e-9)
     c2w = np.linalg.inv(bundle.w2c[host])
     local = ray / np.maximum(bundle.inverse, 1e-9)[:, None]
@@ -409,9 +404,9 @@ def settle_focal(model: SparseModel, size: tuple[int, int], report: Reporter) ->
         w2c=bundle.w2c,
         K=bundle.K,
         points=world[front],
-        seen_by=frame[kept],
+        seen_by=model.seen_by[kept],
         seen_point=renumbered[row][kept],
-        seen_at=at[kept],
+        seen_at=model.seen_at[kept],
     )
 
 
