@@ -70,6 +70,19 @@ def test_report_of_a_finished_run(tmp_path: Path) -> None:
     assert first and cv2.imdecode(np.frombuffer(base64.b64decode(first[1]), np.uint8), cv2.IMREAD_COLOR) is not None
 
 
+def test_novel_views_of_a_synthetic_world_are_told(tmp_path: Path) -> None:
+    run = write_trained_world(tmp_path)
+    folder = run.evaluation(run.gs("3dgs"))
+    folder.mkdir()
+    scores = {"psnr": 21.52, "ssim": 0.61, "psnr_per_view": 22.75, "ssim_per_view": 0.65, "views": 8, "misfit": 0.02}
+    (folder / "metrics.json").write_text(json.dumps({"train": {"psnr": 30.0, "ssim": 0.9}, "novel_views": scores}))
+    text, _ = check(write_report(tmp_path))
+    table = text[text.index("Novel views against the clean truth") :]
+    assert re.search(r"one placement for all views \(dB\)</t.>\s*<td[^>]*>21\.52", table) and "22.75" in table
+    (folder / "metrics.json").write_text(json.dumps({"train": {"psnr": 30.0, "ssim": 0.9}}))
+    assert "Novel views against" not in check(write_report(tmp_path))[0]
+
+
 def test_report_of_nothing_says_so(tmp_path: Path) -> None:
     text, checker = check(write_report(tmp_path))
     assert text.count('class="missing"') >= 5 and checker.images == 0

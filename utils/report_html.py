@@ -71,6 +71,11 @@ METRIC_NAMES = {
     "reprojection_px": "Flow against depth and cameras (px, median)",
     "flow_round_trip_px": "Flow round trip (px, mean)",
     "flow_photometric": "Colour difference along flow (0..1)",
+    "novel_psnr": "PSNR, one placement for all views (dB)",
+    "novel_ssim": "SSIM, one placement for all views",
+    "novel_psnr_per_view": "PSNR, each view placed by itself (dB)",
+    "novel_ssim_per_view": "SSIM, each view placed by itself",
+    "novel_misfit": "Distance of points from the truth (share of depth, median)",
     "coverage": "Share of pixels measured",
 }
 
@@ -241,7 +246,9 @@ def _warnings(stages: list[_Stage], scene: Scene | None, alignment: Alignment | 
             found.append(f"Only {share:.0%} of the pixels have a depth; the rest of each frame does not enter the cloud.")
     if alignment is not None and not alignment.aligned.all():
         names = ", ".join(str(i) for i in alignment.cameras.frame_ids[~alignment.aligned])
-        found.append(f"These frames could not be aligned and were left out of the cloud: {names}.")
+        found.append(
+            f"These frames could not be aligned and were left out of the cloud: {names}. Their splats start where stage 0 puts them."
+        )
     found += [w for s in stages for w in _contradictions(s)]
     found += [w for s in stages for w in _quality_warnings(s)]
     found += _licence_warnings(stages)
@@ -372,6 +379,7 @@ def _quality(stages: list[_Stage], baselines: list[_Stage]) -> str:
     groups: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = [
         ("Training frames", lambda m: m.get("train", {})),
         ("Held-out frames", lambda m: m.get("heldout", {})),
+        ("Novel views against the clean truth", lambda m: {f"novel_{key}": value for key, value in m.get("novel_views", {}).items()}),
     ]
     for path in sorted({p for s in measured for p in s.metrics.get("consistency", {})}):
         groups.append((f"Neighbouring renders, {path.replace('_', ' ')}", partial(_along, path)))
