@@ -124,8 +124,8 @@ class ExportConfig:
     checkpoint_dir: Path | None = None
     """Folder of the trained splats; unset takes the newest of gs_2dgs and gs_3dgs in the run. A bare name is looked up in the run."""
 
-    global_opt_subdir: str = "after_global_optimization"
-    """Alignment whose cloud goes into the COLMAP, nerfstudio and cloud exports."""
+    global_opt_subdir: str = ""
+    """Alignment whose cloud goes into the COLMAP, nerfstudio and cloud exports; unset takes the one that the splats were trained from."""
 
     format: ExportFormat = "ply"
     """ply: standard splat PLY; splat, spz: compact splats for the web; colmap, colmap-bin, nerfstudio: cameras, images and cloud for

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from configs.evaluation import EvalConfig, ExportConfig
+from configs.stage3_gs import GSConfig
 from eval_gs.metrics import psnr
 from eval_gs.paths import look_at, make_path
 from eval_gs.stage import run as evaluate
@@ -19,10 +20,12 @@ from utils.exports.ply import read_splat_ply
 from utils.exports.select import transform_cameras, upright
 from utils.exports.stage import run as export
 from utils.geometry.similarity import Similarity
+from utils.scene.artifacts import write_json
 from utils.scene.layout import SceneLayout
+from utils.scene.manifest import write_manifest
 from utils.scene.media import read_image
 from utils.scene.trajectories import load_trajectory
-from utils.splats.checkpoint import load_checkpoint
+from utils.splats.checkpoint import GS_SCHEMA, load_checkpoint
 from utils.splats.view import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
 from utils.synthetic.inconsistency import rotation_matrices
 from utils.synthetic.world import WorldConfig, make_world, save_world
@@ -241,3 +244,19 @@ def test_a_scene_without_a_fly_through_gets_one(root: Path, tmp_path: Path) -> N
     assert len(load_trajectory(out / "gs_video_transforms.json")) > FRAMES
     with pytest.raises(MissingArtifactError):
         evaluate(EvalConfig(root_path=alone, transforms_path=tmp_path / "none.json", report=False))
+
+
+def test_splats_of_stage_1s_alignment_and_those_that_lie_elsewhere_are_exported_and_evaluated(tmp_path: Path) -> None:
+    root = tmp_path / "scene"
+    run = write_trained_world(root)
+    run.after_global_optimization.rename(run.after_non_rigid_icp)  # as with --config.skip-global-optimization
+    settings = GSConfig(run=RUN, global_opt_subdir="after_non_rigid_icp")
+    write_json(run.gs("3dgs") / "config.json", settings)
+    write_manifest(run.gs("3dgs"), schema=GS_SCHEMA, config=settings, inputs={})
+    elsewhere = tmp_path / "mine" / "splats"
+    elsewhere.parent.mkdir()
+    run.gs("3dgs").rename(elsewhere)  # as with train_gs --config.out-dir
+    assert locate_checkpoint(root, "", elsewhere)[0].root == run.root
+    out = export(ExportConfig(root_path=root, checkpoint_dir=elsewhere, format="colmap"))
+    assert (out / "sparse" / "0" / "points3D.txt").stat().st_size > 10_000
+    evaluate(EvalConfig(root_path=root, checkpoint_dir=elsewhere, save_images=False, save_video=False, report=False))

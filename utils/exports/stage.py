@@ -16,12 +16,11 @@ from utils.exports.select import drop_non_finite, most_important, transform_came
 from utils.exports.splat import write_splat
 from utils.exports.spz import write_spz
 from utils.scene import artifacts
-from utils.scene.layout import RunLayout
 from utils.scene.manifest import writing
 from utils.scene.media import write_image
 from utils.splats.checkpoint import TrainedScene, load_checkpoint
 from utils.splats.sh import sh_basis
-from utils.splats.view import SplatView, locate_checkpoint, resolve_rasterizer
+from utils.splats.view import SplatView, locate_checkpoint, resolve_rasterizer, training_settings
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, Splats
 
 _FILE_NAMES = {
@@ -57,7 +56,9 @@ def run(config: ExportConfig, report: Reporter = NULL_REPORTER) -> Path:
         elif config.format in ("mesh-ply", "mesh-glb"):
             _write_mesh(beside, trained, rotation, config, report)
         else:
-            _write_scene(beside, trained.cameras, run_layout, rotation, config, report)
+            known = training_settings(checkpoint).get("global_opt_subdir", run_layout.after_global_optimization.name)
+            alignment = run_layout.root / (config.global_opt_subdir or known)
+            _write_scene(beside, trained.cameras, alignment, rotation, config, report)
         if config.format in _FOLDERS and target.exists() and not target.is_dir():
             raise ConfigError(f"{target} is a file, but format {config.format} writes a folder", "give a folder with --config.out-ply")
         _clear(target)
@@ -104,10 +105,9 @@ def _write_splats(path: Path, trained: TrainedScene, rotation: Array, config: Ex
     report.note(f"export: {len(splats)} of {len(trained.splats)} splats")
 
 
-def _write_scene(path: Path, cameras: CameraSet, run_layout: RunLayout, rotation: Array, config: ExportConfig, report: Reporter) -> None:
+def _write_scene(path: Path, cameras: CameraSet, source: Path, rotation: Array, config: ExportConfig, report: Reporter) -> None:
     """Cameras, images and canonical cloud, or the cloud alone."""
-    alignment = artifacts.load_alignment(run_layout.root / config.global_opt_subdir)
-    cloud = alignment.cloud
+    cloud = artifacts.load_alignment(source).cloud
     if 0 < config.max_points < len(cloud):
         # The cloud is ordered by frame; a fixed random choice thins all frames alike.
         cloud = cloud.select(np.sort(np.random.default_rng(0).choice(len(cloud), config.max_points, replace=False)))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from utils.backends.rasterizer import Rasterizer, SplatMode, choose_rasterizer, load_rasterizer
 from utils.deformation.inverse import InverseWarp, LocalWarp, camera_from_world
 from utils.errors import ConfigError, MissingArtifactError
+from utils.scene.artifacts import read_json
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.splats.checkpoint import MODEL, TrainedScene
 from utils.splats.gaussians import apply_appearance, near_plane, rigid, view_gaussians
@@ -96,6 +98,12 @@ def resolve_rasterizer(name: str, device: str) -> tuple[Rasterizer, torch.device
     return load_rasterizer(chosen, where), where, reason
 
 
+def training_settings(checkpoint: Path) -> dict[str, Any]:
+    """The settings that splats were trained with; empty if their folder does not tell."""
+    path = checkpoint / "config.json"
+    return dict(read_json(path)) if path.is_file() else {}
+
+
 def median_depth(trained: TrainedScene) -> float:
     """Median distance of splats in front of the cameras, in scene units."""
     means = trained.splats.means.double()
@@ -126,9 +134,10 @@ def locate_checkpoint(root: Path, run: str, checkpoint_dir: Path | None) -> tupl
         ConfigError: the named run does not exist.
     """
     layout = SceneLayout(root)
-    if checkpoint_dir is not None and (checkpoint_dir / MODEL).is_file():
-        return RunLayout(checkpoint_dir.resolve().parent), checkpoint_dir
     names = layout.runs()
+    if checkpoint_dir is not None and (checkpoint_dir / MODEL).is_file():
+        trained_in = training_settings(checkpoint_dir).get("run")  # it may lie elsewhere: train_gs --config.out-dir
+        return layout.run(trained_in) if trained_in in names else RunLayout(checkpoint_dir.resolve().parent), checkpoint_dir
     if run and run not in names:
         raise ConfigError(f"{root} has no run '{run}'", f"choose one of: {', '.join(names) or '(there is none yet)'}")
     if not names:
