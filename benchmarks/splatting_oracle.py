@@ -27,11 +27,13 @@ def true_registration(world: SyntheticWorld, scene: Scene, *, keep_mean: bool) -
     nodes = np.empty_like(fields.nodes)
     rng = np.random.default_rng(0)
     h, w = world.config.size
+    # Without the noise of the depth: a lattice this fine would follow it, fold, and have no inverse to render through.
+    noiseless = world.noiseless_depth
     for frame in range(len(world)):
         index = np.flatnonzero(world.valid[frame] & scene.valid[frame])
         index = rng.choice(index, min(SAMPLES, len(index)), replace=False)
         pixels = np.stack([index % w + 0.5, index // w + 0.5], 1)
-        depth = scene.depth[frame].ravel()[index].astype(np.float64)
+        depth = noiseless[frame].ravel()[index].astype(np.float64)
         truth = world.canonical[frame].reshape(-1, 3)[index].astype(np.float64)
         if keep_mean:
             truth = truth + mean_displacement(world, truth, world.object_id[frame].ravel()[index])

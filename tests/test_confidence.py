@@ -116,6 +116,25 @@ def test_edges_mark_both_sides_of_a_step_and_no_slope():
     np.testing.assert_array_equal(np.flatnonzero(depth_edges(depth, 0.05).all(0)), [9, 10])
 
 
+def test_ground_at_a_grazing_angle_is_no_edge_though_it_spans_more_than_the_ratio():
+    ground = np.tile(250.0 / np.arange(4.0, 64.0)[:, None], (1, 40))
+    noisy = (ground * (1 + 0.002 * np.random.default_rng(0).normal(size=ground.shape))).astype(np.float32)
+    span = (noisy[:-2] - noisy[2:]) / noisy[1:-1]
+    assert (span > 0.05).mean() > 0.6
+    assert depth_edges(noisy, 0.05)[2:-2, 2:-2].mean() < 0.02
+    noisy[20:40, 15:25] *= 0.7  # a thing in front of it
+    edges = depth_edges(noisy, 0.05)
+    assert edges[22:38, [14, 15, 24, 25]].all() and edges[[19, 20], 17:23].all()
+
+
+@pytest.mark.parametrize("step", [0.2, 1.0, 3.0])
+def test_depths_mixed_from_both_sides_of_a_step_are_edges(step):
+    depth = np.full((12, 20), 2.0, np.float32)
+    depth[:, 10:] *= 1 + step
+    depth[:, 10] = 2 * (1 + step / 2)
+    np.testing.assert_array_equal(np.flatnonzero(depth_edges(depth, 0.05).any(0)), [9, 10, 11])
+
+
 def test_percentiles_outside_0_to_100_are_refused():
     with pytest.raises(ConfigError, match="conf_thresh_percentile"):
         AlignmentDataConfig(conf_thresh_percentile=120)

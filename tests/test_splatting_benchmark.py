@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.alignment_metrics import Similarity
 from benchmarks.splatting import Registered, common_deformation, parse_arguments, without_common
@@ -14,6 +15,8 @@ from benchmarks.splatting_oracle import mean_displacement, true_registration
 from benchmarks.splatting_tables import read_lines, tables
 from benchmarks.splatting_variants import INGREDIENTS, VARIANTS, ablation
 from configs.stage3_gs import GSConfig
+from utils.deformation.inverse import FixedPointInverseWarp, camera_from_world
+from utils.deformation.lattice import LatticeField
 from utils.geometry.projection import pixel_centers, project, transform, unproject
 from utils.registration import forward_points
 from utils.synthetic.world import WorldConfig, make_world
@@ -94,6 +97,17 @@ def test_truth_puts_every_frame_in_one_place() -> None:
             target += mean_displacement(world, target, world.object_id[known])
             assert float(np.median(np.linalg.norm(points[known] - target, axis=1))) < 0.01 * world.median_depth
     assert error[False] < 0.01 < error[True]
+
+
+def test_the_true_fields_can_be_rendered_through() -> None:
+    """Depth noise is not in the true fields: they would fold where a slope's depth is noisy, and have no inverse."""
+    world = make_world(WorldConfig(layout="outdoor", frames=2, size=(72, 128), seed=1))
+    scene = world.predicted_scene()
+    result = true_registration(world, scene, keep_mean=False)
+    warp = FixedPointInverseWarp(LatticeField.from_fields(result.fields, result.cameras))
+    points = torch.from_numpy(forward_points(scene, result.cameras, result.fields)[1][world.valid[1]]).float()
+    solved = warp.linearize(camera_from_world(points, torch.from_numpy(result.cameras.c2w[1]).float()), 1)
+    assert float((solved.residual > 1e-4).float().mean()) < 0.01
 
 
 def test_every_job_is_a_valid_command_with_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,6 +223,16 @@ class SyntheticWorld:
             )
         return np.stack([frame.depth for frame in frames]), np.stack([frame.confidence for frame in frames])
 
+    def _drifted(self, depth: Array, seen: Array) -> Array:
+        """Depth (F, H, W) with each frame's drift; the sky, which is not seen, has no shift."""
+        scale, shift = (value[:, None, None] for value in (self.inconsistency.depth_scale, self.inconsistency.depth_shift))
+        return depth * scale + np.where(seen, shift, 0.0)
+
+    @property
+    def noiseless_depth(self) -> Array:
+        """(F, H, W) what would be predicted without noise and outliers, 0 at sky."""
+        return self._drifted(self.depth, self.depth > 0)
+
     def predicted_scene(self) -> Scene:
         """What a depth and pose network would make of the clip: drifting poses, drifting and noisy depth, a confidence.
 
@@ -230,8 +240,7 @@ class SyntheticWorld:
         """
         noisy, confidence = self._noisy
         seen = noisy > 0
-        scale, shift = (value[:, None, None] for value in (self.inconsistency.depth_scale, self.inconsistency.depth_shift))
-        depth = np.where(seen, noisy, SKY_SHELL * self.depth.max()) * scale + np.where(seen, shift, 0.0)
+        depth = self._drifted(np.where(seen, noisy, SKY_SHELL * self.depth.max()), seen)
         return Scene(
             cameras=drifted_cameras(self.cameras, self.inconsistency),
             images=self.images,
