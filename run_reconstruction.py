@@ -245,7 +245,10 @@ def alignment_words(folder: Path) -> list[str]:
     report = json.loads(path.read_text())
     words = ["alignment: " + heldout_words(report["heldout"])] if report.get("heldout") else []
     left_out = [str(i) for i, aligned in zip(report["frames"], report["aligned"], strict=True) if not aligned]
-    words += [f"warning: frames left out, they do not fit the others: {', '.join(left_out)}"] if left_out else []
+    closer = (
+        "; frames closer together fit better: raise --config.preprocess-max-frames" if len(left_out) > len(report["frames"]) / 8 else ""
+    )
+    words += [f"warning: frames left out, they do not fit the others: {', '.join(left_out)}{closer}"] if left_out else []
     told = contradiction_words([tuple(c["frames"]) for c in report["contradictions"]])
     return words + ([f"warning: {told}"] if told else [])
 

@@ -13,7 +13,6 @@ from configs.stage1_align import FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.alignment_report import publish_alignment
 from utils.backends.accelerator import cap_accelerator
-from utils.errors import ConfigError
 from utils.points.confidence import confident_pixels
 from utils.registration import AlignedGeometry, align_jointly, build_cloud, usable_pixels
 from utils.registration.heldout import held_blocks, heldout_pairs, heldout_words, measure_heldout
@@ -33,9 +32,7 @@ from utils.types import NULL_REPORTER, Alignment, Array, Reporter, Scene, StepRe
 def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> Path:
     """Refines an alignment over all its frames at once; returns the folder of the result."""
     layout = SceneLayout(config.root_path)
-    if not config.run:
-        raise ConfigError("no alignment run is named", f"pass --config.run; there are: {', '.join(layout.runs()) or 'none yet'}")
-    run_layout = layout.run(config.run)
+    run_layout = layout.named_run(config.run)
     root = run_layout.root
     source, out = root / config.checkpoint_subdir, root / config.out_subdir
     inputs = {"results": artifacts.scene_id(config.root_path)}

@@ -1,5 +1,7 @@
 """The driver: presets, flags, the plan of stages, commands a user can repeat, errors."""
 
+import importlib
+import json
 import shlex
 import subprocess
 import sys
@@ -11,11 +13,20 @@ import pytest
 import preprocess_video
 import run_reconstruction
 from configs.pipeline import BUDGETS, preset
+from configs.stage2_global_optimization import GlobalOptimizationConfig
+from configs.stage3_gs import GSConfig
+from configs.stage3_inverse_deformation import InverseDeformationConfig
 from frame_to_model_icp.selection import select_frames
 from run_reconstruction import command_of, configure, plan
 from utils.errors import ConfigError, CorruptArtifactError
 from utils.scene.layout import SceneLayout
+from utils.types import NULL_REPORTER
 
+STAGE_OF = {
+    GlobalOptimizationConfig: "global_optimization.stage",
+    InverseDeformationConfig: "train_inverse_deformation.stage",
+    GSConfig: "train_gs.stage",
+}
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -199,3 +210,20 @@ def test_geometry_settings_reach_the_stage_and_its_command() -> None:
     assert (wanted.masks, wanted.mask_overlays, wanted.mask_sky, wanted.prefer_sharp) == (Path("m"), True, "on", True)
     assert (wanted.lens, wanted.commercial_safe, len(wanted.input_video)) == ("0.8,-0.03", True, 2)
     assert preprocess_video.parse(shlex.split(command_of(call))[2:]) == wanted
+
+
+@pytest.mark.parametrize("config", [InverseDeformationConfig, GSConfig, GlobalOptimizationConfig])
+def test_a_stage_that_is_told_no_run_names_those_there_are(config, tmp_path):
+    (tmp_path / "frame_to_model_icp_9_1_offset0").mkdir()
+    stage = importlib.import_module(STAGE_OF[config])
+    with pytest.raises(ConfigError, match="no alignment run") as refused:
+        stage.run(config(root_path=tmp_path), NULL_REPORTER)
+    assert "frame_to_model_icp_9_1_offset0" in refused.value.hint
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, False), (5, True)])
+def test_many_frames_left_out_bring_advice(count, told, tmp_path):
+    report = {"frames": list(range(32)), "aligned": [i >= count for i in range(32)], "contradictions": []}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    (words,) = run_reconstruction.alignment_words(tmp_path)
+    assert "frames left out" in words and ("--config.preprocess-max-frames" in words) == told

@@ -46,7 +46,7 @@ _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     """Trains the splats of a run; returns the folder of the result."""
-    layout = SceneLayout(config.root_path).run(config.run)
+    layout = SceneLayout(config.root_path).named_run(config.run)
     out = config.out_dir or layout.gs(config.renderer)
     inputs = _inputs(config, layout)
     if not config.overwrite and is_current(out, GS_SCHEMA, config, inputs):

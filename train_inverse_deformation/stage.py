@@ -20,7 +20,7 @@ from utils.types import NULL_REPORTER, Alignment, Reporter, Scene, StepReport
 
 def run(config: InverseDeformationConfig, report: Reporter = NULL_REPORTER) -> Path:
     """Makes the inverse deformation of a run; returns its folder."""
-    layout = SceneLayout(config.root_path).run(config.run)
+    layout = SceneLayout(config.root_path).named_run(config.run)
     source = layout.root / config.checkpoint_subdir
     out = config.out_path or layout.inverse_deformation
     inputs = {"results": artifacts.scene_id(config.root_path)}

@@ -247,7 +247,8 @@ def _warnings(stages: list[_Stage], scene: Scene | None, alignment: Alignment | 
     if alignment is not None and not alignment.aligned.all():
         names = ", ".join(str(i) for i in alignment.cameras.frame_ids[~alignment.aligned])
         found.append(
-            f"These frames could not be aligned and were left out of the cloud: {names}. Their splats start where stage 0 puts them."
+            f"These frames could not be aligned and were left out of the cloud: {names}. Their splats start where stage 0 puts them. "
+            "Frames closer together fit better: raise --config.preprocess-max-frames."
         )
     found += [w for s in stages for w in _contradictions(s)]
     found += [w for s in stages for w in _quality_warnings(s)]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class RunLayout:
@@ -89,6 +91,16 @@ class SceneLayout:
     def run(self, name: str) -> RunLayout:
         """Paths of the run folder of this name."""
         return RunLayout(self.root / name)
+
+    def named_run(self, name: str) -> RunLayout:
+        """Paths of the run that a stage is told to work on.
+
+        Raises:
+            ConfigError: no name was given.
+        """
+        if not name:
+            raise ConfigError("no alignment run is named", f"pass --config.run; there are: {', '.join(self.runs()) or 'none yet'}")
+        return self.run(name)
 
     def runs(self) -> list[str]:
         """Names of the runs that exist, oldest first."""
