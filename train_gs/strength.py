@@ -1,9 +1,10 @@
 """How much of the alignment's deformation to render through: tried on a small copy of the scene.
 
 Displacements that flow measured carry its noise. Where frames contradict each other, that is nothing against what they undo; where the
-geometry already agrees (a real clip with depth from its own flow), rendering through them only spreads the noise, and over sky, whose
-depth is a guess, they are wrong. A few hundred coarse steps often tell these apart: the strength whose world explains its training
-frames best. Displacements below a pixel of the small images are invisible to it, so it errs towards weaker ones; it is made on request.
+geometry already agrees, rendering through them can only spread the noise. A few hundred coarse steps tell extreme cases apart: the
+strength whose world explains its training frames best. Displacements below a pixel of the small images are invisible to it, so it errs
+towards weaker ones; since splats are only moved and not turned, all of the field was best wherever it was measured, so the trial is made
+on request only.
 """
 
 import copy
