@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from utils.backends.geometry import ClipFrames, GeometryBackend
+    from utils.backends.sfm_poses import SparseModel
     from utils.scene.captured import Straightener
     from utils.scene.layout import SceneLayout
     from utils.types import Array, Reporter, Scene
@@ -73,10 +74,10 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
     source = _frames_on_disk(config, layout, report)
     frames, read = _clip_frames(config, source, report)
     frames = dataclasses.replace(frames, keep=_matchable(config, frames, report))
-    straight = _straightener(config, source, frames, read, report)
+    straight, mapped = _straightener(config, source, frames, read, report)
     if straight is not None:
         keep = None if frames.keep is None else straight.masks(frames.keep, read)
-        frames = dataclasses.replace(frames, images=straight.all(frames.images, read), keep=keep)
+        frames = dataclasses.replace(frames, images=straight.all(frames.images, read), keep=keep, mapped=mapped)
     estimator = _make_backend(backend, config)
     scene = estimator.estimate(frames, report)
     positions = [read[frames.chosen[row]] for row in scene.cameras.frame_ids]
@@ -310,21 +311,21 @@ def _matchable(config: PreprocessConfig, frames: "ClipFrames", report: "Reporter
 
 def _straightener(
     config: PreprocessConfig, source: Source, frames: "ClipFrames", read: list[int], report: "Reporter"
-) -> "Straightener | None":
-    """What takes lens and shutter out of the frames, if wanted."""
+) -> tuple["Straightener | None", "SparseModel | None"]:
+    """What takes lens and shutter out of the frames, if wanted, and the chosen frames' sparse model if that was made on the way."""
     from utils.scene.captured import ClipMotion, Straightener, parse_camera
     from utils.scene.media import read_image
 
     if config.lens == "none":
-        return None
+        return None, None
     motion = ClipMotion(lambda position: read_image(source.frames[position]), source.totals)
     if config.lens != "estimate":
-        return Straightener(parse_camera(config.lens), motion)
+        return Straightener(parse_camera(config.lens), motion), None
     from utils.backends.captured_camera import estimate_camera
 
     report.note("lens and shutter: mapping the frames as they are")
     chosen = [read[row] for row in frames.chosen]
-    camera = estimate_camera(
+    camera, mapped = estimate_camera(
         frames.images[frames.chosen],
         lambda row: motion.of(chosen[row]),
         seed=config.seed,
@@ -334,7 +335,7 @@ def _straightener(
     straight = Straightener(camera, motion)
     shutter = straight.readout_text(source.fps) if camera.readout else "none to be seen"
     report.note(f"shutter: {shutter}")
-    return straight
+    return straight, mapped
 
 
 def _taken_out(straight: "Straightener | None", source: Source) -> dict[str, str]:

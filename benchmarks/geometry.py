@@ -1,7 +1,7 @@
 """Accuracy, coverage and time of the weight-free geometry backend.
 
-python -m benchmarks.geometry --data FOLDER [--sizes 252 504] [--only synthetic redkitchen clips decoding] [--scenes room:none:0 ...]
-    [--clips NAME ...] [--frames 28] [--out FOLDER] [--json] [--again]
+python -m benchmarks.geometry --data FOLDER [--sizes 252 504] [--only synthetic captured redkitchen clips decoding]
+    [--scenes room:none:0 ...] [--captured-scenes room:0.6:-0.1 ...] [--clips NAME ...] [--frames 28] [--out FOLDER] [--json] [--again]
 
 Prints Markdown tables, or one JSON object a line, and writes a picture of depth beside its frame for every clip. Every row is added to
 `rows.jsonl` in the output folder as soon as it is measured, and rows that are there already are not measured again: the same command
@@ -28,11 +28,13 @@ from utils.backends.captured_camera import estimate_camera
 from utils.backends.clip_cameras import place_clip
 from utils.backends.geometry import ClipFrames
 from utils.backends.geometry_sfm import SfmGeometry
+from utils.backends.sfm_poses import SparseModel
 from utils.errors import V2WError
 from utils.pictures import colorize_depth, depth_range, grid, labelled
-from utils.scene.captured import ClipMotion
+from utils.scene.captured import CapturedCamera, ClipMotion
 from utils.scene.frame_selection import between, choose_uniform
 from utils.scene.media import decode, extract_frames, list_frames, read_frames, resize_area, working_size, write_image
+from utils.synthetic.captured import CapturedConfig, capture
 from utils.synthetic.scenes import LAYOUTS
 from utils.synthetic.world import WorldConfig, make_world
 from utils.types import Array, Scene, StepReport
@@ -64,8 +66,8 @@ class Run:
     chosen: Array
 
 
-def estimate(images: Array, count: int, longest: int) -> Run:
-    """Geometry of `count` frames of a clip (T, h, w, 3), with up to three more in every gap."""
+def estimate(images: Array, count: int, longest: int, mapped: SparseModel | None = None) -> Run:
+    """Geometry of `count` frames of a clip (T, h, w, 3), with up to three more in every gap; `mapped` if these were mapped before."""
     chosen = choose_uniform(len(images), count, 0).indices
     used = between(chosen, 3)
     scale = min(1.0, max(_POSE_RESOLUTION, longest) / max(images.shape[1:3]))
@@ -75,6 +77,7 @@ def estimate(images: Array, count: int, longest: int) -> Run:
         chosen=np.searchsorted(used, chosen),
         size=working_size((images.shape[1], images.shape[2]), longest),
         names=tuple(str(i) for i in used),
+        mapped=mapped,
     )
     started, busy = time.perf_counter(), time.process_time()
     scene = SfmGeometry(seed=0).estimate(frames, Notes([]))
@@ -219,9 +222,9 @@ def synthetic(table: Table, out: Path, frames: int, sizes: list[int], scenes: li
 _TAKEN_OUT = {"nothing": "redkitchen", "lens": "redkitchen, lens estimated", "camera": "redkitchen, lens and shutter estimated"}
 
 
-def redkitchen(table: Table, data: Path, out: Path, frames: int, sizes: list[int]) -> None:
+def redkitchen(table: Table, data: Path, out: Path, frames: int, sizes: list[int], wanted: list[str]) -> None:
     """The captured RGB-D clip against its sensor depth and poses, as it is and with its camera's lens and shutter taken out."""
-    cases = [case for case in itertools.product(sizes, _TAKEN_OUT) if not table.stored("redkitchen", *case, frames)]
+    cases = [case for case in itertools.product(sizes, wanted) if not table.stored("redkitchen", *case, frames)]
     if not cases:
         return
     folder = data / "rgbd_redkitchen"
@@ -236,9 +239,9 @@ def redkitchen(table: Table, data: Path, out: Path, frames: int, sizes: list[int
         asked = [size for size, case in cases if case == taken_out]
         if not asked:
             continue
-        shown, truth, estimating = straightened(images, depth, motion, taken_out, frames)
+        shown, truth, _, mapped, estimating = straightened(images, depth, motion, taken_out, frames)
         for size in asked:
-            run = estimate(shown, frames, size)
+            run = estimate(shown, frames, size, mapped)
             expected = np.stack([nearest(truth[i], run.scene.cameras.size) for i in run.chosen])
             centers = poses[run.chosen, 1:].reshape(-1, 4, 4)[:, :3, 3]
             ratio = run.scene.cameras.K[0, 0, 0] / run.scene.cameras.size[1] / focal
@@ -247,20 +250,45 @@ def redkitchen(table: Table, data: Path, out: Path, frames: int, sizes: list[int
             picture(run.scene, out / f"{name.replace(', ', '_').replace(' ', '_')}_{size}.png")
 
 
-def straightened(images: Array, depth: Array, motion: ClipMotion, taken_out: str, frames: int) -> tuple[Array, Array, float]:
-    """Images (T, h, w, 3) and depth (T, h, w) without lens, or lens and shutter, and the CPU seconds that it took."""
+def straightened(
+    images: Array, depth: Array, motion: ClipMotion, taken_out: str, frames: int
+) -> tuple[Array, Array, CapturedCamera | None, SparseModel | None, float]:
+    """Images (T, h, w, 3) and depth (T, h, w) without lens, or lens and shutter, camera and model found, and the CPU seconds it took."""
     if taken_out == "nothing":
-        return images, depth, 0.0
+        return images, depth, None, None, 0.0
     started = time.process_time()
     chosen = choose_uniform(len(images), frames, 0).indices
     small = np.stack([resize_area(images[i], _bounded(images[i])) for i in chosen])
     field = (lambda row: motion.of(int(chosen[row]))) if taken_out == "camera" else None
     notes = Notes([])
-    camera = estimate_camera(small, field, seed=0, report=notes)
+    camera, mapped = estimate_camera(small, field, seed=0, report=notes)
     straight = np.stack([camera.straightened(image, motion.of(i)) for i, image in enumerate(images)])
     seconds = time.process_time() - started
     print(f"{'; '.join(notes.lines)}; readout {camera.readout:+.3f} frame intervals", file=sys.stderr)
-    return straight, np.stack([camera.straightened(image, motion.of(i), nearest=True) for i, image in enumerate(depth)]), seconds
+    truth = np.stack([camera.straightened(image, motion.of(i), nearest=True) for i, image in enumerate(depth)])
+    return straight, truth, camera, mapped, seconds
+
+
+def captured(table: Table, out: Path, frames: int, sizes: list[int], scenes: list[str], wanted: list[str]) -> None:
+    """Worlds rendered with a lens and a rolling shutter, named layout:readout:k, as they are and with both estimated and taken out."""
+    for size, scene in itertools.product(sizes, scenes):
+        layout, readout, k = scene.split(":")
+        cases = [case for case in wanted if case != "lens" and not table.stored("captured", scene, size, case, frames)]
+        if not cases:
+            continue
+        config = CapturedConfig(layout, frames, (round(size * 9 / 16 / 2) * 2, size), readout=float(readout), k=float(k))
+        clip = capture(config)
+        motion = ClipMotion(lambda position, images=clip.images: images[position], [frames])
+        for taken_out in cases:
+            # The truth is that of a pinhole with a global shutter, so it stays as it is.
+            shown, _, camera, mapped, _ = straightened(clip.images, clip.depth, motion, taken_out, frames)
+            run = estimate(shown, frames, size, mapped)
+            truth = np.stack([nearest(clip.depth[i], run.scene.cameras.size) for i in run.chosen])
+            ratio = run.scene.cameras.K[0, 0, 0] / clip.cameras.resized(run.scene.cameras.size).K[0, 0, 0]
+            found = {"k": round(camera.lens.k, 4), "readout": round(camera.readout, 3)} if camera else {"k": "-", "readout": "-"}
+            cells = {"scene": f"{scene}, {taken_out} taken out"} | found | accuracy(run, clip.cameras.centers[run.chosen], truth, ratio)
+            table.row(cells, "captured", scene, size, taken_out, frames)
+            picture(run.scene, out / f"captured_{scene.replace(':', '_')}_{taken_out}_{size}.png")
 
 
 def clips(table: Table, data: Path, out: Path, frames: int, sizes: list[int], names: list[str]) -> None:
@@ -329,12 +357,17 @@ def _bounded(image: Array) -> tuple[int, int]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = ("synthetic", "redkitchen", "clips", "decoding")
+    kinds = ("synthetic", "captured", "redkitchen", "clips", "decoding")
+    shutters = [f"{layout}:{fault}" for layout in ("room", "object") for fault in ("0:0", "0.6:-0.1", "-0.3:0.05")]
     scenes = [f"{layout}:{severity}:0" for severity in ("none", "medium") for layout in LAYOUTS]
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of clips")
     parser.add_argument("--out", type=Path, default=Path("outputs/geometry"))
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--scenes", nargs="+", default=scenes, metavar="LAYOUT:SEVERITY:SEED", help="worlds of the synthetic table")
+    parser.add_argument("--captured-scenes", nargs="+", default=shutters, metavar="LAYOUT:READOUT:K", help="worlds of the captured table")
+    parser.add_argument(
+        "--taken-out", nargs="+", choices=list(_TAKEN_OUT), default=list(_TAKEN_OUT), help="of redkitchen and captured: which rows"
+    )
     parser.add_argument("--clips", nargs="*", default=[], metavar="NAME", help="only clips whose names contain one of these")
     parser.add_argument("--frames", type=int, default=28)
     parser.add_argument("--sizes", type=int, nargs="+", default=[252, 504])
@@ -348,8 +381,10 @@ def main() -> None:
     table = Table(rows, args.json)
     if "synthetic" in args.only:
         synthetic(table, args.out, args.frames, args.sizes, args.scenes)
+    if "captured" in args.only:
+        captured(table, args.out, args.frames, args.sizes, args.captured_scenes, args.taken_out)
     if "redkitchen" in args.only and (args.data / "rgbd_redkitchen").is_dir():
-        redkitchen(table, args.data, args.out, args.frames, args.sizes)
+        redkitchen(table, args.data, args.out, args.frames, args.sizes, args.taken_out)
     if "clips" in args.only:
         clips(table, args.data, args.out, args.frames, args.sizes, args.clips)
     if "decoding" in args.only:

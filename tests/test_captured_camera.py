@@ -31,8 +31,14 @@ def test_lens_and_shutter_are_estimated_and_taken_out() -> None:
     config = CapturedConfig(layout="object", frames=10, readout=0.6, k=-0.1)
     images = capture(config).images
     motion = ClipMotion(lambda position: images[position], [len(images)])
-    camera = estimate_camera(images, motion.of, seed=0, report=NULL_REPORTER)
+    camera, model = estimate_camera(images, motion.of, seed=0, report=NULL_REPORTER)
     assert camera.readout == pytest.approx(0.6, abs=0.1) and camera.lens.k == pytest.approx(-0.1, abs=0.03)
+    # The model that comes with it is that of the straightened images, so that they need not be mapped again.
+    camera_points = np.einsum("mij,mj->mi", model.w2c[model.seen_by, :3, :3], model.points[model.seen_point])
+    camera_points += model.w2c[model.seen_by, :3, 3]
+    pixels = (camera_points / camera_points[:, 2:]) @ model.K.T
+    assert np.median(np.linalg.norm(pixels[:, :2] - model.seen_at, axis=1)) < 0.4
+    assert model.focal == pytest.approx(0.85 * 256, rel=0.04)
     inner = (slice(16, -16), slice(16, -16))
     truth = global_shutter(config, 5)[inner].astype(int)
     straight = Straightener(camera, motion)(images[5], 5)
@@ -108,16 +114,17 @@ def test_implausible_readout_is_left_out_and_said(monkeypatch: pytest.MonkeyPatc
     def adjusted(model: object, matches: object, start: object, shifts: object, size: tuple[int, int]) -> flow_bundle.Bundle:
         K = np.diag([90.0, 90.0, 1.0])
         return flow_bundle.Bundle(
-            w2c=np.eye(4)[None], K=K, inverse=np.ones(1), before_px=1, after_px=1, k=0.01, readout=1.7 if shifts else 0.0
+            w2c=np.eye(4)[None], K=K, inverse=np.ones(1), before_px=1, after_px=1, k=0.01, readout=0.0 if shifts is None else 1.7
         )
 
     monkeypatch.setattr(captured_camera, "_adjusted", adjusted)
     monkeypatch.setattr(captured_camera, "map_distorted", lambda images, seed, keep: None)
     monkeypatch.setattr(captured_camera, "by_point", lambda model: model)
     monkeypatch.setattr(captured_camera, "hosted", lambda model: (None, None))
-    monkeypatch.setattr(captured_camera, "_shifts", lambda *_: (np.zeros(1), np.zeros(1)))
+    monkeypatch.setattr(captured_camera, "_shifts", lambda *_: np.zeros(1))
+    monkeypatch.setattr(captured_camera, "_straightened", lambda *_: None)
     notes = Notes()
-    camera = estimate_camera(np.zeros((3, 60, 100, 3), np.uint8), lambda row: np.zeros(1), seed=0, report=notes)
+    camera, _ = estimate_camera(np.zeros((3, 60, 100, 3), np.uint8), lambda row: np.zeros(1), seed=0, report=notes)
     assert camera == CapturedCamera(Lens(0.9, 0.01)) and "+1.70 frame intervals is implausible" in notes.lines[0]
 
 

@@ -190,7 +190,8 @@ def test_lens_is_estimated_from_the_clip_and_no_shutter_where_there_is_none(k: f
     world = make_world(WorldConfig(layout="object", frames=10, size=(144, 256), severity="none", seed=1, path_scale=2))
     images = bent(world.images, Lens(0.85, k))
     motion = ClipMotion(lambda position: images[position], [len(images)])
-    camera = estimate_camera(images, motion.of, seed=0, report=NULL_REPORTER)
+    camera, model = estimate_camera(images, motion.of, seed=0, report=NULL_REPORTER)
+    assert wander(model, world.cameras.c2w) < 0.02
     assert camera.lens.k == pytest.approx(k, abs=0.03) and camera.lens.focal == pytest.approx(0.85, rel=0.03)
     assert abs(camera.readout) < 0.08
 

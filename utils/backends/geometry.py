@@ -4,13 +4,16 @@ Adding one is a class with `estimate` and an entry in `GEOMETRY`.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from utils.backends.registry import Registry
 from utils.errors import InputError
 from utils.types import Array, Reporter, Scene
+
+if TYPE_CHECKING:
+    from utils.backends.sfm_poses import SparseModel
 
 GEOMETRY = Registry(
     "geometry backend",
@@ -30,6 +33,7 @@ class ClipFrames:
         size: (H, W) of the scene's images and depth.
         names: (T,) what to call each frame in messages.
         keep: (T, h, w) bool, pixels that may be matched: not an overlay, nothing that moves by itself. None: all.
+        mapped: sparse model of the chosen frames, if mapping them was necessary before; None leaves it to the backend.
     """
 
     images: Array
@@ -37,6 +41,7 @@ class ClipFrames:
     size: tuple[int, int]
     names: tuple[str, ...]
     keep: Array | None = None
+    mapped: "SparseModel | None" = None
 
     def __post_init__(self) -> None:
         if len(self.chosen) < 2:

@@ -100,6 +100,9 @@ class SfmGeometry:
 
     def _mapped(self, frames: ClipFrames, report: Reporter) -> SparseModel:
         """Poses of the chosen frames; those in between are mapped with them where the chosen ones alone do not match."""
+        if frames.mapped is not None and len(frames.mapped.frames) == len(frames.chosen):
+            check_parallax(frames.mapped)
+            return frames.mapped
         report.note(f"poses: mapping {len(frames.chosen)} frames")
         size, everything, keep = frames.images.shape[1:3], len(frames.images) > len(frames.chosen), frames.keep
         chosen_keep = None if keep is None else keep[frames.chosen]

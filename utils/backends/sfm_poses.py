@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pycolmap
 
-from utils.backends.flow_bundle import FocalPrior, Matches, adjust
+from utils.backends.flow_bundle import Bundle, FocalPrior, Matches, adjust
 from utils.errors import GeometryError
 from utils.types import Array, Reporter
 
@@ -363,14 +363,26 @@ def by_point(model: SparseModel) -> SparseModel:
 
 def hosted(model: SparseModel) -> tuple[Matches, Array]:
     """Matches of every point from the first frame that sees it to the others, and its 1/z there; for a model `by_point`."""
-    point, frame, at = model.seen_point, model.seen_by, model.seen_at
-    first = np.r_[True, point[1:] != point[:-1]]
-    row = np.cumsum(first) - 1
-    host, host_px = frame[first], at[first]
-    camera = np.einsum("mij,mj->mi", model.w2c[host, :3, :3], model.points[point[first]]) + model.w2c[host, :3, 3]
-    rest = ~first & (camera[row, 2] > 0)
-    matches = Matches(host=host[row[rest]], target=frame[rest], point=row[rest], host_px=host_px[row[rest]], target_px=at[rest])
-    return matches, 1 / np.maximum(camera[:, 2], 1e-9)
+    first, row, rest, z = _hosts(model)
+    host_px, target_px = hosted_values(model, model.seen_at)
+    matches = Matches(
+        host=model.seen_by[first][row[rest]], target=model.seen_by[rest], point=row[rest], host_px=host_px, target_px=target_px
+    )
+    return matches, 1 / np.maximum(z, 1e-9)
+
+
+def hosted_values(model: SparseModel, values: Array) -> tuple[Array, Array]:
+    """Values of the model's observations (M, ...) for host and target of each match of `hosted`."""
+    first, row, rest, _ = _hosts(model)
+    return values[first][row[rest]], values[rest]
+
+
+def _hosts(model: SparseModel) -> tuple[Array, Array, Array, Array]:
+    """For a model `by_point`: which observations (M,) are hosts, the point of each, which are targets, and the points' z in their hosts."""
+    first = np.r_[True, model.seen_point[1:] != model.seen_point[:-1]]
+    row, host = np.cumsum(first) - 1, model.seen_by[first]
+    z = np.einsum("mj,mj->m", model.w2c[host, 2, :3], model.points[model.seen_point[first]]) + model.w2c[host, 2, 3]
+    return first, row, ~first & (z[row] > 0), z
 
 
 def settle_focal(model: SparseModel, size: tuple[int, int], report: Reporter) -> SparseModel:
@@ -389,6 +401,11 @@ def settle_focal(model: SparseModel, size: tuple[int, int], report: Reporter) ->
     held = adjust(model.w2c, K, matches, start, focal=None, steps=30)
     bundle = adjust(held.w2c, held.K, matches, held.inverse, focal=prior, steps=30)
     report.note(f"poses: focal {model.focal / max(size):.2f} -> {bundle.K[0, 0] / max(size):.2f} x longest side with its prior")
+    return adjusted(model, bundle)
+
+
+def adjusted(model: SparseModel, bundle: Bundle) -> SparseModel:
+    """A model `by_point` with the poses, focal length and points of its bundle adjustment; points at or behind infinity are left out."""
     first = np.r_[True, model.seen_point[1:] != model.seen_point[:-1]]
     row, host = np.cumsum(first) - 1, model.seen_by[first]
     ray = np.column_stack([(model.seen_at[first] - bundle.K[:2, 2]) / bundle.K[0, 0], np.ones(len(host))])
