@@ -238,17 +238,18 @@ def alignment_words(folder: Path) -> list[str]:
     """What the report of an alignment says in a few lines: held-out agreement, frames left out, contradictions."""
     from utils.registration.heldout import heldout_words
     from utils.registration.result import contradiction_words
+    from utils.reporting import number_ranges
 
     path = folder / "report.json"
     if not path.is_file():
         return []
     report = json.loads(path.read_text())
     words = ["alignment: " + heldout_words(report["heldout"])] if report.get("heldout") else []
-    left_out = [str(i) for i, aligned in zip(report["frames"], report["aligned"], strict=True) if not aligned]
+    left_out = [int(i) for i, aligned in zip(report["frames"], report["aligned"], strict=True) if not aligned]
     closer = (
         "; frames closer together fit better: raise --config.preprocess-max-frames" if len(left_out) > len(report["frames"]) / 8 else ""
     )
-    words += [f"warning: frames left out, they do not fit the others: {', '.join(left_out)}{closer}"] if left_out else []
+    words += [f"warning: frames left out, they do not fit the others: {number_ranges(left_out)}{closer}"] if left_out else []
     told = contradiction_words([tuple(c["frames"]) for c in report["contradictions"]])
     return words + ([f"warning: {told}"] if told else [])
 

@@ -26,6 +26,7 @@ from utils.errors import (
 from utils.geometry import se3
 from utils.geometry.projection import project, transform, unproject_depth
 from utils.geometry.rotations import matrix_to_quat, normal_to_quat, quat_multiply, quat_to_matrix
+from utils.reporting import number_ranges
 from utils.scene.artifacts import artifact_id, load_alignment, load_scene, save_alignment, save_results
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import is_current, publish, read_manifest, require_fresh, write_manifest
@@ -315,3 +316,7 @@ def test_config_from_plain_is_strict():
     assert config == Outer(inner=Inner(x=2.0, where=Path("a/b")), names=("n",))
     with pytest.raises(ConfigError, match=r"config\.inner\.y"):
         from_plain(Outer, {"inner": {"y": 2}})
+
+
+def test_runs_of_numbers_are_told_short():
+    assert number_ranges([3, 4, 5, 9]) == "3-5, 9" and number_ranges([0]) == "0" and number_ranges([]) == ""

@@ -241,4 +241,4 @@ def test_one_frame_and_unknown_backend() -> None:
 
 
 def test_missing_frames_are_named_as_ranges() -> None:
-    assert sfm_poses._ranges([3, 4, 5, 9]) == "3-5, 9"
+    assert sfm_poses.number_ranges([3, 4, 5, 9]) == "3-5, 9"

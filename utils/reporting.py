@@ -168,3 +168,14 @@ class ProgressFileReporter:
         beside = self._path.with_name(self._path.name + ".partial")
         beside.write_text(json.dumps(self._state))
         beside.replace(self._path)
+
+
+def number_ranges(numbers: list[int]) -> str:
+    """'3-5, 9' for [3, 4, 5, 9]."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)

@@ -18,6 +18,7 @@ import pycolmap
 
 from utils.backends.flow_bundle import Bundle, FocalPrior, Matches, adjust
 from utils.errors import GeometryError
+from utils.reporting import number_ranges
 from utils.types import Array, Reporter
 
 # Between a fish-eye's and a long telephoto's; a focal length outside means that mapping went wrong.
@@ -107,7 +108,7 @@ def map_frames(images: Array, *, seed: int, report: Reporter, keep: Array | None
         raise _explain(images, 0 if model is None else len(model.frames))
     missing = sorted(set(range(len(images))) - set(model.frames.tolist()))
     if missing:
-        report.note(f"poses: {len(missing)} of {len(images)} frames could not be registered: {_ranges(missing)}")
+        report.note(f"poses: {len(missing)} of {len(images)} frames could not be registered: {number_ranges(missing)}")
     return model
 
 
@@ -328,17 +329,6 @@ def check_parallax(model: SparseModel) -> None:
             f"only {wide} points are seen from different directions: the camera turns or zooms, but hardly changes its place",
             "use a clip in which the camera moves sideways, forwards or around the scene",
         )
-
-
-def _ranges(numbers: list[int]) -> str:
-    """'3-5, 9' for [3, 4, 5, 9]."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
 # Focal lengths of cameras and video models scatter by about this much (standard deviation of the logarithm) around the prior.

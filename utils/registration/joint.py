@@ -26,6 +26,7 @@ from utils.registration.result import (
 )
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
 from utils.registration.solver import LatticeShape, StepsKept, build_problem, initial_state, solve, to_fields
+from utils.reporting import number_ranges
 from utils.runtime import cpu_count
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
 
@@ -69,7 +70,7 @@ def align_jointly(
         connected = connected_frames(current.diagnostics, config.min_fitness)
         dropped, frames = np.setdiff1d(frames, connected), connected
         if len(dropped):
-            names = ", ".join(str(int(scene.cameras.frame_ids[f])) for f in dropped)
+            names = number_ranges([int(scene.cameras.frame_ids[f]) for f in dropped])
             report.note(f"left out, their matches do not agree with the other frames: {names}")
     ids = scene.cameras.frame_ids
     told = contradiction_words([(int(ids[p.source]), int(ids[p.target])) for p in current.diagnostics.contradictions()])

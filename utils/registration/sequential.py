@@ -15,6 +15,7 @@ from utils.registration.pose_evidence import held_or_free
 from utils.registration.result import AGREEING_SIGMAS, Diagnostics, Registration, diagnose, largest_part
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
 from utils.registration.solver import LatticeShape, StepsKept, build_problem, initial_state, relative_errors, solve, to_fields
+from utils.reporting import number_ranges
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
 
 BLOCK = 8
@@ -68,6 +69,7 @@ def align_sequential(
     seconds["solving"] += time.perf_counter() - start
     if not aligned[0]:
         report.note(f"frame {int(cameras.frame_ids[0])} shares too little with the others and is left out for now")
+    left_out: list[int] = []
     for block in _blocks(frames):
         geometry = AlignedGeometry(scene, cameras, fields)
         start = time.perf_counter()
@@ -93,9 +95,12 @@ def align_sequential(
         seconds["solving"] += time.perf_counter() - start
         for frame in block:
             if not aligned[frame]:
-                report.note(f"frame {int(cameras.frame_ids[frame])} does not fit the frames before it and is left out for now")
+                left_out.append(int(cameras.frame_ids[frame]))
             values = {"matches": float(sum(len(m) for m in matches if m.source == frame))}
             report.step(StepReport("frame to model", frame - 1, frames - 1, values))
+    if left_out:
+        words = f"frame {left_out[0]} does" if len(left_out) == 1 else f"frames {number_ranges(left_out)} do"
+        report.note(f"{words} not fit the frames before, left out for now; the joint alignment tries again")
     diagnostics = diagnose(frames, used, before, after, config.solver.match_sigma, seconds)
     return Registration(cameras, fields, aligned, diagnostics)
 
