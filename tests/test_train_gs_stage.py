@@ -158,3 +158,13 @@ def test_where_memory_is_short_smaller_images_are_trained_on_and_measured(root: 
     smaller = (round(0.7 * SIZE[0]), round(0.7 * SIZE[1]))
     assert built == [SIZE, smaller] and load_checkpoint(out).cameras.size == smaller
     assert json.loads((out / "report.json").read_text())["train_psnr"] > 5
+
+
+def test_an_early_stop_is_told(root: Path) -> None:
+    still = {f"lr_{name}": 0.0 for name in ("sh0", "shN", "opacities", "scales", "quats", "positions", "cams", "appearance", "deformation")}
+    notes = Notes()
+    out = train_gs.stage.run(settings(root, deform=False, num_iters=200, plateau_rounds=2, **still), notes)
+    stopped = json.loads((out / "report.json").read_text())["stopped_at"]
+    assert stopped < 40 and any(f"stopped at step {stopped} of 200" in line for line in notes.lines)
+    through = train_gs.stage.run(settings(root, deform=False, num_iters=12, overwrite=True), notes)
+    assert "stopped_at" not in json.loads((through / "report.json").read_text())

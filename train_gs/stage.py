@@ -110,6 +110,9 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     warp = trainer.trained_warp()
     rows = measure(trained, trainer.data, trainer.rasterizer, warp, turn=config.deform_inverse_rotations)
     summary = {**averages(rows), "splats": len(trained.splats), "iterations": config.num_iters, "backend": backend}
+    if trainer.plateau.reached:
+        report.note(f"splatting: stopped at step {trainer.iteration} of {trainer.config.num_iters}, the loss no longer falls")
+        summary["stopped_at"] = trainer.iteration
     summary["deform_strength"] = strength if config.deform else 0.0
     with publish(out) as folder:
         if trainer.refinement is not None or (config.deform and (extended or strength != 1.0)):
