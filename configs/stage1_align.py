@@ -123,7 +123,7 @@ class PointFilterConfig:
     neighbors: int = 6
     """Frames that vote on each point."""
     edge_ratio: float = 0.05
-    """A pixel is a depth edge if depth varies by more than this share within its 3x3 neighbourhood."""
+    """A pixel is a depth edge if depth varies by more than this share within its 3x3 neighbourhood, and not as on a slope."""
 
     def __post_init__(self) -> None:
         check(self, POSITIVE, "tolerance", "edge_ratio", group="filter")
