@@ -40,6 +40,8 @@ from utils.synthetic.world import WorldConfig, make_world
 from utils.types import Array, Scene, StepReport
 
 _POSE_RESOLUTION = 512
+# Confidence above which depth is measured and not a guess.
+_MEASURED = 1.1
 
 
 @dataclass
@@ -118,6 +120,20 @@ def depth_errors(scene: Scene, truth: Array) -> tuple[float, float, float]:
     return float(np.median(error)), float((kept > 0.05).mean()), float((kept > 0.1).mean())
 
 
+def sky_coverage(scene: Scene, truth: Array) -> tuple[float, float]:
+    """Share of the surfaces' pixels that are measured, and share of the sky's that are as far as the farthest 5 % of the surfaces.
+
+    Args:
+        scene: the estimate.
+        truth: (F, H, W) true depth on the same grid, 0 = sky.
+    """
+    surface = truth > 0
+    measured = float((scene.confidence[surface] > _MEASURED).mean())
+    if surface.all():
+        return measured, float("nan")
+    return measured, float((scene.depth[~surface] >= np.percentile(scene.depth[surface], 95)).mean())
+
+
 def nearest(image: Array, size: tuple[int, int]) -> Array:
     """Depth image at another size without mixing depths."""
     rows = ((np.arange(size[0]) + 0.5) * image.shape[0] / size[0]).astype(int)
@@ -192,7 +208,7 @@ def accuracy(run: Run, centers: Array, truth: Array, focal_ratio: float) -> dict
         "median depth error %": round(100 * median, 2),
         "> 5 % *": round(100 * off5, 1),
         "> 10 % *": round(100 * off10, 1),
-        "measured": round(float((scene.confidence > 1.1).mean()), 3),
+        "measured": round(float((scene.confidence > _MEASURED).mean()), 3),
         "s a frame": round(run.seconds / len(scene), 2),
         "CPU s a frame": round(run.cpu_seconds / len(scene), 2),
     }
@@ -214,7 +230,10 @@ def synthetic(table: Table, out: Path, frames: int, sizes: list[int], scenes: li
                 continue
             truth = np.stack([nearest(world.depth[i], run.scene.cameras.size) for i in run.chosen])
             ratio = run.scene.cameras.K[0, 0, 0] / world.cameras.resized(run.scene.cameras.size).K[0, 0, 0]
-            table.row({"scene": name} | accuracy(run, world.cameras.centers[run.chosen], truth, ratio), "synthetic", name, size, frames)
+            surfaces, sky = sky_coverage(run.scene, truth)
+            cells = {"scene": name} | accuracy(run, world.cameras.centers[run.chosen], truth, ratio)
+            cells |= {"measured of surfaces": round(surfaces, 3), "sky that is far": "-" if np.isnan(sky) else round(sky, 3)}
+            table.row(cells, "synthetic", name, size, frames)
             picture(run.scene, out / f"synthetic_{name.replace(':', '_')}_{size}.png")
 
 
@@ -312,7 +331,7 @@ def clips(table: Table, data: Path, out: Path, frames: int, sizes: list[int], na
                     "registered": f"{len(scene)}/{min(frames, len(images))}",
                     "placed of the clip": f"{placed_frames(run, images)}/{len(images)}",
                     "focal / longest side": round(float(scene.cameras.K[0, 0, 0] / max(scene.cameras.size)), 3),
-                    "measured": round(float((scene.confidence > 1.1).mean()), 3),
+                    "measured": round(float((scene.confidence > _MEASURED).mean()), 3),
                     "s in all": round(run.seconds, 1),
                     "s a frame": round(run.seconds / len(scene), 2),
                     "CPU s a frame": round(run.cpu_seconds / len(scene), 2),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from utils.backends import flow_bundle, flow_depth, sfm_poses
-from utils.backends.depth_refine import edge_couplings, fill_and_smooth
+from utils.backends.depth_refine import edge_couplings, fill_and_smooth, fill_doubting, fill_layers, steadiness
 from utils.backends.geometry import GEOMETRY, ClipFrames
 from utils.backends.geometry_sfm import MEDIAN_DEPTH, PosedClip, SfmGeometry, _match, choose_neighbours
 from utils.errors import GeometryError, InputError, UnknownBackendError
@@ -128,6 +128,31 @@ def test_neighbours_are_near_in_time_and_seen_past_far_points() -> None:
     middle, last = choose_neighbours(clip, 0), choose_neighbours(clip, 1)
     assert 19 in middle and 21 in middle and max(middle) > 26 and min(middle) < 14
     assert len(set(last)) == len(last) and sorted(last)[-4:] == [35, 36, 37, 38]
+
+
+def test_scattered_values_are_taken_for_guesses() -> None:
+    value = (0.2 + 0.001 * np.arange(60, dtype=np.float32))[None].repeat(40, 0)
+    weight = np.ones_like(value)
+    noise = np.random.default_rng(0).normal(1, 0.2, (40, 30)).astype(np.float32)
+    value[:, 30:] *= noise
+    trust = steadiness(value, weight)
+    assert trust[:, 5:24].min() > 0.8 and np.median(trust[:, 36:]) < 0.05
+    weight[:, 30:] = 0
+    assert steadiness(value, weight)[:, 5:].min() > 0.8, "what has no weight does not count"
+
+
+def test_a_weak_layer_that_contradicts_its_surroundings_is_outvoted() -> None:
+    truth = (0.2 + 0.002 * np.arange(60, dtype=np.float32))[None].repeat(60, 0)
+    patch = np.s_[22:38, 22:38]
+    value, weight = np.stack([truth, truth]), np.ones((2, 60, 60), np.float32)
+    weight[1] = 0
+    value[0][patch] *= 0.6
+    weight[0][patch] = weight[1][patch] = 0.05
+    couplings = edge_couplings(np.full((60, 60, 3), 128, np.uint8))
+    blended, doubted = (fill(value, weight, couplings, 4.0) for fill in (fill_layers, fill_doubting))
+    off = [float(np.abs(filled / truth - 1)[patch].max()) for filled in (blended, doubted)]
+    assert off[0] > 0.12 and off[1] < 0.05
+    assert np.abs(doubted / truth - 1)[:15].max() < 0.03
 
 
 def test_filling_follows_image_edges() -> None:

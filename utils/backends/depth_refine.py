@@ -15,6 +15,10 @@ from utils.types import Array
 _COLOR_SIGMA = 12.0
 # Passes over rows and columns; the coupling falls by four each time, which removes the streaks of a single pass.
 _PASSES = 3
+# Values that scatter by this share of their mean within this window have lost most of their weight: flow without texture to hold on to.
+_SCATTER_WINDOW, _SCATTER = 9, 0.05
+# Smoothing against which values are doubted, and the relative distance from it at which their weight has fallen to a quarter.
+_DOUBT_STRENGTH, _DOUBT = 60.0, 0.1
 # Depth edges: deviation of 1/z from its mean over this window, relative, at which trust has halved.
 _BEND_WINDOW, _BEND = 9, 0.02
 
@@ -54,6 +58,37 @@ def fill_and_smooth(value: Array, weight: Array, couplings: tuple[Array, Array],
         top_t, bottom_t = _solve_rows(np.ascontiguousarray(top.T), np.ascontiguousarray(bottom.T), down_t, scale)
         top, bottom = np.ascontiguousarray(top_t.T), np.ascontiguousarray(bottom_t.T)
     return top / np.maximum(bottom, np.float32(1e-20)), bottom
+
+
+def fill_layers(value: Array, weight: Array, couplings: tuple[Array, Array], strength: float) -> Array:
+    """`fill_and_smooth` of the weighted mean of several layers, the value only.
+
+    Args:
+        value: (L, H, W) float32.
+        weight: (L, H, W) float32.
+        couplings: see `edge_couplings`.
+        strength: see `fill_and_smooth`.
+    """
+    total = weight.sum(0)
+    mean = (weight * value).sum(0) / np.maximum(total, 1e-12)
+    return fill_and_smooth(mean.astype(np.float32), total.astype(np.float32), couplings, strength)[0]
+
+
+def fill_doubting(value: Array, weight: Array, couplings: tuple[Array, Array], strength: float) -> Array:
+    """`fill_layers` with less weight for values that contradict those around them, each layer doubted by itself."""
+    around = fill_layers(value, weight, couplings, _DOUBT_STRENGTH)
+    off = (value - around) / (_DOUBT * np.maximum(around, 1e-9))
+    return fill_layers(value, weight / (1 + off * off) ** 2, couplings, strength)
+
+
+def steadiness(value: Array, weight: Array) -> Array:
+    """(H, W) float32 near 1 where weighted values (H, W) vary smoothly, towards 0 where they scatter, as guesses do."""
+    window = (_SCATTER_WINDOW, _SCATTER_WINDOW)
+    exact, share = value.astype(np.float64), weight.astype(np.float64)
+    total = np.maximum(cv2.blur(share, window), 1e-12)
+    mean = cv2.blur(share * exact, window) / total
+    variance = np.maximum(cv2.blur(share * exact * exact, window) / total - mean * mean, 0)
+    return (1 / (1 + (variance / np.maximum((_SCATTER * mean) ** 2, 1e-18)) ** 2)).astype(np.float32)
 
 
 def flatness(inverse: Array) -> Array:

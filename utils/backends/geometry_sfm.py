@@ -4,6 +4,7 @@ Result: cameras that share one focal length, depth with every pixel filled, conf
 that its median depth is 3 units.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +12,7 @@ from functools import partial
 import cv2
 import numpy as np
 
-from utils.backends.depth_refine import edge_couplings, fill_and_smooth, flatness
+from utils.backends.depth_refine import edge_couplings, fill_and_smooth, fill_doubting, fill_layers, flatness, steadiness
 from utils.backends.flow_bundle import Matches, adjust, join
 from utils.backends.flow_depth import RayDepth, agreement, carried, frame_threads, match_through_depth, triangulate
 from utils.backends.geometry import ClipFrames
@@ -42,6 +43,8 @@ _FIRST_STRENGTH = 1e5
 _STRENGTHS = (60.0, 15.0, 4.0)
 # Weight that a pixel needs to be carried into other frames, and its weight there for each frame that says so.
 _CARRIED_LEAST, _HINT = 0.1, 0.02
+# The same at the end, when values that scatter have lost their weight.
+_STEADY_LEAST = 0.03
 # Weight of a sparse point once flow has measured: as much as any other weak hint, or single points show as dots in far depth.
 _ANCHOR = 0.05
 # Points of each frame that enter bundle adjustment: more add time, not accuracy.
@@ -202,13 +205,14 @@ def _share_inside(clip: PosedClip, frame: int, points: Array) -> float:
 def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tuple[PosedClip, list[Array], list[RayDepth]]:
     """Refined cameras, filled inverse depth and the raw triangulation of every ref.
 
-    Every round matches through the current depth and triangulates; between rounds the dense matches refine poses and focal length.
+    Every round matches through the current depth and triangulates; between rounds the dense matches refine poses and focal length. At
+    the end what looks guessed loses its weight, and depth is filled from the rest.
     """
     rows = range(len(clip.refs))
     couplings = [edge_couplings(_working_image(frames, int(ref))) for ref in clip.refs]
     neighbours = [choose_neighbours(clip, row) for row in rows]
     inverse = [fill_and_smooth(*_anchor_images(clip, row), couplings[row], _FIRST_STRENGTH)[0] for row in rows]
-    hints: list[tuple[Array, Array] | None] = [None for _ in rows]
+    hints: Sequence[tuple[Array, Array] | None] = [None for _ in rows]
     found: list[_Found] = []
     with frame_threads() as pool:
         for number, strength in enumerate(_STRENGTHS):
@@ -218,10 +222,23 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
                 found.append(result)
                 report.step(StepReport("depth", number * len(rows) + row, len(_STRENGTHS) * len(rows)))
             inverse = [result.inverse for result in found]
-            hints = _hints(clip, found, pool)
             if number + 1 < len(_STRENGTHS):
+                hints = _hints(clip, [result.ray for result in found], _CARRIED_LEAST, pool)
                 clip = _refine_cameras(clip, [r.sample for r in found], [r.sample_inverse for r in found], report)
-    return clip, inverse, [result.ray for result in found]
+        rays = list(pool.map(_steady, [result.ray for result in found]))
+        hints = _hints(clip, rays, _STEADY_LEAST, pool)
+        inverse = list(pool.map(partial(_settled, clip), rows, rays, couplings, hints))
+    return clip, inverse, rays
+
+
+def _steady(ray: RayDepth) -> RayDepth:
+    """The triangulation with little weight where flow guessed. Only at the end: between rounds it keeps thin things from being found."""
+    return replace(ray, weight=ray.weight * steadiness(ray.inverse, ray.weight))
+
+
+def _settled(clip: PosedClip, row: int, ray: RayDepth, couplings: tuple[Array, Array], hint: tuple[Array, Array]) -> Array:
+    """The final inverse depth of a ref, every pixel filled."""
+    return fill_doubting(*_layers(clip, row, ray, hint), couplings, _STRENGTHS[-1])
 
 
 @dataclass(frozen=True)
@@ -247,7 +264,7 @@ def _improve(
     """One round for one ref: match through the current 1/z, triangulate and fill."""
     matches, trusted = _match(clip, row, neighbours, inverse)
     ray = triangulate(matches, trusted, *_relative(clip, row, neighbours), clip.K)
-    filled = _filled(clip, row, ray, couplings, hint, strength)
+    filled = fill_layers(*_layers(clip, row, ray, hint), couplings, strength)
     sample, start = _sample_matches(clip, row, neighbours, ray, matches, trusted)
     return _Found(filled, ray, sample, start)
 
@@ -280,25 +297,22 @@ def _match(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> 
     return matches, trusted
 
 
-def _hints(clip: PosedClip, found: list[_Found], pool: ThreadPoolExecutor) -> list[tuple[Array, Array] | None]:
-    """For every ref the inverse depth that the others' well measured pixels give it, and how many frames say so."""
-    inverse = np.stack([result.ray.inverse for result in found])
-    trusted = np.stack([(result.ray.weight > _CARRIED_LEAST) & (result.ray.views >= 3) for result in found])
-    return list(pool.map(partial(carried, inverse, trusted, clip.w2c[clip.refs], clip.K), range(len(found))))
+def _hints(clip: PosedClip, rays: list[RayDepth], least: float, pool: ThreadPoolExecutor) -> list[tuple[Array, Array]]:
+    """For every ref the inverse depth that the others' pixels of more than the `least` weight give it, and how many frames say so."""
+    inverse = np.stack([ray.inverse for ray in rays])
+    trusted = np.stack([(ray.weight > least) & (ray.views >= 3) for ray in rays])
+    return list(pool.map(partial(carried, inverse, trusted, clip.w2c[clip.refs], clip.K), range(len(rays))))
 
 
-def _filled(
-    clip: PosedClip, row: int, ray: RayDepth, couplings: tuple[Array, Array], hint: tuple[Array, Array] | None, strength: float
-) -> Array:
-    """Inverse depth of a ref with every pixel filled: measured values, sparse points and hints, smoothed along image edges."""
+def _layers(clip: PosedClip, row: int, ray: RayDepth, hint: tuple[Array, Array] | None) -> tuple[Array, Array]:
+    """What is known of a ref's inverse depth, and its weight, (L, H, W) float32 each: measured values, sparse points and hints."""
     anchors, anchor_weight = _anchor_images(clip, row)
-    weight = np.where(ray.far, 1.0, ray.weight).astype(np.float32)
-    value = np.where(ray.far, np.maximum(ray.inverse, 0), ray.inverse)
-    total, value = weight + _ANCHOR * anchor_weight, value * weight + _ANCHOR * anchors * anchor_weight
+    values = [np.where(ray.far, np.maximum(ray.inverse, 0), ray.inverse), anchors]
+    weights = [np.where(ray.far, np.float32(1), ray.weight), _ANCHOR * anchor_weight]
     if hint is not None:
-        total, value = total + _HINT * hint[1], value + _HINT * hint[1] * hint[0]
-    value /= np.maximum(total, 1e-12)
-    return fill_and_smooth(value.astype(np.float32), total, couplings, strength)[0]
+        values.append(hint[0])
+        weights.append(_HINT * hint[1])
+    return np.stack(values), np.stack(weights)
 
 
 def _sample_matches(
