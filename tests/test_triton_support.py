@@ -1,6 +1,7 @@
 """Where Triton cannot build its launchers, the program says so once and does without."""
 
 import logging
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
@@ -41,6 +42,19 @@ def test_without_a_compiler_one_line_says_what_is_missing(monkeypatch: pytest.Mo
     assert "Failed to find C compiler" in record.getMessage()
     assert "python3-dev" in record.getMessage()
     assert "\n" not in record.getMessage()
+
+
+def test_a_compiler_that_fails_is_not_quoted_with_its_whole_command(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def target() -> object:
+        raise subprocess.CalledProcessError(1, ["gcc", "launcher.c", "-I/usr/include/python3.11"])
+
+    installed(monkeypatch, target)
+    with caplog.at_level(logging.WARNING):
+        assert not triton_ready()
+    assert "the C compiler failed" in caplog.text
+    assert "launcher.c" not in caplog.text
 
 
 def test_a_working_driver_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

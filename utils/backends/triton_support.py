@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import subprocess
 from functools import cache
 
 import torch
@@ -22,7 +23,8 @@ def triton_ready() -> bool:
 
         driver.active.get_current_target()
     except Exception as error:  # whatever the compiler or the linker say
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        compiler = isinstance(error, subprocess.CalledProcessError)  # its message is the whole command
+        reason = ["the C compiler failed"] if compiler else str(error).strip().splitlines() or [type(error).__name__]
         _log.warning(
             "Triton does not work here, what its kernels do is done on the CPU, much slower: %s (a C compiler and Python's headers "
             "make it work: apt install gcc python3-dev)",
