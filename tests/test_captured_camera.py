@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.notes import Notes
 from utils.backends import captured_camera, flow_bundle
 from utils.backends.captured_camera import estimate_camera
 from utils.errors import ConfigError
@@ -12,19 +13,6 @@ from utils.synthetic.captured import CapturedConfig, capture, global_shutter
 from utils.types import NULL_REPORTER, Array
 
 NO_LENS = Lens(0.9, 0.0)
-
-
-class Notes:
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def step(self, report: object) -> None:
-        pass
-
-    def note(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def test_lens_and_shutter_are_estimated_and_taken_out() -> None:

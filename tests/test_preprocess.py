@@ -10,6 +10,7 @@ import pytest
 
 import preprocess_video
 from configs.preprocess import PreprocessConfig
+from tests.notes import Notes
 from utils.backends.geometry import GEOMETRY, ClipFrames
 from utils.errors import ArtifactError, ConfigError, GeometryError, InputError, UnknownBackendError
 from utils.scene import media
@@ -39,19 +40,6 @@ class FlatGeometry:
             depth=np.full((count, h, w), 3, np.float32),
             confidence=np.full((count, h, w), 2, np.float32),
         )
-
-
-class Notes:
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def step(self, report: object) -> None:
-        pass
-
-    def note(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @pytest.fixture(autouse=True)

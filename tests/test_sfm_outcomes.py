@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.box_world import box_images
+from tests.notes import Notes
 from utils.backends import geometry_sfm, sfm_poses
 from utils.backends.captured_camera import estimate_camera
 from utils.backends.geometry import ClipFrames
@@ -80,19 +81,6 @@ def model_of(frames: int, focal: float) -> sfm_poses.SparseModel:
         seen_at=np.zeros((0, 2)),
         error_px=0.1,
     )
-
-
-class Notes:
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def step(self, report: object) -> None:
-        pass
-
-    def note(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def stub_mapping(monkeypatch: pytest.MonkeyPatch, free: sfm_poses.SparseModel, fixed: sfm_poses.SparseModel) -> None:
