@@ -39,7 +39,6 @@ INGREDIENTS = {
     "appearance": Ingredient(on={"appearance": "affine"}, off={"appearance": "none"}),
     "cameras": Ingredient(on={"optimize_cams": True}, off={"optimize_cams": False}),
     "rotations": Ingredient(on={"deform_inverse_rotations": True}, off={"deform_inverse_rotations": False}),
-    "trial": Ingredient(on={"deform_strength": None}, off={"deform_strength": 1.0}),
     "refinement": Ingredient(on={"refine_deformation": True}, off={"refine_deformation": False}),
     "robust": Ingredient(on={"robust": True}, off={"robust": False}),
     "shell": Ingredient(on={"shell_share": 0.1}, off={"shell_share": 0.0}),

@@ -47,10 +47,6 @@ class GSConfig:
     """Frames whose gradients are averaged in a step, a multiple of the GPUs; num_iters still counts frames. 0: one per GPU."""
     deform: bool = True
     """Render through the inverse deformation; off: rigid rendering."""
-    deform_strength: float | None = 1.0
-    """Share of the alignment's deformation to render through, 0..1 (with the fixed_point inverse; refinement goes on from there). None:
-    1, 0.5 or 0, whichever explains the training frames best in a small trial, if there are 500 steps or more. All of it was best on
-    every clip and world measured."""
     deform_inverse_rotations: bool = False
     """Turn the splats by the rotation of the inverse deformation too, not only move them. The rotation comes from the slopes of the
     displacement, which are noisier than it is: without it held-out frames were better on every clip and world that was tried."""
@@ -191,7 +187,7 @@ class GSConfig:
         check(self, NOT_NEGATIVE, "max_gpu_gb", "views_per_step", "relocate_every", "reference_frame", "normal_k", "sh_full_from_iter")
         check(self, NOT_NEGATIVE, *(f"{name}_weight" for name in _WEIGHTS), "noise", "plateau_rounds", "plateau_gain")
         check(self, NOT_NEGATIVE, *(f"lr_{name}" for name in _RATES))
-        check(self, SHARE, "deform_strength", "relocate_until", "robust_from", "lr_decay", "dead_opacity", "clear_views")
+        check(self, SHARE, "relocate_until", "robust_from", "lr_decay", "dead_opacity", "clear_views")
         check(self, Range(0, 0.99), "shell_share")
         check(self, Range(0, 1, above=True), "initial_fill", "relocate_rate", "image_scale")
         check(self, Range(0, 3), "sh_degree")

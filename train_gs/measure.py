@@ -53,13 +53,6 @@ def measure(scene: TrainedScene, data: TrainingData, rasterizer: Rasterizer, war
     ]
 
 
-@torch.no_grad()
-def training_psnr(scene: TrainedScene, data: TrainingData, rasterizer: Rasterizer, warp: InverseWarp, *, turn: bool) -> float:
-    """Mean over the training frames of the PSNR through the deformation, as `averages` of `measure` has it."""
-    values = [_frame_psnr(scene, data, p, rasterizer, warp, turn=turn) for p in range(len(scene.cameras)) if not scene.heldout[p]]
-    return sum(values) / len(values)
-
-
 def _frame_psnr(
     scene: TrainedScene, data: TrainingData, position: int, rasterizer: Rasterizer, warp: InverseWarp | None, *, turn: bool = True
 ) -> float:

@@ -22,7 +22,6 @@ from train_gs.memory import Load, within_memory
 from train_gs.population import with_spare_slots
 from train_gs.shared import SharedTrainer, share_of, together
 from train_gs.shell import joined, shell_splats
-from train_gs.strength import chosen_strength, scaled
 from train_gs.train import Trainer, TrainingData, train
 from utils.backends.accelerator import cap_memory
 from utils.backends.rasterizer import choose_rasterizer, load_rasterizer
@@ -74,15 +73,6 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     data = training_data(scene, alignment, config, heldout_ids)
     cap_memory(device, config.max_gpu_gb)
     settings = replace(config, reference_frame=reference)
-    starts: list[Splats] = []
-
-    def make_trial(small: TrainingData, tried: InverseWarp, trial: GSConfig) -> Trainer:
-        if not starts:  # every trial starts from the same splats
-            starts.append(starting_splats(alignment, small, trial))
-        return make_trainer(alignment, small, tried, backend, device, trial, starts[0])
-
-    strength = chosen_strength(make_trial, data, warp, settings, report)
-    settings, warp = replace(settings, deform_strength=strength), scaled(warp, strength)
 
     def attempt(load: Load) -> tuple[Trainer, TrainedScene, dict[str, float]]:
         begun = time.perf_counter()
@@ -113,9 +103,8 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     if trainer.plateau.reached:
         report.note(f"splatting: stopped at step {trainer.iteration} of {trainer.config.num_iters}, the loss no longer falls")
         summary["stopped_at"] = trainer.iteration
-    summary["deform_strength"] = strength if config.deform else 0.0
     with publish(out) as folder:
-        if trainer.refinement is not None or (config.deform and (extended or strength != 1.0)):
+        if trainer.refinement is not None or (config.deform and extended):
             save_inverse(folder, warp)
         _write(folder, config, trained, {**summary, "seconds": timings, "frames": rows, "curve": trainer.history})
         write_manifest(
@@ -143,16 +132,10 @@ def _supervises_more(config: GSConfig, scene: Scene, alignment: Alignment, warp:
 
 
 def make_trainer(
-    alignment: Alignment,
-    data: TrainingData,
-    warp: InverseWarp,
-    backend: str,
-    device: torch.device,
-    config: GSConfig,
-    splats: Splats | None = None,
+    alignment: Alignment, data: TrainingData, warp: InverseWarp, backend: str, device: torch.device, config: GSConfig
 ) -> Trainer:
-    """The optimisation before its first step; `splats` are those of `starting_splats`, if they are there already."""
-    splats = starting_splats(alignment, data, config) if splats is None else splats
+    """The optimisation before its first step."""
+    splats = starting_splats(alignment, data, config)
     share, rasterizer = share_of(config, device), load_rasterizer(backend, device)
     if share.views == 1:
         return Trainer(splats.to(device), data, warp, rasterizer, config)
