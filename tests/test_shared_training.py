@@ -103,3 +103,11 @@ def test_the_stage_trains_with_several_views(root: Path) -> None:  # noqa: F811
     train_inverse_deformation.stage.run(InverseDeformationConfig(root_path=root, run="r", validation_points=200))
     out = train_gs.stage.run(settings(root, views_per_step=2, device="cpu"), Notes())
     assert json.loads((out / "report.json").read_text())["curve"][-1]["step"] == 6
+
+
+def test_shared_steps_stop_on_a_plateau() -> None:
+    rates = ("sh0", "shN", "opacities", "scales", "quats", "positions", "cams", "appearance", "deformation")
+    trainer = trainer_of(config_of(num_iters=200, views_per_step=2, plateau_rounds=3, **{f"lr_{name}": 0.0 for name in rates}))
+    train(trainer)
+    assert trainer.plateau.reached
+    assert trainer.iteration < 30

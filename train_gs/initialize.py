@@ -11,12 +11,11 @@ from configs.stage3_gs import GSConfig
 from utils.backends.accelerator import accelerator, or_on_cpu
 from utils.errors import DegenerateCloudError
 from utils.geometry.rotations import normal_to_quat
-from utils.points.voxels import voxel_keys
+from utils.points.voxels import mean_by_key, voxel_keys
 from utils.runtime import cpu_count
+from utils.splats.sh import C0
 from utils.types import Array, CanonicalCloud, Splats
 
-SH_C0 = 0.28209479177387814
-"""The constant spherical harmonic, 1 / (2 sqrt(pi))."""
 _LEVELS_PER_OCTAVE = 2
 _ROWS_AT_ONCE = 20_000
 
@@ -48,12 +47,17 @@ def initial_splats(cloud: CanonicalCloud, camera_centers: Array, config: GSConfi
     else:
         scale = np.full(len(points), config.initial_scale * median_depth)
     scale = np.maximum(scale, 1e-6 * median_depth)
+    return flat_splats(points, _orientations(points, index[:, : config.normal_k]), scale, colors, config)
+
+
+def flat_splats(points: Array, quats: torch.Tensor, scale: Array, colors: Array, config: GSConfig) -> Splats:
+    """Discs of radius scale (N,) at points (N, 3), turned by quats (N, 4) with the normal along z, with colours (N, 3) 0..255."""
     log_scales = np.log(np.stack([scale, scale, config.initial_flat_ratio * scale], -1))
     sh = torch.zeros(len(points), (config.sh_degree + 1) ** 2, 3)
-    sh[:, 0] = torch.from_numpy((colors / 255.0 - 0.5) / SH_C0)
+    sh[:, 0] = torch.from_numpy((colors / 255.0 - 0.5) / C0)
     return Splats(
         means=torch.from_numpy(points).float(),
-        quats=_orientations(points, index[:, : config.normal_k]),
+        quats=quats,
         log_scales=torch.from_numpy(log_scales).float(),
         logit_opacities=torch.full((len(points),), float(np.log(config.initial_opacity / (1 - config.initial_opacity)))),
         sh=sh,
@@ -149,11 +153,7 @@ class HostCells:
 
     def means(self, scale: float) -> tuple[Array, Array]:
         """Mean point (M, 3) and colour (M, 3) of every occupied cube."""
-        _, group = np.unique(_cells(self._points, self._footprint * scale, self._level), return_inverse=True)
-        members = np.bincount(group)[:, None]
-        both = np.concatenate([self._points, self._colors], 1)
-        mean = np.stack([np.bincount(group, column) for column in both.T], 1) / members
-        return mean[:, :3], mean[:, 3:]
+        return mean_by_key(_cells(self._points, self._footprint * scale, self._level), self._points, self._colors)
 
 
 def _distinct(values: Array) -> int:

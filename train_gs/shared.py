@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs.stage3_gs import GSConfig
-from train_gs.train import READ_EVERY, Trainer, TrainingData, psnr_of
+from train_gs.train import Trainer, TrainingData
 from utils.backends.accelerator import cap_memory
 from utils.backends.rasterizer import Rasterizer, load_rasterizer
 from utils.deformation.inverse import InverseWarp
@@ -124,14 +124,10 @@ class SharedTrainer(Trainer):
             measured += (self._update(view) if self._graphs is None else self._graphs.run(view)) / self.share.views
         self._average(self._flat)
         self.optimizer.step()
-        if self.device.type == "cpu" or self.iteration % READ_EVERY == 0 or self.iteration == self.config.num_iters - 1:
+        if self._read_now():
             if self.share.processes > 1:
                 dist.all_reduce(measured)
-            loss, l1, squared = measured.tolist()
-            self._values = {"loss": loss, "l1": l1, "psnr": psnr_of(squared)}
-            self._require_finite(own[0])
-            if self._graphs is not None:
-                self._graphs.check_budget()
+            self._read(measured, own[0])
         self.iteration += 1
         self._move_splats()
         return self._values

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from configs.stage3_gs import GSConfig
-from train_gs.initialize import SH_C0
+from train_gs.initialize import flat_splats
 from utils.geometry.rotations import normal_to_quat
+from utils.points.voxels import voxel_mean
 from utils.types import Array, CameraSet, Splats
 
 _CELLS_ALONG = 64
@@ -47,16 +48,8 @@ def shell_splats(
     middle = cameras.centers.mean(0)
     reach = np.linalg.norm(points - middle, axis=1)
     radius = max(_DISTANCE * median_depth, _BEYOND * float(np.percentile(reach, 99)))
-    size = np.log(0.7 * spacing * radius)
-    sh = torch.zeros(len(merged), (config.sh_degree + 1) ** 2, 3)
-    sh[:, 0] = torch.from_numpy((color / 255.0 - 0.5) / SH_C0)
-    return Splats(
-        means=torch.from_numpy(middle + radius * merged).float(),
-        quats=normal_to_quat(torch.from_numpy(-merged).float()),
-        log_scales=torch.tensor([size, size, size + np.log(config.initial_flat_ratio)]).float().repeat(len(merged), 1),
-        logit_opacities=torch.full((len(merged),), float(np.log(config.initial_opacity / (1 - config.initial_opacity)))),
-        sh=sh,
-    )
+    size = np.full(len(merged), 0.7 * spacing * radius)
+    return flat_splats(middle + radius * merged, normal_to_quat(torch.from_numpy(-merged).float()), size, color, config)
 
 
 def _empty_cells(points: Array, cameras: CameraSet, view: int, image: Array, edge: int, used: Array | None) -> tuple[Array, Array]:
@@ -87,11 +80,8 @@ def _empty_cells(points: Array, cameras: CameraSet, view: int, image: Array, edg
 
 def _merged(directions: Array, colors: Array, spacing: float) -> tuple[Array, Array]:
     """Unit directions and colours averaged over cubes of this edge."""
-    _, group = np.unique(np.floor(directions / spacing).astype(np.int64), axis=0, return_inverse=True)
-    members = np.bincount(group.ravel())[:, None]
-    both = np.concatenate([directions, colors], 1)
-    mean = np.stack([np.bincount(group.ravel(), column) for column in both.T], 1) / members
-    return mean[:, :3] / np.linalg.norm(mean[:, :3], axis=1, keepdims=True), mean[:, 3:]
+    mean, color = voxel_mean(directions, colors, spacing)
+    return mean / np.linalg.norm(mean, axis=1, keepdims=True), color
 
 
 def joined(a: Splats, b: Splats) -> Splats:

@@ -36,6 +36,7 @@ from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import content_hash, is_current, publish, to_plain, write_manifest
 from utils.scene.masks import used_pixels
 from utils.splats.checkpoint import GS_SCHEMA, MODEL, PREVIEW, TrainedScene, save_checkpoint, unfinished
+from utils.splats.sh import C0
 from utils.types import NULL_REPORTER, Alignment, Array, Reporter, Scene, Splats
 
 # Seconds between two previews, or this many times as long as writing one takes if that is longer.
@@ -253,7 +254,7 @@ def _write(folder: Path, config: GSConfig, trained: TrainedScene, summary: dict[
     artifacts.write_json(folder / "report.json", summary)
 
     def points() -> None:
-        colors = (0.5 + 0.28209479177387814 * trained.splats.sh[:, 0]).clamp(0, 1) * 255 + 0.5
+        colors = (0.5 + C0 * trained.splats.sh[:, 0]).clamp(0, 1) * 255 + 0.5
         artifacts.write_points_ply(
             folder / "canonical_points_final.ply", trained.splats.means.cpu().numpy(), colors.to(torch.uint8).cpu().numpy()
         )

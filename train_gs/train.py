@@ -225,16 +225,24 @@ class Trainer:
             measured = self._update(view)
         else:
             measured = self._graphs.run(view)
-        if self.device.type == "cpu" or self.iteration % READ_EVERY == 0 or self.iteration == self.config.num_iters - 1:
-            loss, l1, squared = measured.tolist()
-            self._values = {"loss": loss, "l1": l1, "psnr": psnr_of(squared)}
-            self._require_finite(view)
-            self.plateau.add(loss)
-            if self._graphs is not None:
-                self._graphs.check_budget()
+        if self._read_now():
+            self._read(measured, view)
         self.iteration += 1
         self._move_splats()
         return self._values
+
+    def _read_now(self) -> bool:
+        """Whether the values of this step are wanted on the host."""
+        return self.device.type == "cpu" or self.iteration % READ_EVERY == 0 or self.iteration == self.config.num_iters - 1
+
+    def _read(self, measured: Tensor, view: int) -> None:
+        """Takes note of (3,) loss, L1 and mean squared error; `view` is named if they are not finite."""
+        loss, l1, squared = measured.tolist()
+        self._values = {"loss": loss, "l1": l1, "psnr": psnr_of(squared)}
+        self._require_finite(view)
+        self.plateau.add(loss)
+        if self._graphs is not None:
+            self._graphs.check_budget()
 
     def _move_splats(self) -> None:
         """Relocation of dead splats and noise, when they are due; in place, so recorded steps stay valid."""

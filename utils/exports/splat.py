@@ -10,16 +10,16 @@ import torch
 
 from utils.exports.ply import host
 from utils.exports.select import importance
+from utils.splats.sh import C0
 from utils.types import Splats
 
-_SH_C0 = 0.28209479177387814
 RECORD = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
 
 
 def write_splat(path: Path, splats: Splats) -> None:
     """Writes the splats, the most important first, so that a viewer that streams the file shows the scene early."""
     splats = splats.select(torch.argsort(importance(splats), descending=True))
-    rgb = 0.5 + _SH_C0 * host(splats.sh[:, 0])
+    rgb = 0.5 + C0 * host(splats.sh[:, 0])
     alpha = host(torch.sigmoid(splats.logit_opacities))[:, None]
     rotation = host(torch.nn.functional.normalize(splats.quats, dim=1))
     table = np.empty(len(splats), dtype=RECORD)

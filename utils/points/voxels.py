@@ -83,7 +83,12 @@ class GroupedValues:
 
 def voxel_mean(points: Array, values: Array, size: float) -> tuple[Array, Array]:
     """Mean point (M, 3) and mean value (M, C) of every occupied cube of edge `size`."""
-    _, group = np.unique(voxel_keys(points, size), return_inverse=True)
+    return mean_by_key(voxel_keys(points, size), points, values)
+
+
+def mean_by_key(keys: Array, points: Array, values: Array) -> tuple[Array, Array]:
+    """Mean point (M, 3) and mean value (M, C) of the rows that share a key (N,), in the order of the keys."""
+    _, group = np.unique(keys, return_inverse=True)
     count = np.bincount(group)[:, None]
     both = np.concatenate([points, values.reshape(len(points), -1)], 1).astype(np.float64)
     mean = np.stack([np.bincount(group, column) for column in both.T], 1) / count
