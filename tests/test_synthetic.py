@@ -5,10 +5,12 @@ import sys
 from dataclasses import replace
 
 import av
+import cv2
 import numpy as np
 import pytest
 
 from utils.errors import ConfigError, CorruptArtifactError, MissingArtifactError
+from utils.geometry.projection import project, transform
 from utils.synthetic import LAYOUTS, WorldConfig, load_ground_truth, make_world, save_world
 from utils.synthetic.inconsistency import drift
 from utils.synthetic.scenes import build_place
@@ -53,6 +55,35 @@ def test_displaced_points_project_to_their_pixel_centres(warp):
     assert (seen & ~valid).sum() < 0.03 * seen.sum()
     moved = np.linalg.norm(points - world.canonical[frame][valid], axis=1)
     assert np.median(moved) > 1e-3 * world.scale
+
+
+def _shifts(image, other, block=16):
+    """(N, 2) pixels by which blocks of `other` would have to be read elsewhere to look like those of `image` (one step of Lucas-Kanade)."""
+    dy, dx = np.gradient(other)
+    found = []
+    for top in range(0, image.shape[0] - block + 1, block):
+        for left in range(0, image.shape[1] - block + 1, block):
+            part = np.s_[top : top + block, left : left + block]
+            if np.isnan(other[part]).any() or np.isnan(dx[part]).any() or np.isnan(dy[part]).any():
+                continue
+            slopes = np.stack([dx[part].ravel(), dy[part].ravel(), np.ones(block * block)], -1)
+            found.append(np.linalg.lstsq(slopes, (image - other)[part].ravel(), rcond=None)[0][:2])
+    return np.array(found)
+
+
+def test_colours_are_those_of_the_true_points():
+    """What a frame shows lies where its canonical points say, to less than a tenth of a pixel."""
+    world = make_world(WorldConfig(frames=1, size=(144, 256), severity="high"))
+    drift = world.inconsistency
+    shown = ((world.images[0] / 255 - drift.offset[0]) / drift.gain[0]).mean(-1)
+    points = world.canonical[0].reshape(-1, 3).astype(np.float64)
+    x, y, z = project(transform(world.cameras.w2c[0], points), world.cameras.K[0])
+    places = [np.where(z > 0, axis, np.nan).reshape(shown.shape).astype(np.float32) - np.float32(0.5) for axis in (x, y)]
+    clean = world.clean_images[0].astype(np.float32).mean(-1) / 255
+    there = cv2.remap(clean, *places, cv2.INTER_CUBIC, borderMode=cv2.BORDER_CONSTANT, borderValue=np.nan)
+    shifts = np.linalg.norm(_shifts(shown, there.astype(np.float64)), axis=1)
+    assert len(shifts) > 30
+    assert np.median(shifts) < 0.12
 
 
 def test_depth_is_camera_z_along_the_true_ray():
