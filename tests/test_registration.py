@@ -18,6 +18,7 @@ from utils.registration import (
     align_sequential,
     build_cloud,
     forward_points,
+    solver,
     usable_pixels,
 )
 from utils.registration.lattice import resampled, zero_fields
@@ -192,6 +193,31 @@ def test_gauge_is_shared_by_all_frames():
     shift = (moved - forward_points(world.scene, start.cameras, start.fields)).mean((1, 2))
     assert np.linalg.norm(shift.mean(0)) < 0.4 * np.linalg.norm(shift, axis=1).mean()
     assert np.linalg.norm(shift, axis=1).min() > 0.02 * np.linalg.norm(shift, axis=1).max()
+
+
+def test_noise_in_depth_does_not_contract_the_scene(monkeypatch):
+    world, shape, matches, _ = exact_problem()
+    rng = np.random.default_rng(0)
+
+    def noisy(depth):
+        far = depth > world.scene.median_depth  # noise everywhere would only change the scale
+        return (depth * (1 + far * 0.01 * rng.normal(size=len(depth)))).astype(np.float32)
+
+    matches = [replace(m, source_depth=noisy(m.source_depth), target_depth=noisy(m.target_depth)) for m in matches]
+    problem, config = build_problem(matches, world.scene.cameras, shape, 0.01), replace(COARSE, match_sigma=0.01, ridge=0.001)
+
+    def stretch():
+        """Change of the distance between the first and the last layer, over all frames, in units of that distance."""
+        state = solve(problem, initial_state(world.scene.cameras, shape), shape, config, 500.0)
+        along = to_fields(state, shape).nodes[..., 2].mean((0, 2, 3))
+        low, high = shape.inv_depth.mean(0)
+        return (along[0] - along[-1]) / (1 / low - 1 / high)
+
+    compensated = stretch()
+    monkeypatch.setattr(solver, "add_noise_gradient", lambda *args: None)
+    plain = stretch()
+    assert plain < -0.05
+    assert abs(compensated) < 0.4 * abs(plain)
 
 
 def test_robust_weights_survive_wrong_matches():

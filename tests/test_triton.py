@@ -194,12 +194,14 @@ def alignment_problem(fixed):
 
 
 @pytest.mark.skipif(CUDA, reason="solver.solve already runs on the GPU")
+@pytest.mark.parametrize("errors", [False, True])
 @pytest.mark.parametrize("fixed", [False, True])
-def test_solver_agrees_with_the_compiled_one(fixed, monkeypatch):
+def test_solver_agrees_with_the_compiled_one(fixed, errors, monkeypatch):
     monkeypatch.setattr(solver_triton, "BLOCK", 32)
     problem, state, shape, config = alignment_problem(fixed)
-    expected = solver.solve(problem, state, shape, config, 400.0)
-    got = solver_triton.solve(problem, state, shape, config, 400.0, None, DEVICE)
+    first = np.random.default_rng(1).uniform(0, 0.01, len(problem.depth)) if errors else None
+    expected = solver.solve(problem, state, shape, config, 400.0, first)
+    got = solver_triton.solve(problem, state, shape, config, 400.0, first, DEVICE)
     for name in ("c2w", "nodes", "update"):
         a, b = getattr(got, name), getattr(expected, name)
         assert np.abs(a - b).max() < 1e-9 * np.abs(b).max()

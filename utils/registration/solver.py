@@ -9,7 +9,8 @@ A pixel with camera point p lies at `Q(p) = c2w p + sum_k w_k z_k X_k`. Minimise
 
 by iteratively reweighted least squares (Geman-McClure, c from lenient to strict). Each step relinearises the poses and runs
 preconditioned conjugate gradients. The ridge is the gauge: what the matches leave open takes the value of least displacement summed over
-all frames, so no frame is trusted more than another. Whether the cameras move at all is decided in `pose_evidence`.
+all frames, so no frame is trusted more than another. From the gradient the part that noise in depth makes up is taken off
+(`depth_noise`), else the gauge would give way to it and the scene contract. Whether the cameras move at all is decided in `pose_evidence`.
 """
 
 import functools
@@ -25,6 +26,7 @@ from configs.stage1_align import SolverConfig
 from utils.backends.accelerator import accelerator, or_on_cpu
 from utils.backends.triton_support import triton_ready
 from utils.geometry import se3
+from utils.registration.depth_noise import add_noise_gradient
 from utils.registration.lattice import cell_coordinate
 from utils.registration.matching import MatchSet
 from utils.registration.resume import Checkpoints
@@ -49,6 +51,7 @@ class Problem:
         frames: (M, 2) int32 frame of each end.
         base: (M, 2) int32 lowest of the eight nodes, within the frame's lattice.
         weights: (M, 2, 4) float32 fractions across and down, amplitude times weight of the near and far depth layer.
+        rates: (M, 2, 2) float32 change of the near and far layer's weight per distance along the ray; 0 beyond the lattice.
         points: (M, 2, 3) float64 camera-space points (canonical ones for fixed ends).
         precision: (M,) float32 1 / (sigma z)^2.
         depth: (M,) float32 mean depth of both ends.
@@ -57,6 +60,7 @@ class Problem:
     frames: Array
     base: Array
     weights: Array
+    rates: Array
     points: Array
     precision: Array
     depth: Array
@@ -141,19 +145,20 @@ def build_problem(
     frames = np.repeat(np.array([[match.source for match in matches], targets], np.int32).T, counts, 0)
     rows = len(frames)
     base, weights, points = np.empty((rows, 2), np.int32), np.empty((rows, 2, 4), np.float32), np.empty((rows, 2, 3))
+    rates = np.zeros((rows, 2, 2), np.float32)
     amplitudes = shape.amplitudes() * shape.unit
-    _ends(frames, pixels, depths, cameras.K, cameras.size, shape.nodes, shape.inv_depth, amplitudes, base, weights, points)
+    _ends(frames, pixels, depths, cameras.K, cameras.size, shape.nodes, shape.inv_depth, amplitudes, base, weights, rates, points)
     for end, count, held in zip(np.cumsum(counts), counts, fixed, strict=True):
         if held is not None:
             points[end - count : end, 1] = held
     depth = depths.mean(1, dtype=np.float32)
     precision = (1.0 if trust is None else trust) / (sigma * depth) ** 2
-    return Problem(frames, base, weights, points, precision.astype(np.float32), depth)
+    return Problem(frames, base, weights, rates, points, precision.astype(np.float32), depth)
 
 
 @njit(cache=True)
-def _ends(frames, pixels, depths, K, size, nodes, inv_depth, amplitudes, base, weights, points):  # type: ignore[no-untyped-def]
-    """Writes lowest node (M, 2), weights (M, 2, 4) and camera-space points (M, 2, 3) of both ends; see `Problem`.
+def _ends(frames, pixels, depths, K, size, nodes, inv_depth, amplitudes, base, weights, rates, points):  # type: ignore[no-untyped-def]
+    """Writes lowest node (M, 2), weights (M, 2, 4), their rates (M, 2, 2) and camera-space points (M, 2, 3) of both ends; see `Problem`.
 
     Args:
         frames: (M, 2), -1 for fixed ends, which get nodes and weights of the other one and no point.
@@ -166,6 +171,7 @@ def _ends(frames, pixels, depths, K, size, nodes, inv_depth, amplitudes, base, w
         amplitudes: (F, nz) depth of each layer.
         base: receives the nodes.
         weights: receives the weights.
+        rates: zeros; receives the rates.
         points: receives the points.
     """
     nu, nv, nz = nodes
@@ -181,10 +187,15 @@ def _ends(frames, pixels, depths, K, size, nodes, inv_depth, amplitudes, base, w
             points[m, end, 2] = z
             a, across = cell_coordinate(x / size[1] * (nu - 1), nu)
             b, down = cell_coordinate(y / size[0] * (nv - 1), nv)
-            c, deep = cell_coordinate((1.0 / z - inv_depth[f, 0]) / (inv_depth[f, 1] - inv_depth[f, 0]) * (nz - 1), nz)
+            layers = (nz - 1) / (inv_depth[f, 1] - inv_depth[f, 0])
+            c, deep = cell_coordinate((1.0 / z - inv_depth[f, 0]) * layers, nz)
             base[m, end] = (c * nv + b) * nu + a
             weights[m, end, 0], weights[m, end, 1] = across, down
             weights[m, end, 2], weights[m, end, 3] = (1 - deep) * amplitudes[f, c], deep * amplitudes[f, c + 1]
+            if inv_depth[f, 0] < 1.0 / z < inv_depth[f, 1]:
+                # The coordinate falls by layers / z^2 per depth, and depth grows by z / |p| per distance.
+                rate = layers / (z * np.sqrt(points[m, end, 0] ** 2 + points[m, end, 1] ** 2 + z * z))
+                rates[m, end, 0], rates[m, end, 1] = amplitudes[f, c] * rate, -amplitudes[f, c + 1] * rate
 
 
 def initial_state(cameras: CameraSet, shape: LatticeShape) -> State:
@@ -263,13 +274,16 @@ def _solve_on_cpu(
             state = done
             continue
         difference, relative = residuals(problem, state, shape)
+        # Before the first step distances show what is to be aligned, not the noise.
+        known, noisy = np.zeros(0, np.float32), step > 0
         if step == 0 and first_errors is not None:
             squared = (first_errors / config.match_sigma) ** 2
+            known, noisy = (first_errors * problem.depth).astype(np.float32), True
         else:
             squared = problem.precision * (difference.astype(np.float64) ** 2).sum(1)
         robust = (scale * scale / (scale * scale + squared)) ** 2
         system.relinearise(relative, (data * robust * problem.precision).astype(np.float32))
-        nodes, update = system.step(difference, state)
+        nodes, update = system.step(difference, state, known if noisy else None)
         state.nodes += nodes
         state.update += update
         _move_cameras(state.c2w, update)
@@ -344,10 +358,27 @@ class _System:
         _add_smoothness(nodes.reshape(self._frames, nz, nv, nu, 3), self._smooth, self._ridge, out_nodes)
         return out_nodes * self._free, out_poses + self._pose_prior * poses
 
-    def step(self, difference: Array, state: State) -> tuple[Array, Array]:
-        """Conjugate gradients from zero: the change of nodes (F*N, 3) and poses (F, 6) [t, omega]."""
+    def _noise(self, difference: Array, known: Array, nodes: int) -> Array:
+        """(F*N, 3) the part of the gradient that is due to noise in depth, see `depth_noise`."""
+        p, (nu, nv, _) = self._problem, self._shape.nodes
+        out = np.zeros((_PARTS, nodes, 3))
+        strides = (self._shape.count, nu, nu * nv)
+        add_noise_gradient(p.frames, p.base, p.weights, p.rates, self._relative, self._weight, difference, known, *strides, out)
+        return out.sum(0)
+
+    def step(self, difference: Array, state: State, known_noise: Array | None) -> tuple[Array, Array]:
+        """Conjugate gradients from zero: the change of nodes (F*N, 3) and poses (F, 6) [t, omega].
+
+        Args:
+            difference: (M, 3) distances of the matches.
+            state: the accumulated unknowns.
+            known_noise: (M,) size of the noise in them; empty: they are noise themselves; None: noise is left in the gradient.
+        """
         zero_nodes, zero_poses = np.zeros_like(state.nodes), np.zeros_like(state.update)
-        gradient = self._regularise(state.nodes, state.update, *self._data(difference, zero_nodes, zero_poses))
+        data_nodes, data_poses = self._data(difference, zero_nodes, zero_poses)
+        if known_noise is not None:
+            data_nodes -= self._noise(difference, known_noise, len(data_nodes))
+        gradient = self._regularise(state.nodes, state.update, data_nodes, data_poses)
         rn, rp = -gradient[0], -gradient[1]
         xn, xp = zero_nodes, zero_poses
         zn, zp = rn / self._node_diagonal, np.einsum("fab,fb->fa", self._pose_inverse, rp)

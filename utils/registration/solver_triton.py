@@ -152,6 +152,44 @@ def _normal_product(
     _scatter(out_poses, out_nodes, relative, m, moving1, f1, s1, x1, y1, n1, k1, num_frames, stride_y, stride_z, -e0, -e1, -e2, 1)
 
 
+@triton.jit(do_not_specialize=["num", "count", "stride_y", "stride_z"])
+def _noise_gradient(
+    frames, base, weights, rates, relative, weight, difference, known, out, num, count, stride_y, stride_z,
+    KNOWN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Subtracts what noise in depth adds to the gradient, see `depth_noise`."""
+    m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = m < num
+    f1 = tl.load(frames + m * 2 + 1, mask, -1)
+    a0, a1, a2 = _relative(relative, m, mask, 0)
+    b0, b1, b2 = _relative(relative, m, mask, 1)
+    dot = a0 * b0 + a1 * b1 + a2 * b2
+    e0 = tl.load(difference + m * 3, mask, 0.0).to(tl.float64)
+    e1 = tl.load(difference + m * 3 + 1, mask, 0.0).to(tl.float64)
+    e2 = tl.load(difference + m * 3 + 2, mask, 0.0).to(tl.float64)
+    w = tl.load(weight + m, mask, 0.0).to(tl.float64)
+    for end in tl.static_range(2):
+        _frame, moving, start, fx, fy, _near, _far = _end(frames, base, weights, m, mask, end, count)
+        r0, r1, r2 = _relative(relative, m, mask, end)
+        own = tl.where(moving, r0 * r0 + r1 * r1 + r2 * r2, 1.0)
+        share = tl.where(f1 < 0, 0.5, own * own / (own * own + dot * dot))
+        if KNOWN:
+            size = tl.load(known + m, mask, 0.0).to(tl.float64)
+            squared = size * size
+        else:
+            along = r0 * e0 + r1 * e1 + r2 * e2
+            squared = along * along / own
+        push = w * squared * share / tl.sqrt(own)
+        near = tl.load(rates + m * 4 + end * 2, mask, 0.0).to(tl.float64) * push
+        far = tl.load(rates + m * 4 + end * 2 + 1, mask, 0.0).to(tl.float64) * push
+        for c in tl.static_range(8):
+            rate, offset = _corner(fx, fy, near, far, stride_y, stride_z, c)
+            node = out + (start + offset) * 3
+            tl.atomic_add(node, -rate * r0, mask=moving, sem="relaxed")
+            tl.atomic_add(node + 1, -rate * r1, mask=moving, sem="relaxed")
+            tl.atomic_add(node + 2, -rate * r2, mask=moving, sem="relaxed")
+
+
 @triton.jit(do_not_specialize=["num", "num_frames", "count", "stride_y", "stride_z"])
 def _preconditioner(
     frames, base, weights, relative, weight, out_nodes, out_moments, num, num_frames, count, stride_y, stride_z,
@@ -233,8 +271,8 @@ class DeviceSystem:
     """
 
     def __init__(self, problem: Problem, shape: LatticeShape, config: SolverConfig, num_frames: int, device: torch.device):
-        arrays = (problem.frames, problem.base, problem.weights, problem.points)
-        self._frames, self._base, self._weights, self._points = (torch.from_numpy(a).to(device) for a in arrays)
+        arrays = (problem.frames, problem.base, problem.weights, problem.rates, problem.points)
+        self._frames, self._base, self._weights, self._rates, self._points = (torch.from_numpy(a).to(device) for a in arrays)
         self._lattice, self._num_frames, self._free = shape.nodes, num_frames, 0.0 if config.rigid_only else 1.0
         self._smooth, self._ridge, pose_prior = regularisation(config, shape)
         nu, nv, nz = self._lattice
@@ -276,14 +314,22 @@ class DeviceSystem:
         blocks = torch.stack(entries, -1).view(frames, 6, 6) + torch.diag(self._prior)
         self._pose_inverse = torch.linalg.inv_ex(blocks).inverse
 
-    def product(self, vector: Tensor, with_difference: bool = False) -> Tensor:
-        """The normal matrix times a vector; or the gradient at `vector`, the accumulated unknowns."""
+    def product(self, vector: Tensor, with_difference: bool = False, known_noise: Tensor | None = None) -> Tensor:
+        """The normal matrix times a vector; or the gradient at `vector`, the accumulated unknowns.
+
+        `known_noise` as in the compiled solver's `step`; it is for the gradient only.
+        """
         out = torch.zeros_like(vector)
         size = 3 * self._num_nodes
         _normal_product[self._grid](
             self._frames, self._base, self._weights, self._relative, self._weight, self.difference, vector, vector[size:], out,
             out[size:], len(self._frames), self._num_frames, *self._strides, WITH_DIFFERENCE=with_difference, BLOCK=BLOCK,
         )  # fmt: skip
+        if known_noise is not None:
+            _noise_gradient[self._grid](
+                self._frames, self._base, self._weights, self._rates, self._relative, self._weight, self.difference, known_noise, out,
+                len(self._frames), *self._strides, KNOWN=len(known_noise) > 0, BLOCK=BLOCK,
+            )  # fmt: skip
         nu, nv, nz = self._lattice
         _regularise[(triton.cdiv(size, 1024),)](vector, out, size, nu, nv, nz, self._smooth, self._ridge, self._free, BLOCK=1024)
         out[size:] += self._prior.repeat_interleave(self._num_frames) * vector[size:]
@@ -295,9 +341,9 @@ class DeviceSystem:
         poses = torch.einsum("fab,bf->af", self._pose_inverse, vector[size:].view(6, -1))
         return torch.cat([vector[:size] / self._diagonal, poses.flatten()])
 
-    def step(self, unknowns: Tensor, iterations: int, tolerance: float) -> Tensor:
+    def step(self, unknowns: Tensor, iterations: int, tolerance: float, known_noise: Tensor | None) -> Tensor:
         """Conjugate gradients from zero: the change of the accumulated unknowns."""
-        r = -self.product(unknowns, with_difference=True)
+        r = -self.product(unknowns, with_difference=True, known_noise=known_noise)
         z = self.precondition(r)
         x, p, rz = torch.zeros_like(r), z, torch.dot(r, z)
         least = tolerance**2 * rz
@@ -338,12 +384,14 @@ def solve(
     unknowns = torch.from_numpy(np.concatenate([state.nodes.ravel(), state.update.T.ravel()])).to(device)
     for step, scale in enumerate(config.robust_scales):
         system.linearise(poses, unknowns[:size])
+        known, noisy = precision.new_zeros(0), step > 0
         if step == 0 and first_errors is not None:
             squared = (torch.from_numpy(first_errors).to(device) / config.match_sigma) ** 2
+            known, noisy = torch.from_numpy((first_errors * problem.depth).astype(np.float32)).to(device), True
         else:
             squared = precision * system.difference.double().square().sum(1)
         system.weigh(data * (scale * scale / (scale * scale + squared)) ** 2 * precision)
-        change = system.step(unknowns, config.cg_iterations, TOLERANCE)
+        change = system.step(unknowns, config.cg_iterations, TOLERANCE, known if noisy else None)
         unknowns = unknowns + change
         poses = _moved(poses, change[size:].view(6, -1).T)
     result = unknowns.cpu().numpy()
