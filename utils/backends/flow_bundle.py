@@ -9,14 +9,18 @@ shutter reads one row after another, so that a pixel is seen at `p = q + readout
 for, k and the readout are two more unknowns; the shifts are measured beforehand.
 """
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from numba import njit
 
 from utils.geometry import se3
-from utils.geometry.projection import invert_rigid
+from utils.runtime import cpu_count
 from utils.types import Array
 
 _CAUCHY_PX = 0.5
@@ -154,46 +158,75 @@ def adjust(
     frames = np.unique(np.concatenate([matches.host, matches.target]))
     slot = np.full(len(w2c), -1, np.int64)
     slot[frames] = np.arange(len(frames))
-    none = np.zeros((1, 2))
+    none = np.zeros((len(matches.point), 2))
     shifts = (none, none) if faults is None else (faults.host_shift, faults.target_shift)
     packed = (slot[matches.host], slot[matches.target], matches.point, matches.host_px, matches.target_px, *shifts)
     poses, K, w, found = w2c[frames].copy(), K.astype(np.float64).copy(), inverse.astype(np.float64).copy(), np.zeros(2)
-    cost, before = _cost(poses, K, w, found, *packed)
-    total, damping, at_focal = _objective(cost, K, focal, found, faults), 1e-4, 6 * len(poses)
-    for _ in range(steps):
-        H, g, point_H, point_g, cross, cross_at = _normal_equations(poses, K, w, found, faults is not None, *packed)
-        diagonal = np.diag(H).copy()
-        H[np.diag_indices(len(H))] += damping * diagonal + 1e-9 * diagonal.max()
-        H[:6, :6] += np.eye(6) * diagonal.max() * 1e3  # the first frame stays: it fixes where the world lies
-        if focal is None:
-            H[at_focal, at_focal] += 1e12 * diagonal.max()
-        else:
-            pull = _CAUCHY_PX**2 * cost / focal.independent / focal.sigma**2
-            H[at_focal, at_focal] += pull
-            g[at_focal] += pull * np.log(K[0, 0] / focal.center_px)
-        if faults is not None:
-            pulls = _CAUCHY_PX**2 * cost / faults.independent / faults.sigmas**2
-            H[[-2, -1], [-2, -1]] += pulls
-            g[-2:] += pulls * found
-        step = torch.linalg.solve(torch.from_numpy(H), torch.from_numpy(-g)).numpy()
-        new_w = w + _back_substitute(step, point_H, point_g, cross, cross_at)
-        new_poses = se3.exp(torch.from_numpy(step[:at_focal].reshape(-1, 6))).numpy() @ poses
-        new_K = K.copy()
-        new_K[[0, 1], [0, 1]] *= np.exp(np.clip(step[at_focal], -0.3, 0.3))
-        new_found = found if faults is None else found + step[-2:]
-        new_cost, _ = _cost(new_poses, new_K, new_w, new_found, *packed)
-        new_total = _objective(new_cost, new_K, focal, new_found, faults)
-        if not new_total < total:
-            damping *= 10
-            continue
-        done = total - new_total < 1e-5
-        poses, K, w, found, cost, total, damping = new_poses, new_K, new_w, new_found, new_cost, new_total, damping / 5
-        if done:
-            break
+    with _solver_threads() as pool:
+        system = _System(packed, len(frames), faults is not None, pool)
+        squared = system.squared(poses, K, w, found)
+        cost, before = _cost(squared), float(np.sqrt(np.median(squared)))
+        total, damping, at_focal = _objective(cost, K, focal, found, faults), 1e-4, 6 * len(poses)
+        H, g, points = system.normal_equations(poses, K, w, found)
+        for _ in range(steps):
+            damped, right = H.copy(), -g
+            _add_priors(damped, right, damping, cost, K, found, focal, faults)
+            factor, indefinite = torch.linalg.cholesky_ex(torch.from_numpy(damped))
+            if indefinite:
+                damping *= 10
+                continue
+            step = torch.cholesky_solve(torch.from_numpy(right)[:, None], factor)[:, 0].numpy()
+            new_w = w + _back_substitute(step, *points)
+            new_poses = se3.exp(torch.from_numpy(step[:at_focal].reshape(-1, 6))).numpy() @ poses
+            new_K = K.copy()
+            new_K[[0, 1], [0, 1]] *= np.exp(np.clip(step[at_focal], -0.3, 0.3))
+            new_found = found if faults is None else found + step[-2:]
+            squared = system.squared(new_poses, new_K, new_w, new_found)
+            new_cost = _cost(squared)
+            new_total = _objective(new_cost, new_K, focal, new_found, faults)
+            if not new_total < total:
+                damping *= 10
+                continue
+            done = total - new_total < 1e-5
+            poses, K, w, found, cost, total, damping = new_poses, new_K, new_w, new_found, new_cost, new_total, damping / 5
+            if done:
+                break
+            H, g, points = system.normal_equations(poses, K, w, found)
+        after = float(np.sqrt(np.median(system.squared(poses, K, w, found))))
     refined = w2c.copy()
     refined[frames] = poses
-    after = _cost(poses, K, w, found, *packed)[1]
     return Bundle(w2c=refined, K=K, inverse=w, before_px=before, after_px=after, k=float(found[0]), readout=float(found[1]))
+
+
+@contextmanager
+def _solver_threads() -> Iterator[ThreadPoolExecutor]:
+    """A thread per core for the sums; torch is kept to one, since what its solvers return depends on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
+
+
+def _add_priors(
+    H: Array, right: Array, damping: float, cost: float, K: Array, found: Array, focal: FocalPrior | None, faults: CameraFaults | None
+) -> None:
+    """Adds damping, what holds the first frame, and the priors to the normal equations H x = right in place."""
+    diagonal, at_focal = np.diag(H).copy(), len(H) - (1 if faults is None else 3)
+    H[np.diag_indices(len(H))] += damping * diagonal + 1e-9 * diagonal.max()
+    H[:6, :6] += np.eye(6) * diagonal.max() * 1e3  # the first frame stays: it fixes where the world lies
+    if focal is None:
+        H[at_focal, at_focal] += 1e12 * diagonal.max()
+    else:
+        pull = _CAUCHY_PX**2 * cost / focal.independent / focal.sigma**2
+        H[at_focal, at_focal] += pull
+        right[at_focal] -= pull * np.log(K[0, 0] / focal.center_px)
+    if faults is not None:
+        pulls = _CAUCHY_PX**2 * cost / faults.independent / faults.sigmas**2
+        H[[-2, -1], [-2, -1]] += pulls
+        right[-2:] -= pulls * found
 
 
 def _objective(cost: float, K: Array, focal: FocalPrior | None, found: Array, faults: CameraFaults | None) -> float:
@@ -214,7 +247,64 @@ def straight_rays(pixels: Array, K: Array, k: float) -> Array:
     return straight
 
 
-def _cost(
+# Sums are taken over so many parts of the matches, whatever the number of threads, so that they do not depend on it; fewer where the
+# parts' matrices would take more memory than this (in numbers).
+_PARTS, _PARTS_NUMBERS = 16, 1 << 25
+
+
+class _System:
+    """The matches of a bundle adjustment in parts, on threads.
+
+    Args:
+        packed: host slot, target slot, point, host pixel, target pixel, host shift and target shift of the M matches.
+        frames: number of slots.
+        with_faults: whether lens and shutter are unknown.
+        pool: the threads.
+    """
+
+    def __init__(self, packed: tuple[Array, ...], frames: int, with_faults: bool, pool: ThreadPoolExecutor):
+        self._unknowns = 6 * frames + (3 if with_faults else 1)
+        self._with_faults, self._pool, self._packed = with_faults, pool, packed
+        point = packed[2]
+        first = np.flatnonzero(np.r_[True, point[1:] != point[:-1]]) if len(point) else np.zeros(0, np.int64)
+        parts = int(np.clip(_PARTS_NUMBERS // self._unknowns**2, 1, _PARTS))
+        wanted = np.searchsorted(first, np.arange(parts) * len(point) // parts)
+        bounds = np.unique(np.r_[0, first[wanted[wanted < len(first)]], len(point)])
+        self._parts = [tuple(values[a:b] for values in packed) for a, b in pairwise(bounds.tolist())]
+
+    def squared(self, poses: Array, K: Array, w: Array, found: Array) -> Array:
+        """(M,) squared residuals in pixels."""
+        parts = self._pool.map(lambda part: _squared(poses, K, w, found, *part), self._parts)
+        return np.concatenate([np.zeros(0), *parts])
+
+    def normal_equations(self, poses: Array, K: Array, w: Array, found: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+        """Reduced system H (n, n), g (n,) over (6 per frame, log focal[, k, readout]), and what `_back_substitute` needs."""
+        n = self._unknowns
+        point_H, point_g = np.zeros(len(w)), np.zeros(len(w))
+
+        def one(part: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+            upper, g = np.zeros((n, n)), np.zeros(n)
+            cross = _normal_equations(poses, K, w, found, self._with_faults, *part, upper, g, point_H, point_g)
+            _eliminate(upper, g, point_H, point_g, cross, *part[:3])
+            return upper, g, cross
+
+        upper, g, crosses = np.zeros((n, n)), np.zeros(n), []
+        for part_upper, part_g, cross in self._pool.map(one, self._parts):
+            upper += part_upper
+            g += part_g
+            crosses.append(cross)
+        host, target, point = self._packed[:3]
+        cross = np.concatenate([np.zeros((0, 15 if self._with_faults else 13)), *crosses])
+        return upper + upper.T, g, (point_H, point_g, cross, host, target, point)
+
+
+def _cost(squared: Array) -> float:
+    """Cauchy cost of squared residuals."""
+    return float(np.log1p(squared / _CAUCHY_PX**2).sum())
+
+
+@njit(nogil=True, cache=True)
+def _squared(
     poses: Array,
     K: Array,
     w: Array,
@@ -226,20 +316,37 @@ def _cost(
     target_px: Array,
     host_shift: Array,
     target_shift: Array,
-) -> tuple[float, float]:
-    """Cauchy cost, and the median residual in pixels."""
-    relative = poses[target] @ invert_rigid(poses)[host]
+) -> Array:
+    """(M,) squared residuals in pixels."""
+    out = np.empty(len(point))
     k, readout = found
-    ray = np.column_stack([straight_rays(host_px - readout * host_shift, K, k), np.ones(len(host))])
-    seen = np.einsum("mij,mj->mi", relative[:, :3, :3], ray) + w[point, None] * relative[:, :3, 3]
-    flat = seen[:, :2] / np.maximum(seen[:, 2:], 1e-6)
-    bent = flat * (1 + k * (flat**2).sum(-1, keepdims=True)) if k else flat
-    pixel = np.array([K[0, 0], K[1, 1]]) * bent + K[:2, 2] + readout * target_shift
-    squared = ((pixel - target_px) ** 2).sum(1)
-    return float(np.log1p(squared / _CAUCHY_PX**2).sum()), float(np.sqrt(np.median(squared)))
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    X, Y = np.zeros(3), np.zeros(3)
+    for m in range(len(point)):
+        a, b, q = host[m], target[m], w[point[m]]
+        hx = (host_px[m, 0] - readout * host_shift[m, 0] - cx) / fx
+        hy = (host_px[m, 1] - readout * host_shift[m, 1] - cy) / fy
+        rx, ry = hx, hy
+        if k != 0.0:
+            for _ in range(_UNBENDING):
+                bend = 1.0 + k * (rx * rx + ry * ry)
+                rx, ry = hx / bend, hy / bend
+        # in the world and then in the target, both divided by the point's depth in its host
+        rx, ry, rz = rx - q * poses[a, 0, 3], ry - q * poses[a, 1, 3], 1.0 - q * poses[a, 2, 3]
+        for i in range(3):
+            X[i] = poses[a, 0, i] * rx + poses[a, 1, i] * ry + poses[a, 2, i] * rz
+        for i in range(3):
+            Y[i] = poses[b, i, 0] * X[0] + poses[b, i, 1] * X[1] + poses[b, i, 2] * X[2] + q * poses[b, i, 3]
+        z = max(Y[2], 1e-6)
+        u, v = Y[0] / z, Y[1] / z
+        bend = 1.0 + k * (u * u + v * v)
+        ex = fx * bend * u + cx + readout * target_shift[m, 0] - target_px[m, 0]
+        ey = fy * bend * v + cy + readout * target_shift[m, 1] - target_px[m, 1]
+        out[m] = ex * ex + ey * ey
+    return out
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def _normal_equations(
     poses: Array,
     K: Array,
@@ -253,20 +360,24 @@ def _normal_equations(
     target_px: Array,
     host_shift: Array,
     target_shift: Array,
-) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """Reduced system over (6 per frame, log focal[, k, readout]), and what is needed to recover the points.
+    upper: Array,
+    g: Array,
+    point_H: Array,
+    point_g: Array,
+) -> Array:
+    """Adds some matches to the system over (6 per frame, log focal[, k, readout]) and to what concerns their points.
+
+    H is `upper` (n, n) and its transpose together; it, g (n,), point_H (P,) and point_g (P,) are changed in place.
 
     Returns:
-        H (n, n), g (n,), point_H (P,), point_g (P,), cross (M, 13 or 15), cross_at (M, 3): point, host slot, target slot.
+        (M, 13 or 15) the points' second derivatives with host, target and what all frames share.
     """
     shared = 3 if with_faults else 1
     width = 12 + shared
-    count, unknowns = len(w), 6 * len(poses) + shared
+    unknowns = len(g)
     k, readout = found
-    H, g = np.zeros((unknowns, unknowns)), np.zeros(unknowns)
-    point_H, point_g = np.zeros(count), np.zeros(count)
     cross = np.zeros((len(point), width))
-    cross_at = np.zeros((len(point), 3), np.int64)
+    R, t, Y, ray = np.zeros((3, 3)), np.zeros(3), np.zeros(3), np.ones(3)
     J, D = np.zeros((2, 16)), np.zeros((3, 16))
     index = np.zeros(width, np.int64)
     host_bend, target_bend = 1.0, 1.0
@@ -274,11 +385,9 @@ def _normal_equations(
     for m in range(len(point)):
         a, b, p = host[m], target[m], point[m]
         Ra, ta, Rb, tb = poses[a, :3, :3], poses[a, :3, 3], poses[b, :3, :3], poses[b, :3, 3]
-        R = np.zeros((3, 3))
         for i in range(3):
             for j in range(3):
                 R[i, j] = Rb[i, 0] * Ra[j, 0] + Rb[i, 1] * Ra[j, 1] + Rb[i, 2] * Ra[j, 2]
-        t = np.zeros(3)
         for i in range(3):
             t[i] = tb[i] - R[i, 0] * ta[0] - R[i, 1] * ta[1] - R[i, 2] * ta[2]
         rx, ry, q = (host_px[m, 0] - cx) / fx, (host_px[m, 1] - cy) / fy, w[p]
@@ -288,10 +397,8 @@ def _normal_equations(
             for _ in range(_UNBENDING):
                 host_bend = 1.0 + k * (rx * rx + ry * ry)
                 rx, ry = hx / host_bend, hy / host_bend
-        Y = np.zeros(3)
         for i in range(3):
             Y[i] = R[i, 0] * rx + R[i, 1] * ry + R[i, 2] + q * t[i]
-        cross_at[m, 0], cross_at[m, 1], cross_at[m, 2] = p, a, b
         if Y[2] < 1e-3:
             continue
         u, v = Y[0] / Y[2], Y[1] / Y[2]
@@ -302,7 +409,7 @@ def _normal_equations(
             ey = fy * v * target_bend + cy + readout * target_shift[m, 1] - target_px[m, 1]
         scale = 1.0 / (1.0 + (ex * ex + ey * ey) / _CAUCHY_PX**2)
         # columns: host omega, v; target omega, v; log focal[; k; readout]; w last. Each is a change of Y in 3D, projected.
-        ray = np.array([rx, ry, 1.0])
+        ray[0], ray[1] = rx, ry
         for i in range(3):
             # host: Y changes by R (ray x omega) - q R v
             D[i, 0] = R[i, 1] * ray[2] - R[i, 2] * ray[1]
@@ -340,47 +447,64 @@ def _normal_equations(
         for c in range(width):
             g[index[c]] += scale * (J[0, c] * ex + J[1, c] * ey)
             cross[m, c] = scale * (J[0, c] * J[0, 15] + J[1, c] * J[1, 15])
-            for d in range(width):
-                H[index[c], index[d]] += scale * (J[0, c] * J[0, d] + J[1, c] * J[1, d])
+            upper[index[c], index[c]] += 0.5 * scale * (J[0, c] * J[0, c] + J[1, c] * J[1, c])
+            for d in range(c + 1, width):
+                upper[index[c], index[d]] += scale * (J[0, c] * J[0, d] + J[1, c] * J[1, d])
         point_H[p] += scale * (J[0, 15] ** 2 + J[1, 15] ** 2)
         point_g[p] += scale * (J[0, 15] * ex + J[1, 15] * ey)
-    _eliminate(H, g, point_H, point_g, cross, cross_at)
-    return H, g, point_H, point_g, cross, cross_at
+    return cross
 
 
-@njit(cache=True)
-def _eliminate(H: Array, g: Array, point_H: Array, point_g: Array, cross: Array, cross_at: Array) -> None:
-    """Subtracts every point's Schur complement from H and g in place."""
-    width = cross.shape[1]
-    start, shared = 0, width - 12
-    while start < len(cross):
+@njit(nogil=True, cache=True)
+def _eliminate(upper: Array, g: Array, point_H: Array, point_g: Array, cross: Array, host: Array, target: Array, point: Array) -> None:
+    """Subtracts the Schur complements of these matches' points from the system in place; see `_normal_equations`."""
+    shared = cross.shape[1] - 12
+    at_shared, start = len(g) - shared, 0
+    while start < len(point):
         stop = start
-        while stop < len(cross) and cross_at[stop, 0] == cross_at[start, 0]:
+        while stop < len(point) and point[stop] == point[start]:
             stop += 1
-        p = cross_at[start, 0]
+        p = point[start]
         inverse = 1.0 / (point_H[p] * 1.001 + 1e-9)
-        size = width * (stop - start)
-        value, at = np.empty(size), np.empty(size, np.int64)
+        # one block of six for the host, which all matches of a point have in common, one for each target, and the shared unknowns
+        blocks = 1 + stop - start
+        value, at = np.zeros((blocks, 6)), np.empty(blocks, np.int64)
+        common = np.zeros(shared)
+        at[0] = 6 * host[start]
         for m in range(start, stop):
-            base = width * (m - start)
+            at[1 + m - start] = 6 * target[m]
             for c in range(6):
-                at[base + c], at[base + 6 + c] = 6 * cross_at[m, 1] + c, 6 * cross_at[m, 2] + c
+                value[0, c] += cross[m, c]
+                value[1 + m - start, c] = cross[m, 6 + c]
             for c in range(shared):
-                at[base + 12 + c] = len(H) - shared + c
-            value[base : base + width] = cross[m]
-        for i in range(size):
-            g[at[i]] -= value[i] * inverse * point_g[p]
-            for j in range(size):
-                H[at[i], at[j]] -= value[i] * inverse * value[j]
+                common[c] += cross[m, 12 + c]
+        for i in range(blocks):
+            for c in range(6):
+                scaled, row = value[i, c] * inverse, upper[at[i] + c]
+                g[at[i] + c] -= scaled * point_g[p]
+                row[at[i] + c] -= 0.5 * scaled * value[i, c]
+                for d in range(c + 1, 6):
+                    row[at[i] + d] -= scaled * value[i, d]
+                for j in range(i + 1, blocks):
+                    for d in range(6):
+                        row[at[j] + d] -= scaled * value[j, d]
+                for d in range(shared):
+                    row[at_shared + d] -= scaled * common[d]
+        for c in range(shared):
+            scaled = common[c] * inverse
+            g[at_shared + c] -= scaled * point_g[p]
+            upper[at_shared + c, at_shared + c] -= 0.5 * scaled * common[c]
+            for d in range(c + 1, shared):
+                upper[at_shared + c, at_shared + d] -= scaled * common[d]
         start = stop
 
 
 @njit(cache=True)
-def _back_substitute(step: Array, point_H: Array, point_g: Array, cross: Array, cross_at: Array) -> Array:
+def _back_substitute(step: Array, point_H: Array, point_g: Array, cross: Array, host: Array, target: Array, point: Array) -> Array:
     """(P,) change of the inverse depths for a change of the poses."""
     right = point_g.copy()
     for m in range(len(cross)):
-        p, a, b = cross_at[m]
+        p, a, b = point[m], host[m], target[m]
         for c in range(6):
             right[p] += cross[m, c] * step[6 * a + c] + cross[m, 6 + c] * step[6 * b + c]
         for c in range(12, cross.shape[1]):

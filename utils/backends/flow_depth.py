@@ -102,7 +102,8 @@ def match_through_depth(reference: Array, neighbour: Array, inverse: Array, pose
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     to_x, to_y = x + forward[..., 0], y + forward[..., 1]
     returned = cv2.remap(backward, to_x, to_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(1e3, 1e3))
-    closed = np.abs(forward + returned).max(-1) < _RETURN_PX
+    returned += forward
+    closed = (np.abs(returned[..., 0]) < _RETURN_PX) & (np.abs(returned[..., 1]) < _RETURN_PX)
     match = cv2.remap(start, to_x, to_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     seen = cv2.remap(visible.astype(np.uint8), to_x, to_y, cv2.INTER_NEAREST) > 0
     inside = (match[..., 0] > 0) & (match[..., 0] < width) & (match[..., 1] > 0) & (match[..., 1] < height)

@@ -126,9 +126,7 @@ class SfmGeometry:
 def _posed_clip(frames: ClipFrames, model: SparseModel) -> PosedClip:
     (height, width), size = frames.images.shape[1:3], frames.size
     scale = np.array([size[1] / width, size[0] / height])
-    grays = np.stack(
-        [cv2.cvtColor(cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY) for image in frames.images]
-    )
+    grays = np.stack([cv2.cvtColor(_working_image(frames, position), cv2.COLOR_RGB2GRAY) for position in range(len(frames.images))])
     refs = frames.chosen[model.frames]
     w2c = np.full((len(frames.images), 4, 4), np.nan)
     w2c[refs] = model.w2c
@@ -209,12 +207,12 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
     the end what looks guessed loses its weight, and depth is filled from the rest.
     """
     rows = range(len(clip.refs))
-    couplings = [edge_couplings(_working_image(frames, int(ref))) for ref in clip.refs]
-    neighbours = [choose_neighbours(clip, row) for row in rows]
-    inverse = [fill_and_smooth(*_anchor_images(clip, row), couplings[row], _FIRST_STRENGTH)[0] for row in rows]
     hints: Sequence[tuple[Array, Array] | None] = [None for _ in rows]
     found: list[_Found] = []
     with frame_threads() as pool:
+        couplings = list(pool.map(lambda ref: edge_couplings(_working_image(frames, int(ref))), clip.refs))
+        neighbours = list(pool.map(partial(choose_neighbours, clip), rows))
+        inverse = list(pool.map(lambda row: fill_and_smooth(*_anchor_images(clip, row), couplings[row], _FIRST_STRENGTH)[0], rows))
         for number, strength in enumerate(_STRENGTHS):
             improve = partial(_improve, clip, strength=strength)
             found = []
@@ -372,7 +370,8 @@ def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, inverse: 
     depth = (1 / np.maximum(stacked, lowest)).astype(np.float32)
     support = agreement(depth, clip.w2c[clip.refs], clip.K)
     own = np.stack([2 * ray.weight / (ray.weight + 0.5) for ray in rays])
-    smooth = np.stack([flatness(image) for image in inverse])
+    with frame_threads() as pool:
+        smooth = np.stack(list(pool.map(flatness, inverse)))
     confidence = 1.0 + np.where(measured, own, 0.05) * (0.25 + support) * smooth
     # What another frame confirms counts as measured, however weak; a guess stays below.
     confidence += np.float32(0.1) * (measured & (support > 0))
@@ -380,6 +379,6 @@ def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, inverse: 
     scale = MEDIAN_DEPTH / float(np.median(depth))
     c2w = invert_rigid(clip.w2c[clip.refs])
     c2w[:, :3, 3] *= scale
-    images = np.stack([cv2.resize(frames.images[r], (frames.size[1], frames.size[0]), interpolation=cv2.INTER_AREA) for r in clip.refs])
+    images = np.stack([_working_image(frames, int(ref)) for ref in clip.refs])
     cameras = CameraSet(c2w=c2w, K=np.repeat(clip.K[None], len(c2w), 0), size=frames.size, frame_ids=model.frames.astype(np.int64))
     return Scene(cameras=cameras, images=images, depth=depth * np.float32(scale), confidence=confidence.astype(np.float32))

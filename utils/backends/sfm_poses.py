@@ -17,8 +17,10 @@ import numpy as np
 import pycolmap
 
 from utils.backends.flow_bundle import Bundle, FocalPrior, Matches, adjust
+from utils.backends.flow_depth import frame_threads
 from utils.errors import GeometryError
 from utils.reporting import number_ranges
+from utils.runtime import cpu_count
 from utils.types import Array, Reporter
 
 # Between a fish-eye's and a long telephoto's; a focal length outside means that mapping went wrong.
@@ -130,10 +132,12 @@ def _match(images: Array, folder: Path, seed: int, keep: Array | None = None) ->
     reader.camera_model = "SIMPLE_PINHOLE"
     reader.camera_params = f"{FOCAL_PRIOR * max(height, width)},{width / 2},{height / 2}"
     cpu = pycolmap.Device.cpu
-    # One thread throughout: with more, RANSAC and the solver end differently from run to run whatever the seed
-    # (focal length of one clip 0.69 to 0.75 of the longest side), and it was not measurably faster on two cores.
     extraction, matching = pycolmap.FeatureExtractionOptions(), pycolmap.FeatureMatchingOptions()
-    extraction.num_threads = matching.num_threads = 1
+    extraction.num_threads = matching.num_threads = cpu_count()
+    # Images are numbered before their features are found, or they would be in the order in which threads end. What is found in
+    # an image or a pair is the same on any thread, since RANSAC is seeded for each pair.
+    pycolmap.Database.open(database).close()
+    pycolmap.import_images(database, pictures, camera_mode=pycolmap.CameraMode.SINGLE, options=reader)
     pycolmap.extract_features(
         database,
         pictures,
@@ -236,10 +240,16 @@ def map_distorted(images: Array, *, seed: int, keep: Array | None = None) -> Spa
     return model
 
 
+# Poses are found from the longest tracks, so many in each frame; the others are triangulated along the finished poses.
+_TRACKS_PER_VIEW = 300
+
+
 def _reconstruct(database: Path, folder: Path, seed: int, *, fixed_focal: bool) -> "pycolmap.Reconstruction | None":
     """The largest reconstruction of global mapping."""
     options = pycolmap.GlobalPipelineOptions()
     options.random_seed = seed
+    # One thread: the solver's sums run in the order in which threads end, and contradictory frames make much of a rounding error
+    # (focal length of one clip 0.69 to 0.75 of the longest side from run to run).
     options.num_threads = options.mapper.num_threads = 1
     options.mapper.bundle_adjustment.ceres.solver_options.num_threads = 1
     options.mapper.random_seed = seed
@@ -248,6 +258,7 @@ def _reconstruct(database: Path, folder: Path, seed: int, *, fixed_focal: bool) 
     options.mapper.global_positioning.use_gpu = False
     options.mapper.bundle_adjustment.ceres.use_gpu = False
     options.mapper.bundle_adjustment.refine_focal_length = not fixed_focal
+    options.mapper.track_required_tracks_per_view = _TRACKS_PER_VIEW
     output = folder / ("fixed" if fixed_focal else "free")
     output.mkdir()
     models = pycolmap.global_mapping(database, folder / "images", output, options)
@@ -434,23 +445,26 @@ def place_between(images: Array, w2c: Array, refs: Array, model: SparseModel) ->
         model: the sparse model of those frames.
     """
     placed = w2c.copy()
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
-    for frame in range(len(images)):
-        if np.isfinite(w2c[frame, 0, 0]):
-            continue
+
+    def one(frame: int) -> Array | None:
         after = int(np.searchsorted(refs, frame))
         around = [row for row in (after - 1, after) if 0 <= row < len(refs)]
-        world, pixels = zip(*(_tracked(flow, grays, frame, int(refs[row]), row, model) for row in around), strict=True)
+        world, pixels = zip(*(_tracked(grays, frame, int(refs[row]), row, model) for row in around), strict=True)
         nearest = min(around, key=lambda row: abs(int(refs[row]) - frame))
-        pose = _solve_pose(np.concatenate(world), np.concatenate(pixels), model.K, w2c[refs[nearest]])
-        if pose is not None:
-            placed[frame] = pose
+        return _solve_pose(np.concatenate(world), np.concatenate(pixels), model.K, w2c[refs[nearest]])
+
+    missing = np.flatnonzero(~np.isfinite(w2c[:, 0, 0])).tolist()
+    with frame_threads() as pool:
+        for frame, pose in zip(missing, pool.map(one, missing), strict=True):
+            if pose is not None:
+                placed[frame] = pose
     return placed
 
 
-def _tracked(flow: "cv2.DISOpticalFlow", grays: list[Array], frame: int, source: int, row: int, model: SparseModel) -> tuple[Array, Array]:
+def _tracked(grays: list[Array], frame: int, source: int, row: int, model: SparseModel) -> tuple[Array, Array]:
     """World points (M, 3) of a registered frame and their pixels (M, 2) in another, kept where the flow returns."""
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     forward, backward = flow.calc(grays[source], grays[frame], None), flow.calc(grays[frame], grays[source], None)
     mine = model.seen_by == row
     at = model.seen_at[mine].astype(np.float32)
