@@ -210,6 +210,60 @@ def test_bundle_adjustment_recovers_poses_and_focal_length() -> None:
     assert held.K[0, 0] == pytest.approx(210, rel=1e-6)
 
 
+def test_elimination_of_the_points_is_the_schur_complement() -> None:
+    rng = np.random.default_rng(2)
+    twists = np.zeros((4, 6))
+    twists[:, 3] = np.linspace(-1, 1, 4)
+    w2c = se3.exp(torch.from_numpy(twists)).numpy()
+    matches, inverse = scattered_matches(w2c, 2.0)
+    some = matches.point < 6
+    # every point is also seen a second time by its last target
+    last = np.flatnonzero(some & np.r_[matches.point[1:] != matches.point[:-1], True])
+    rows = np.sort(np.r_[np.flatnonzero(some), last])
+    packed = [values[rows] for values in (matches.host, matches.target, matches.point, matches.host_px, matches.target_px)]
+    packed += [np.zeros((len(rows), 2))] * 2
+    w, found, n = inverse[:6] * rng.uniform(0.9, 1.1, 6), np.zeros(2), 25
+    full, right, crosses = np.zeros((n, n)), np.zeros(n), np.zeros((6, n))
+    point_H, point_g = np.zeros(6), np.zeros(6)
+    half = np.zeros((n, n))
+    cross = flow_bundle._normal_equations(w2c, K, w, found, False, *packed, half, right, point_H, point_g)
+    for m, (a, b, p) in enumerate(zip(*packed[:3], strict=True)):
+        crosses[p, 6 * a : 6 * a + 6] += cross[m, :6]
+        crosses[p, 6 * b : 6 * b + 6] += cross[m, 6:12]
+        crosses[p, -1] += cross[m, 12]
+    full = half + half.T
+    scale = 1 / (point_H * 1.001 + 1e-9)
+    flow_bundle._eliminate(half, right_left := right.copy(), point_H, point_g, cross, *packed[:3])
+    np.testing.assert_allclose(half + half.T, full - crosses.T @ (scale[:, None] * crosses), rtol=1e-9, atol=1e-9 * full.max())
+    np.testing.assert_allclose(right_left, right - crosses.T @ (scale * point_g), rtol=1e-9, atol=1e-9 * np.abs(right).max())
+    assert (np.linalg.eigvalsh(full) > -1e-9 * full.max()).all()
+
+
+def with_cores(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
+    for module in (flow_bundle, flow_depth, sfm_poses):
+        monkeypatch.setattr(module, "cpu_count", lambda: cores)
+
+
+def test_bundle_adjustment_does_not_depend_on_the_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    twists = np.zeros((14, 6))
+    twists[:, 3] = np.linspace(-1, 1, 14)
+    w2c = se3.exp(torch.from_numpy(twists)).numpy()
+    matches, inverse = scattered_matches(w2c, 0.3)
+    prior = flow_bundle.FocalPrior(center_px=230.0, sigma=0.25, independent=14)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for cores in (1, 2, 7):
+            with_cores(monkeypatch, cores)
+            torch.set_num_threads(cores)
+            found.append(flow_bundle.adjust(w2c, K, matches, inverse * 1.02, focal=prior, steps=4))
+            assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0].after_px < found[0].before_px
+    for bundle in found[1:]:
+        assert all(np.array_equal(getattr(bundle, name), getattr(found[0], name)) for name in ("w2c", "K", "inverse"))
+
+
 def test_pairs_of_long_clips_join_neighbours_and_ends() -> None:
     pairs = sfm_poses.sparse_pairs(120)
     assert {(i, i + 1) for i in range(119)} <= set(pairs)
@@ -242,6 +296,19 @@ def test_depth_poses_and_focal_length_of_an_exact_clip(world: SyntheticWorld) ->
     assert np.nanmedian(error) < 0.0105
     trusted = scene.confidence > np.median(scene.confidence)
     assert np.nanmedian(error[trusted]) < np.nanmedian(error[~trusted])
+
+
+def test_cameras_and_depth_do_not_depend_on_the_number_of_cores(world: SyntheticWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    # with every second frame left out of mapping, so that those between are placed as well
+    names = tuple(str(i) for i in range(14))
+    frames = ClipFrames(images=world.images[:, ::2, ::2], chosen=np.arange(0, 14, 2), size=(72, 128), names=names)
+    found = []
+    for cores in (1, 3):
+        with_cores(monkeypatch, cores)
+        found.append(SfmGeometry(seed=0).estimate(frames, NULL_REPORTER))
+    one, three = found
+    assert np.array_equal(one.cameras.c2w, three.cameras.c2w) and np.array_equal(one.cameras.K, three.cameras.K)
+    assert np.array_equal(one.depth, three.depth) and np.array_equal(one.confidence, three.confidence)
 
 
 def test_standing_camera_is_explained(world: SyntheticWorld) -> None:

@@ -159,7 +159,7 @@ def choose_neighbours(clip: PosedClip, row: int) -> list[int]:
     own = int(np.flatnonzero(posed == ref)[0])
     angle = np.degrees(np.percentile(np.arccos(np.clip((rays * rays[own]).sum(-1), -1, 1)), _NEARER_SHARE, axis=1))
     zoom = np.abs(np.log(np.median(distance / distance[own], axis=1)))
-    overlap = np.array([_share_inside(clip, int(frame), points) for frame in posed])
+    overlap = _shares_inside(clip, posed, points)
     gap = np.abs(posed - ref)
     sides = [side for side in (posed < ref, posed > ref) if side.any()]
     wanted_angles = _ANGLES_DEG if len(sides) == 2 else tuple(a * k for a in _ANGLES_DEG for k in (1.0, 1.4))
@@ -191,13 +191,15 @@ def _sparse_world(clip: PosedClip, row: int) -> Array:
     return camera @ c2w[:3, :3].T + c2w[:3, 3]
 
 
-def _share_inside(clip: PosedClip, frame: int, points: Array) -> float:
-    camera = points @ clip.w2c[frame, :3, :3].T + clip.w2c[frame, :3, 3]
-    front = camera[:, 2] > 1e-6
-    pixel = (camera[front] / camera[front, 2:]) @ clip.K.T
+def _shares_inside(clip: PosedClip, posed: Array, points: Array) -> Array:
+    """(N,) share of the world points (M, 3) that each of the frames (N,) has in its picture."""
+    w2c = clip.w2c[posed]
+    camera = points @ w2c[:, :3, :3].transpose(0, 2, 1) + w2c[:, None, :3, 3]
+    front = camera[..., 2] > 1e-6
+    x, y = (clip.K[i, i] * camera[..., i] / np.where(front, camera[..., 2], 1) + clip.K[i, 2] for i in (0, 1))
     height, width = clip.grays.shape[1:]
-    inside = (pixel[:, 0] > 0) & (pixel[:, 0] < width) & (pixel[:, 1] > 0) & (pixel[:, 1] < height)
-    return float(inside.sum()) / max(len(points), 1)
+    inside = front & (x > 0) & (x < width) & (y > 0) & (y < height)
+    return inside.sum(1) / max(len(points), 1)
 
 
 def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tuple[PosedClip, list[Array], list[RayDepth]]:
@@ -211,7 +213,7 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
     found: list[_Found] = []
     with frame_threads() as pool:
         couplings = list(pool.map(lambda ref: edge_couplings(_working_image(frames, int(ref))), clip.refs))
-        neighbours = list(pool.map(partial(choose_neighbours, clip), rows))
+        neighbours = [choose_neighbours(clip, row) for row in rows]
         inverse = list(pool.map(lambda row: fill_and_smooth(*_anchor_images(clip, row), couplings[row], _FIRST_STRENGTH)[0], rows))
         for number, strength in enumerate(_STRENGTHS):
             improve = partial(_improve, clip, strength=strength)
