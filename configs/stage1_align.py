@@ -61,6 +61,8 @@ class MatchingConfig:
     """Largest forward-backward disagreement of the flow, in pixels."""
     min_correlation: float = 0.4
     """Least correlation of the matched image patches, -1..1; flat patches pass if their brightness pattern agrees."""
+    edges: bool = True
+    """Match pixels on depth edges too, so that fields need not be continued to them; they do not enter the cloud."""
     gpus: int = 1
     """GPUs that `flow` is computed on, where there are several; it is done in a second on one."""
     roma_setting: Literal["auto", "turbo", "fast", "base", "precise"] = "auto"

@@ -38,7 +38,8 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
     everything = artifacts.load_scene(config.root_path)
     index = select_frames(len(everything), data)
     scene = everything.select(index)
-    usable = usable_pixels(scene, confident_pixels(everything, data)[index], config.filter)
+    confident = confident_pixels(everything, data)[index]
+    usable = usable_pixels(scene, confident, config.filter)
     matching = replace(config.matching, roma_cache=config.matching.roma_cache or layout.roma_cache)
     with tensorboard(config.tensorboard, run_layout.tensorboard(out.name), report) as board:
         settings, vote = replace(config, matching=matching), config.filter
@@ -46,7 +47,8 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
             result, usable = align_frame_to_model(scene, usable, settings, board, checkpoints=checkpoints)
             vote = replace(vote, enabled=False)  # the method has filtered already
         else:
-            result = align_sequential(scene, usable, settings, board, checkpoints=checkpoints)
+            matched = confident if matching.edges else usable
+            result = align_sequential(scene, matched, settings, board, checkpoints=checkpoints)
         cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, vote)
         alignment = to_alignment(scene, result, cloud)
         publish_alignment(out, scene, result, alignment, config, inputs, started, {}, board)

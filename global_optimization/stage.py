@@ -51,7 +51,8 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
     everything = artifacts.load_scene(config.root_path)
     index = alignment.cameras.frame_ids
     scene = everything.select(index)
-    usable = usable_pixels(scene, confident_pixels(everything, stage1.alignment)[index], stage1.filter)
+    confident = confident_pixels(everything, stage1.alignment)[index]
+    usable = usable_pixels(scene, confident, stage1.filter)
     matching = replace(config.matching, roma_cache=config.matching.roma_cache or layout.roma_cache)
     blocks = held_blocks(scene.cameras.size, config.heldout_pixels)
     chosen = replace(config, matching=matching)
@@ -62,9 +63,10 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
             result = align_leave_one_out(scene, start, usable, members & ~blocks, chosen, board, checkpoints)
             vote = replace(vote, enabled=False)  # the cloud keeps its points
         else:
-            result = align_jointly(scene, start, usable & ~blocks, chosen, board, checkpoints=checkpoints)
+            matched = (confident if matching.edges else usable) & ~blocks
+            result = align_jointly(scene, start, matched, chosen, board, checkpoints=checkpoints)
             if config.field == "hashgrid":
-                result = refine_matched(scene, result, usable & ~blocks, chosen, board, checkpoints=checkpoints)
+                result = refine_matched(scene, result, matched, chosen, board, checkpoints=checkpoints)
         with ThreadPoolExecutor(1) as pool:  # a GPU matches while points are gathered
             measured = pool.submit(_held_out, scene, usable, blocks, result, chosen, report)
             cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, members, vote, result.color_maps)
