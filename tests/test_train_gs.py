@@ -23,7 +23,7 @@ from utils.geometry import se3
 from utils.scene.masks import apply_masks
 from utils.splats.checkpoint import load_checkpoint, save_checkpoint
 from utils.splats.gaussians import view_gaussians
-from utils.types import Alignment, CameraSet, CanonicalCloud, LatticeFields, Scene, Splats
+from utils.types import Alignment, Array, CameraSet, CanonicalCloud, LatticeFields, Scene, Splats
 
 SIZE, FRAMES, DEPTH, SLOPE = (24, 32), 6, 3.0, 0.4
 
@@ -258,34 +258,68 @@ def test_warp_cache_renews_after_its_visits_and_never_once_frozen() -> None:
     assert warp.solved == 4
 
 
+def cameras_at(*centers: tuple[float, float, float]) -> CameraSet:
+    """Cameras that look along +z, their pixels a hundredth of the depth."""
+    c2w = np.tile(np.eye(4), (len(centers), 1, 1))
+    c2w[:, :3, 3] = centers
+    K = np.tile(np.array([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]), (len(centers), 1, 1))
+    return CameraSet(c2w=c2w, K=K, size=(100, 100), frame_ids=np.arange(len(centers)))
+
+
+def cloud_of(points: Array, frame: Array) -> CanonicalCloud:
+    count = len(points)
+    colors = np.full((count, 3), 90, np.uint8)
+    return CanonicalCloud(points=points.astype(np.float32), colors=colors, frame=frame.astype(np.int32), pixel=np.zeros(count, np.int32))
+
+
+def wall(depth: float, count: int, rng: np.random.Generator, x: float = 0.0) -> Array:
+    """(count, 3) points of a square of edge 2 around x at a depth."""
+    return np.stack([rng.uniform(x - 1, x + 1, count), rng.uniform(-1, 1, count), np.full(count, depth)], -1)
+
+
 def test_merge_meets_the_budget_and_joins_copies() -> None:
     rng = np.random.default_rng(0)
-    surface = np.stack([rng.uniform(-1, 1, 4000), rng.uniform(-1, 1, 4000), np.full(4000, 3.0)], -1)
-    points = np.concatenate([surface + rng.normal(0, 2e-3, surface.shape) for _ in range(5)])
-    cloud = CanonicalCloud(
-        points=points.astype(np.float32),
-        colors=np.full((20000, 3), 90, np.uint8),
-        frame=np.zeros(20000, np.int32),
-        pixel=np.zeros(20000, np.int32),
-    )
-    merged, colors = merge_copies(cloud, np.zeros((1, 3)), 1000)
+    surface = wall(3.0, 4000, rng)
+    cloud = cloud_of(np.concatenate([surface + rng.normal(0, 2e-3, surface.shape) for _ in range(5)]), np.zeros(20000))
+    merged, colors = merge_copies(cloud, cameras_at((0, 0, 0)), 1000)
     assert 850 <= len(merged) <= 1000
     assert np.abs(merged[:, 2] - 3).std() < 1.5e-3
     np.testing.assert_allclose(colors, 90)
-    same, _ = merge_copies(cloud, np.zeros((1, 3)), 30000)
+    same, _ = merge_copies(cloud, cameras_at((0, 0, 0)), 30000)
     assert len(same) == 20000
+
+
+def test_a_camera_beside_a_surface_that_it_does_not_see_makes_no_finer_splats() -> None:
+    rng = np.random.default_rng(0)
+    cloud = cloud_of(np.concatenate([wall(4.0, 20000, rng), wall(4.0, 20000, rng, 3.0)]), np.zeros(40000))
+    merged, _ = merge_copies(cloud, cameras_at((1.5, 0, 0), (3.0, 0, 3.8)), 2000)
+    beside = int((merged[:, 0] > 1.5).sum())
+    assert 0.4 < beside / len(merged) < 0.6
+
+
+def test_splats_are_as_fine_as_the_nearest_view_and_finer_where_many_look() -> None:
+    rng = np.random.default_rng(0)
+    once, often = wall(4.0, 20000, rng), np.concatenate([wall(4.0, 20000, rng, 4.0) for _ in range(16)])
+    frames = np.concatenate([np.zeros(20000), np.repeat(np.arange(16), 20000)])
+    merged, _ = merge_copies(cloud_of(np.concatenate([once, often]), frames), cameras_at(*[(2.0, 0, 0)] * 16), 5000)
+    assert 2 < (merged[:, 0] > 2).sum() / (merged[:, 0] < 2).sum() < 6  # the square root of 16 in theory
+    # A second frame sees one half from a third of the distance: nine times as many splats, however coarse the first one's copies.
+    far, near = wall(4.0, 20000, rng, 4.0), wall(4.0, 180000, rng, 4.0)
+    cloud = cloud_of(np.concatenate([once, far, near]), np.repeat([0, 0, 1], [20000, 20000, 180000]))
+    merged, _ = merge_copies(cloud, cameras_at((2.0, 0, 0), (4.0, 0, 2.7)), 5000)
+    assert 4 < (merged[:, 0] > 2).sum() / (merged[:, 0] < 2).sum() < 15
 
 
 def test_without_merging_the_splats_are_points_of_the_cloud() -> None:
     scene, alignment = make_world(0.0)
-    splats = initial_splats(alignment.cloud, scene.cameras.centers, make_config(merge_copies=False, target_num_points=200), DEPTH)
+    splats = initial_splats(alignment.cloud, scene.cameras, make_config(merge_copies=False, target_num_points=200), DEPTH)
     given = {tuple(point) for point in alignment.cloud.points.astype(np.float32)}
     assert len({tuple(mean) for mean in splats.means.numpy()} & given) == len(splats.means) == 200
 
 
 def test_initial_splats_lie_flat_on_the_surface() -> None:
     scene, alignment = make_world(0.0)
-    splats = initial_splats(alignment.cloud, scene.cameras.centers, make_config(), DEPTH)
+    splats = initial_splats(alignment.cloud, scene.cameras, make_config(), DEPTH)
     from utils.geometry.rotations import quat_to_matrix
 
     normals = quat_to_matrix(splats.quats)[:, :, 2]
@@ -393,10 +427,9 @@ def test_settings_that_cannot_be_used() -> None:
 
 def test_copies_are_merged_on_a_device_as_on_the_cpu(monkeypatch):
     _, alignment = make_world()
-    centers = alignment.cameras.centers
-    expected = merge_copies(alignment.cloud, centers, 1500)
+    expected = merge_copies(alignment.cloud, alignment.cameras, 1500)
     monkeypatch.setattr("train_gs.initialize.accelerator", lambda: torch.device("cpu"))
-    found = merge_copies(alignment.cloud, centers, 1500)
+    found = merge_copies(alignment.cloud, alignment.cameras, 1500)
     assert 0.9 * 1500 < len(found[0]) <= 1500
     order = [np.lexsort(np.round(points, 6).T) for points, _ in (expected, found)]
     np.testing.assert_allclose(found[0][order[1]], expected[0][order[0]], atol=1e-9)

@@ -71,7 +71,7 @@ def write_trained_scene(root: Path, scene: Scene, renderer: str = "3dgs") -> Run
 
 def _write_splats(run: RunLayout, alignment: Alignment, renderer: str) -> None:
     settings = GSConfig(renderer=renderer, target_num_points=6000, initial_opacity=0.95, sh_degree=1)  # type: ignore[arg-type]
-    splats = initial_splats(alignment.cloud, alignment.cameras.centers, settings, 2.0)
+    splats = initial_splats(alignment.cloud, alignment.cameras, settings, 2.0)
     heldout = np.zeros(FRAMES, bool)
     heldout[2] = True
     trained = TrainedScene(

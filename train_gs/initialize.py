@@ -1,6 +1,7 @@
 """Canonical cloud -> initial splats: merge the copies of each surface, scale from neighbours, orientation from normals."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -14,18 +15,46 @@ from utils.geometry.rotations import normal_to_quat
 from utils.points.voxels import mean_by_key, voxel_keys
 from utils.runtime import cpu_count
 from utils.splats.sh import C0
-from utils.types import Array, CanonicalCloud, Splats
+from utils.types import Array, CameraSet, CanonicalCloud, Splats
 
 _LEVELS_PER_OCTAVE = 2
 _ROWS_AT_ONCE = 20_000
+_COARSEST = 1.0
+"""Largest edge of a cube that is tried, at distance 1."""
+_PLACE, _PATCH = 24.0, 3.0
+"""Edges, in pixels, of the cubes in which views are counted and of those they are counted by."""
 
 
-def initial_splats(cloud: CanonicalCloud, camera_centers: Array, config: GSConfig, median_depth: float) -> Splats:
+class Cells(Protocol):
+    """Points in cubes of a chosen scale."""
+
+    def groups(self) -> Array:
+        """(N,) number of each point's cube at scale 1, without gaps."""
+        ...
+
+    def count(self, scale: float) -> int:
+        """Occupied cubes."""
+        ...
+
+    def means(self, scale: float) -> tuple[Array, Array]:
+        """Mean point (M, 3) and colour (M, 3) of every occupied cube."""
+        ...
+
+
+class MakeCells(Protocol):
+    """The points in cubes of given edges."""
+
+    def __call__(self, edge: Array, level: Array) -> Cells:
+        """Cubes of edge (N,) at scale 1; points of different levels (N,) never share one."""
+        ...
+
+
+def initial_splats(cloud: CanonicalCloud, cameras: CameraSet, config: GSConfig, median_depth: float) -> Splats:
     """Splats for a cloud, on the CPU.
 
     Args:
         cloud: canonical points of the frames to train on.
-        camera_centers: (F, 3) of those frames; surfaces far from all of them get coarser splats.
+        cameras: of those frames; surfaces that only far ones see get coarser splats.
         config: stage settings.
         median_depth: scene units.
 
@@ -33,7 +62,7 @@ def initial_splats(cloud: CanonicalCloud, camera_centers: Array, config: GSConfi
         DegenerateCloudError: fewer points than neighbours are needed.
     """
     budget = max(1, round(config.initial_fill * config.target_num_points))
-    points, colors = merge_copies(cloud, camera_centers, budget) if config.merge_copies else random_points(cloud, budget, config.seed)
+    points, colors = merge_copies(cloud, cameras, budget) if config.merge_copies else random_points(cloud, budget, config.seed)
     if len(points) <= config.knn_neighbors:
         raise DegenerateCloudError(
             f"the canonical cloud has only {len(points)} points to start from",
@@ -87,26 +116,62 @@ def _orientations(points: Array, neighbors: Array) -> torch.Tensor:
     return normal_to_quat(found.float())
 
 
-def merge_copies(cloud: CanonicalCloud, camera_centers: Array, budget: int) -> tuple[Array, Array]:
+def merge_copies(cloud: CanonicalCloud, cameras: CameraSet, budget: int) -> tuple[Array, Array]:
     """Voxel averages (M, 3) of points and (M, 3) of colours 0..255, M close to and not above the budget.
 
-    The cubes grow with the distance to the nearest camera, since that is how pixels spread; one surface seen by many frames then
-    becomes one layer of splats of about equal size in the image. A cloud below the budget is returned as it is.
+    One surface seen by many frames becomes one layer of splats, of the size that `splat_sizes` gives each place. A cloud below the
+    budget is returned as it is.
+
+    Args:
+        cloud: points of frames that `cameras` has.
+        cameras: in ascending order of their frames.
+        budget: most splats.
     """
     points, colors = cloud.points.astype(np.float64), cloud.colors.astype(np.float64)
     if len(points) <= budget:
         return points, colors
-    distance, _ = cKDTree(camera_centers).query(points, workers=-1)
-    distance = np.maximum(distance, 1e-3 * np.median(distance))
-    level = np.floor(np.log2(distance) * _LEVELS_PER_OCTAVE)
-    footprint = 2.0 ** (level / _LEVELS_PER_OCTAVE)
-    on_cpu = lambda: _merged(HostCells(points, colors, footprint, level), budget)  # noqa: E731
+    nearest, _ = cKDTree(cameras.centers).query(points, workers=-1)
+    own = np.linalg.norm(points - cameras.centers[np.searchsorted(cameras.frame_ids, cloud.frame)], axis=1)
+    nearest, own = (np.maximum(distance, 1e-3 * np.median(own)) for distance in (nearest, own))
+    pixel = 1.0 / float(np.median(cameras.K[:, 0, 0]))
+    on_cpu = lambda: _merged(partial(HostCells, points, colors), nearest, own, pixel, budget)  # noqa: E731
     device = accelerator()
     if device is None:
         return on_cpu()
     from train_gs.merge_torch import DeviceCells
 
-    return or_on_cpu(lambda: _merged(DeviceCells(points, colors, footprint, level, device), budget), on_cpu, "initial splats")
+    return or_on_cpu(lambda: _merged(partial(DeviceCells, points, colors, device), nearest, own, pixel, budget), on_cpu, "initial splats")
+
+
+def splat_sizes(make: MakeCells, nearest: Array, own: Array, pixel: float) -> Array:
+    """(N,) relative size of the splats at each point, such that a budget of them renders all frames best.
+
+    Splats of density r per area show a surface of p pixels per area to n views with a squared error of about n p (p / r). For a given
+    number of splats that is least for r ~ p sqrt(n), so sizes go with d n^(-1/4), d being the distance of the nearest frame that *sees*
+    the place. Cameras that stand beside a wall and look along it do not count; as many points a place as there are views of it do.
+
+    Args:
+        make: of cubes that hold the points.
+        nearest: (N,) distance to the nearest camera, whatever it sees: only how large the places are that are looked at.
+        own: (N,) distance to the camera of the point's own frame.
+        pixel: edge of a pixel at distance 1.
+    """
+    octave = np.floor(np.log2(nearest))
+    place = make(_PLACE * pixel * 2.0**octave, octave).groups()
+    seen_from = np.full(place.max() + 1, np.inf)
+    np.minimum.at(seen_from, place, own)
+    # Cubes of a few pixels of the nearest view, none in two places: points of one cube are copies, or as near as makes no difference.
+    patch = make((_PATCH * pixel * _level(seen_from)[1])[place], place.astype(np.float64)).groups()
+    place_of = np.empty(patch.max() + 1, np.int64)
+    place_of[patch] = place
+    views = np.bincount(place) / np.bincount(place_of)
+    return (seen_from * views**-0.25)[place]
+
+
+def _level(size: Array) -> tuple[Array, Array]:
+    """Number of the step on a logarithmic ladder below each size, and the size of that step."""
+    level = np.floor(np.log2(size) * _LEVELS_PER_OCTAVE)
+    return level, 2.0 ** (level / _LEVELS_PER_OCTAVE)
 
 
 def random_points(cloud: CanonicalCloud, budget: int, seed: int) -> tuple[Array, Array]:
@@ -115,45 +180,43 @@ def random_points(cloud: CanonicalCloud, budget: int, seed: int) -> tuple[Array,
     return cloud.points[rows].astype(np.float64), cloud.colors[rows].astype(np.float64)
 
 
-class Cells(Protocol):
-    """Points in cubes of a chosen scale."""
-
-    def count(self, scale: float) -> int:
-        """Occupied cubes."""
-        ...
-
-    def means(self, scale: float) -> tuple[Array, Array]:
-        """Mean point (M, 3) and colour (M, 3) of every occupied cube."""
-        ...
-
-
-def _merged(cells: Cells, budget: int) -> tuple[Array, Array]:
+def _merged(make: MakeCells, nearest: Array, own: Array, pixel: float, budget: int) -> tuple[Array, Array]:
     """The means at the scale with as many cubes as the budget allows."""
-    low, high, middle = 1e-5, 1.0, 3e-3
+    level, edge = _level(splat_sizes(make, nearest, own, pixel))
+    cells = make(edge, level)
+    low, high, middle = 1e-5, _COARSEST, 2 * pixel
     for _ in range(14):
         count = cells.count(middle)
         low, high = (middle, high) if count > budget else (low, middle)
         if 0.97 * budget <= count <= budget:
             break
-        # Surfaces: the number of occupied cubes falls with the square of their edge. Bisection where that leaves the bracket.
-        middle *= float(np.sqrt(count / (0.985 * budget)))
+        # Surfaces: the number of occupied cubes falls with the square of their edge; more slowly where cubes are finer than the points
+        # lie, so longer steps until there are few enough. Bisection where that leaves the bracket.
+        middle *= (count / (0.985 * budget)) ** (1.0 if high == _COARSEST else 0.5)
         middle = middle if low < middle < high else float(np.sqrt(low * high))
     return cells.means(high)
 
 
 class HostCells:
-    """Cubes whose edge (N,) grows with the level (N,) of their points (N, 3)."""
+    """Cubes of edge (N,) at points (N, 3); those of different levels (N,) never share one."""
 
-    def __init__(self, points: Array, colors: Array, footprint: Array, level: Array):
-        self._points, self._colors, self._footprint, self._level = points, colors, footprint, level
+    def __init__(self, points: Array, colors: Array, edge: Array, level: Array):
+        self._points, self._colors, self._edge, self._level = points, colors, edge, level
+
+    def _keys(self, scale: float) -> Array:
+        return _cells(self._points, self._edge * scale, self._level)
+
+    def groups(self) -> Array:
+        """(N,) number of each point's cube at scale 1, without gaps."""
+        return np.unique(self._keys(1.0), return_inverse=True)[1]
 
     def count(self, scale: float) -> int:
         """Occupied cubes."""
-        return _distinct(_cells(self._points, self._footprint * scale, self._level))
+        return _distinct(self._keys(scale))
 
     def means(self, scale: float) -> tuple[Array, Array]:
         """Mean point (M, 3) and colour (M, 3) of every occupied cube."""
-        return mean_by_key(_cells(self._points, self._footprint * scale, self._level), self._points, self._colors)
+        return mean_by_key(self._keys(scale), self._points, self._colors)
 
 
 def _distinct(values: Array) -> int:
@@ -163,7 +226,7 @@ def _distinct(values: Array) -> int:
 
 
 def _cells(points: Array, edge: Array, level: Array) -> Array:
-    """(N,) int64 cell of each point, for cubes whose edge (N,) depends on the level (N,)."""
+    """(N,) int64 cell of each point, for cubes of edge (N,), apart for different levels (N,)."""
     keys = voxel_keys(points / edge[:, None], 1.0)
     with np.errstate(over="ignore"):
         return keys ^ (level.astype(np.int64) * np.int64(0x1E3779B97F4A7C15))

@@ -12,27 +12,32 @@ _SAMPLED = 10_000  # points that the middle is taken of
 
 
 class DeviceCells:
-    """Points in cubes whose edge grows with their level.
+    """Points in cubes, like `train_gs.initialize.HostCells`.
 
     Args:
         points: (N, 3) float64.
         colors: (N, 3) float64.
-        footprint: (N,) edge of each point's cube at scale 1.
-        level: (N,) float64, points of different levels never share a cube.
         device: where to count.
+        edge: (N,) of each point's cube at scale 1.
+        level: (N,) float64, points of different levels never share a cube.
     """
 
-    def __init__(self, points: Array, colors: Array, footprint: Array, level: Array, device: torch.device):
-        self._points, self._colors, self._footprint = (torch.from_numpy(a).to(device) for a in (points, colors, footprint))
+    def __init__(self, points: Array, colors: Array, device: torch.device, edge: Array, level: Array):
+        self._points, self._colors, self._edge = (torch.from_numpy(a).to(device) for a in (points, colors, edge))
         self._level = torch.from_numpy(level).to(device).long() * _LEVEL_KEY  # wraps around
 
     def _keys(self, scale: float) -> Tensor:
         """(N,) one number per cube."""
-        cells = (self._points / (self._footprint * scale)[:, None]).floor()
+        cells = (self._points / (self._edge * scale)[:, None]).floor()
         middle = cells[:: max(1, len(cells) // _SAMPLED)].median(0).values
         half = 1 << (_BITS - 1)
         x, y, z = ((cells - middle).clamp(-half, half - 1).long() + half).unbind(1)
         return ((x << 2 * _BITS) | (y << _BITS) | z) ^ self._level
+
+    def groups(self) -> Array:
+        """(N,) number of each point's cube at scale 1, without gaps."""
+        groups: Array = torch.unique(self._keys(1.0), return_inverse=True)[1].cpu().numpy()
+        return groups
 
     def count(self, scale: float) -> int:
         """Occupied cubes."""

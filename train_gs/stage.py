@@ -147,16 +147,16 @@ def starting_splats(alignment: Alignment, data: TrainingData, config: GSConfig) 
     """The splats before the first step, on the CPU."""
     cloud = alignment.cloud
     cloud = cloud.select(~np.isin(cloud.frame, data.cameras.frame_ids[data.heldout]))
+    views = np.flatnonzero(~data.heldout)
+    cameras = data.cameras.select(views)
     if config.clear_views > 0 and data.depth is not None:
-        views = np.flatnonzero(~data.heldout)
-        cloud = cloud.select(~in_the_way(cloud.points, data.cameras.select(views), data.depth[views], config.clear_views))
+        cloud = cloud.select(~in_the_way(cloud.points, cameras, data.depth[views], config.clear_views))
     shell = None
     if config.shell_share > 0:
-        views = np.flatnonzero(~data.heldout)
         used = None if data.used is None else data.used.numpy()[views]
-        shell = shell_splats(cloud.points, data.cameras.select(views), data.images.numpy()[views], config, data.median_depth, used)
+        shell = shell_splats(cloud.points, cameras, data.images.numpy()[views], config, data.median_depth, used)
     room = config.target_num_points - (0 if shell is None else len(shell))
-    splats = initial_splats(cloud, data.cameras.centers[~data.heldout], replace(config, target_num_points=max(1, room)), data.median_depth)
+    splats = initial_splats(cloud, cameras, replace(config, target_num_points=max(1, room)), data.median_depth)
     if shell is not None:
         splats = joined(splats, shell)
     if config.relocate_every:
