@@ -240,10 +240,6 @@ def map_distorted(images: Array, *, seed: int, keep: Array | None = None) -> Spa
     return model
 
 
-# Poses are found from the longest tracks, so many in each frame; the others are triangulated along the finished poses.
-_TRACKS_PER_VIEW = 300
-
-
 def _reconstruct(database: Path, folder: Path, seed: int, *, fixed_focal: bool) -> "pycolmap.Reconstruction | None":
     """The largest reconstruction of global mapping."""
     options = pycolmap.GlobalPipelineOptions()
@@ -258,7 +254,6 @@ def _reconstruct(database: Path, folder: Path, seed: int, *, fixed_focal: bool) 
     options.mapper.global_positioning.use_gpu = False
     options.mapper.bundle_adjustment.ceres.use_gpu = False
     options.mapper.bundle_adjustment.refine_focal_length = not fixed_focal
-    options.mapper.track_required_tracks_per_view = _TRACKS_PER_VIEW
     output = folder / ("fixed" if fixed_focal else "free")
     output.mkdir()
     models = pycolmap.global_mapping(database, folder / "images", output, options)
