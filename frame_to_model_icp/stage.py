@@ -8,7 +8,7 @@ from configs.stage1_align import FrameToModelICPConfig
 from frame_to_model_icp.selection import select_frames
 from utils.alignment_report import publish_alignment
 from utils.backends.accelerator import cap_accelerator
-from utils.points.confidence import confident_pixels
+from utils.points.confidence import confident_pixels, sky_pixels
 from utils.registration import align_sequential, build_cloud, usable_pixels
 from utils.registration.icp import align_frame_to_model
 from utils.registration.result import to_alignment
@@ -39,6 +39,7 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
     index = select_frames(len(everything), data)
     scene = everything.select(index)
     confident = confident_pixels(everything, data)[index]
+    sky = sky_pixels(everything)[index]
     usable = usable_pixels(scene, confident, config.filter)
     matching = replace(config.matching, roma_cache=config.matching.roma_cache or layout.roma_cache)
     with tensorboard(config.tensorboard, run_layout.tensorboard(out.name), report) as board:
@@ -47,7 +48,7 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
             result, usable = align_frame_to_model(scene, usable, settings, board, checkpoints=checkpoints)
             vote = replace(vote, enabled=False)  # the method has filtered already
         else:
-            matched = confident if matching.edges else usable
+            matched = (confident if matching.edges else usable) & ~sky
             result = align_sequential(scene, matched, settings, board, checkpoints=checkpoints)
         cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, vote)
         alignment = to_alignment(scene, result, cloud)

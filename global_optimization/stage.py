@@ -13,7 +13,7 @@ from configs.stage1_align import FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.alignment_report import publish_alignment
 from utils.backends.accelerator import cap_accelerator
-from utils.points.confidence import confident_pixels
+from utils.points.confidence import confident_pixels, sky_pixels
 from utils.registration import AlignedGeometry, align_jointly, build_cloud, usable_pixels
 from utils.registration.heldout import held_blocks, heldout_pairs, heldout_words, measure_heldout
 from utils.registration.icp import align_leave_one_out, refine_matched
@@ -52,6 +52,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
     index = alignment.cameras.frame_ids
     scene = everything.select(index)
     confident = confident_pixels(everything, stage1.alignment)[index]
+    sky = sky_pixels(everything)[index]
     usable = usable_pixels(scene, confident, stage1.filter)
     matching = replace(config.matching, roma_cache=config.matching.roma_cache or layout.roma_cache)
     blocks = held_blocks(scene.cameras.size, config.heldout_pixels)
@@ -63,7 +64,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
             result = align_leave_one_out(scene, start, usable, members & ~blocks, chosen, board, checkpoints)
             vote = replace(vote, enabled=False)  # the cloud keeps its points
         else:
-            matched = (confident if matching.edges else usable) & ~blocks
+            matched = (confident if matching.edges else usable) & ~sky & ~blocks
             result = align_jointly(scene, start, matched, chosen, board, checkpoints=checkpoints)
             if config.field == "hashgrid":
                 result = refine_matched(scene, result, matched, chosen, board, checkpoints=checkpoints)

@@ -9,9 +9,10 @@ from configs.stage1_align import AlignmentDataConfig
 from tests.box_world import make_box_world
 from utils.errors import ConfigError
 from utils.geometry.projection import transform, unproject_depth
-from utils.points.confidence import confident_pixels
+from utils.points.confidence import confident_pixels, sky_pixels
 from utils.points.edges import depth_edges
 from utils.points.voxels import GroupedValues, voxel_keys, voxel_mean
+from utils.synthetic import WorldConfig, make_world
 
 P, G, L, M, VOXEL = 80.0, 15.0, 25.0, 50.0, 0.4
 
@@ -138,3 +139,16 @@ def test_depths_mixed_from_both_sides_of_a_step_are_edges(step):
 def test_percentiles_outside_0_to_100_are_refused():
     with pytest.raises(ConfigError, match="conf_thresh_percentile"):
         AlignmentDataConfig(conf_thresh_percentile=120)
+
+
+def test_sky_is_far_and_least_certain():
+    world = make_world(WorldConfig(layout="outdoor", frames=2, size=(48, 80)))
+    scene = world.predicted_scene()
+    np.testing.assert_array_equal(sky_pixels(scene), world.object_id < 0)
+    near = replace(scene, depth=np.where(world.object_id < 0, scene.depth.min(), scene.depth))
+    assert not sky_pixels(near).any()
+
+
+def test_depth_without_confidence_has_no_sky():
+    scene = make_box_world(2, (12, 20)).scene
+    assert not sky_pixels(replace(scene, confidence=np.ones_like(scene.confidence))).any()

@@ -1,19 +1,22 @@
 """Stage 1: frame choice, the stage on disk, resume, and errors."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig, MatchingConfig, SolverConfig
+from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig, MatchingConfig, PointFilterConfig, SolverConfig
 from frame_to_model_icp import stage
 from frame_to_model_icp.selection import select_frames
 from tests.box_world import BoxWorld, make_box_world
 from utils.errors import ConfigError, MissingArtifactError
-from utils.registration import forward_points
+from utils.points.edges import depth_edges
+from utils.registration import align_sequential, forward_points
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import publish
+from utils.synthetic import WorldConfig, make_world
 
 FAST = {
     "matching": MatchingConfig(matches_per_frame=1500),
@@ -65,6 +68,28 @@ def test_stage_writes_an_alignment_and_skips_it_the_second_time(tmp_path):
     stamp = (out / "manifest.json").stat().st_mtime_ns
     stage.run(config)
     assert (out / "manifest.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("edges", [True, False])
+def test_edges_are_matched_if_asked_for_and_sky_never(tmp_path, monkeypatch, edges):
+    world = make_world(WorldConfig(layout="outdoor", frames=3, size=(48, 80)))
+    scene = world.predicted_scene()
+    with publish(SceneLayout(tmp_path).npz_dir) as folder:
+        artifacts.save_results(folder, scene)
+    matched = []
+
+    def align(scene, usable, *args, **kwargs):
+        matched.append(usable)
+        return align_sequential(scene, usable, *args, **kwargs)
+
+    monkeypatch.setattr(stage, "align_sequential", align)
+    settings = FAST | {"matching": replace(FAST["matching"], edges=edges)}
+    out = stage.run(FrameToModelICPConfig(root_path=tmp_path, alignment=AlignmentDataConfig(num_frames=3, stride=1), **settings))
+    steps = np.stack([depth_edges(depth, PointFilterConfig().edge_ratio) for depth in scene.depth])
+    assert not matched[0][world.object_id < 0].any()
+    assert matched[0][steps & (world.object_id >= 0)].any() == edges
+    cloud = artifacts.load_alignment(out).cloud
+    assert not steps.reshape(3, -1)[cloud.frame, cloud.pixel].any()
 
 
 def test_stage_names_the_command_that_makes_its_input(tmp_path):

@@ -45,6 +45,24 @@ def confident_pixels(scene: Scene, config: AlignmentDataConfig) -> Array:
     return or_on_cpu(work, lambda: _voxel_confident(scene, size, rules), "confidence filter")
 
 
+_FAR = 90.0
+"""Percentile of all other depths beyond which the least certain pixels are sky."""
+
+
+def sky_pixels(scene: Scene) -> Array:
+    """(F, H, W) bool, sky and what nothing is known of but that it is far: the lowest confidence there is, on a far depth.
+
+    Such depth is made up. From frame to frame it stays at the same distance of a camera that moves, so sky that is brought together as
+    if it were a surface ends up where no frame shows it.
+    """
+    least = scene.valid & (scene.confidence <= scene.confidence.min())
+    rest = scene.valid & ~least
+    if not least.any() or not rest.any():
+        return np.zeros(scene.valid.shape, bool)
+    sky: Array = least & (scene.depth >= np.percentile(scene.depth[rest], _FAR))
+    return sky
+
+
 def _voxel_confident(scene: Scene, size: float, rules: list[tuple[float, float | None, float | None]]) -> Array:
     """(F, H, W) bool: valid pixels that pass one of the rules (see `_voxel_rule`) for voxels of this edge."""
     valid = scene.valid
