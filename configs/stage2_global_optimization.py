@@ -33,6 +33,8 @@ class GlobalOptimizationConfig:
     """Solver of the second round."""
     rounds: int = 2
     """1 stops after the first round."""
+    mean_gauge: bool = True
+    """Bring the world to the mean of what the frames show where they see it, instead of where the fields are smallest."""
     color_drift: bool = True
     """Estimate how exposure and tint change between frames, take it out of the cloud and start splatting's colour maps there."""
     heldout_pairs: int = 12

@@ -21,11 +21,12 @@ from utils.registration import (
     solver,
     usable_pixels,
 )
+from utils.registration.gauge import common_displacement
 from utils.registration.lattice import resampled, zero_fields
 from utils.registration.matching import FlowMatcher, match_trust
 from utils.registration.pairs import choose_pairs
 from utils.registration.sequential import unaligned
-from utils.registration.solver import LatticeShape, build_problem, initial_state, relative_errors, solve, to_fields
+from utils.registration.solver import LatticeShape, build_problem, from_fields, initial_state, relative_errors, solve, to_fields
 
 COARSE = SolverConfig(lattice=(10, 6, 3), cg_iterations=25)
 MATCHING = MatchingConfig(matches_per_frame=2000)
@@ -266,6 +267,37 @@ def test_rigid_only_moves_no_node():
     state = solve(problem, initial_state(world.scene.cameras, shape), shape, replace(COARSE, rigid_only=True), 500.0)
     assert not state.nodes.any()
     assert not np.allclose(state.c2w, world.scene.cameras.c2w)
+
+
+def test_nodes_of_stored_fields_are_those_of_the_state():
+    world, shape, _, problem = exact_problem()
+    state = solve(problem, initial_state(world.scene.cameras, shape), shape, COARSE, 500.0)
+    cameras = replace(world.scene.cameras, c2w=state.c2w)
+    np.testing.assert_allclose(from_fields(to_fields(state, shape), cameras, shape), state.nodes, atol=1e-6)
+
+
+def test_solver_stays_at_its_origin_where_matches_say_nothing():
+    world, shape, matches, _ = exact_problem()
+    problem = build_problem(matches[:1], world.scene.cameras, shape, COARSE.match_sigma)  # frames 2 and 3 have no match
+    start = initial_state(world.scene.cameras, shape)
+    start.nodes[:] = 0.002 * np.random.default_rng(0).normal(size=start.nodes.shape)
+    state = solve(problem, start, shape, COARSE, 500.0, origin=start.nodes)
+    alone = slice(2 * shape.count, None)
+    np.testing.assert_array_equal(state.nodes[alone], start.nodes[alone])
+    assert np.abs(state.nodes - start.nodes).max() > 1e-4
+
+
+def test_what_all_frames_do_is_common_and_what_one_does_is_shared_out():
+    world = make_box_world(4, (48, 80))
+    scene = replace(world.scene, cameras=world.true, depth=world.true_depth)
+    shift = 0.02 * scene.median_depth * np.array([0.5, -0.3, 0.8])
+    fields = zero_fields(scene.depth, scene.valid, (6, 4, 3))
+    camera = np.einsum("fba,b->fa", scene.cameras.c2w[:, :3, :3], shift)[:, None, None, None]
+    shifted = lambda sign: AlignedGeometry(scene, scene.cameras, replace(fields, nodes=fields.nodes + sign * camera))
+    every = common_displacement(shifted(1.0), scene.valid, np.arange(4)).nodes
+    assert np.abs(every - camera).max() < 0.05 * np.abs(shift).max()
+    to_and_fro = common_displacement(shifted(np.array([1.0, -1, 1, -1])[:, None, None, None, None]), scene.valid, np.arange(4)).nodes
+    assert np.median(np.abs(to_and_fro)) < 0.6 * np.median(np.abs(camera))  # of three frames two agree: a third is left
 
 
 # ---------------------------------------------------------------------------------------------- whole

@@ -200,8 +200,9 @@ def test_solver_agrees_with_the_compiled_one(fixed, errors, monkeypatch):
     monkeypatch.setattr(solver_triton, "BLOCK", 32)
     problem, state, shape, config = alignment_problem(fixed)
     first = np.random.default_rng(1).uniform(0, 0.01, len(problem.depth)) if errors else None
-    expected = solver.solve(problem, state, shape, config, 400.0, first)
-    got = solver_triton.solve(problem, state, shape, config, 400.0, first, DEVICE)
+    origin = 0.001 * np.random.default_rng(2).normal(size=state.nodes.shape)
+    expected = solver.solve(problem, state, shape, config, 400.0, first, origin=origin)
+    got = solver_triton.solve(problem, state, shape, config, 400.0, first, origin, DEVICE)
     for name in ("c2w", "nodes", "update"):
         a, b = getattr(got, name), getattr(expected, name)
         assert np.abs(a - b).max() < 1e-9 * np.abs(b).max()

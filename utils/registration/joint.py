@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from configs.stage1_align import MatchingConfig, SolverConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.errors import NoOverlapError
 from utils.registration.colour import estimate_color_maps
+from utils.registration.gauge import common_displacement
 from utils.registration.geometry import AlignedGeometry
 from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, match_trust, prepare_pairs, supported_matches
 from utils.registration.pairs import choose_pairs, overlaps
@@ -25,10 +27,26 @@ from utils.registration.result import (
     to_arrays,
 )
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
-from utils.registration.solver import LatticeShape, StepsKept, build_problem, initial_state, solve, to_fields
+from utils.registration.solver import (
+    LatticeShape,
+    StepsKept,
+    build_problem,
+    from_fields,
+    initial_state,
+    relative_errors,
+    solve,
+    to_fields,
+)
 from utils.reporting import number_ranges
 from utils.runtime import cpu_count
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
+
+
+class Extras(NamedTuple):
+    """What only the last round does, see the settings of these names."""
+
+    mean_gauge: bool
+    color_drift: bool
 
 
 def align_jointly(
@@ -62,8 +80,9 @@ def align_jointly(
     for index, solver in enumerate((config.coarse, config.fine)[: config.rounds]):
         done = checkpoints.load(f"round_{index}")
         if done is None:
-            drift = config.color_drift and index == config.rounds - 1
-            current = _round(scene, current, frames, usable, config.matching, solver, report, matcher, index, checkpoints, drift)
+            last = index == config.rounds - 1
+            extras = Extras(mean_gauge=config.mean_gauge and last, color_drift=config.color_drift and last)
+            current = _round(scene, current, frames, usable, config.matching, solver, report, matcher, index, checkpoints, extras)
             checkpoints.save(f"round_{index}", to_arrays(current))
         else:
             current = from_arrays(current, done)
@@ -90,7 +109,7 @@ def _round(
     matcher: Matcher | None,
     index: int,
     checkpoints: Checkpoints,
-    color_drift: bool,
+    extras: Extras,
 ) -> Registration:
     """One matching pass and one solve over the frames of these indices."""
     clock = [time.perf_counter()]
@@ -114,15 +133,22 @@ def _round(
     before = errors_by_pair(problem, state, shape, matches)
     errors = _current_errors(geometry, matches)
     config = held_or_free(matches, scene, shape.inv_depth, config, samples, errors, report, StepsKept(checkpoints, f"evidence_{index}"))
-    kept = StepsKept(checkpoints, f"solve_{index}")
-    state = solve(problem, state, shape, config, samples, errors, kept)
+    state = solve(problem, state, shape, config, samples, errors, StepsKept(checkpoints, f"solve_{index}"))
+    if extras.mean_gauge:
+        solved = AlignedGeometry(scene, replace(scene.cameras, c2w=state.c2w), to_fields(state, shape))
+        common = common_displacement(solved, usable, frames)
+        errors = relative_errors(problem, state, shape)
+        # The common part of each frame is known to a fraction of a pixel only: one more step makes them agree again, about there.
+        state = replace(state, nodes=state.nodes - from_fields(common, solved.cameras, shape))
+        strict = replace(config, robust_scales=config.robust_scales[-1:])
+        state = solve(problem, state, shape, strict, samples, errors, StepsKept(checkpoints, f"gauge_{index}"), state.nodes)
     after = errors_by_pair(problem, state, shape, matches)
     clock.append(time.perf_counter())
     seconds = {"matching": clock[1] - clock[0], "solving": clock[2] - clock[1]}
     seconds = {f"{name} {index + 1}": value for name, value in seconds.items()}
     diagnostics = diagnose(len(scene), matches, before, after, config.match_sigma, current.diagnostics.seconds | seconds)
     cameras = replace(scene.cameras, c2w=state.c2w)
-    colors = estimate_color_maps(scene.images, matches, after, AGREEING_SIGMAS * config.match_sigma) if color_drift else None
+    colors = estimate_color_maps(scene.images, matches, after, AGREEING_SIGMAS * config.match_sigma) if extras.color_drift else None
     return Registration(cameras, to_fields(state, shape), current.aligned, diagnostics, colors)
 
 

@@ -212,6 +212,13 @@ def to_fields(state: State, shape: LatticeShape) -> LatticeFields:
     return LatticeFields(nodes=camera.astype(np.float32), inv_depth_range=shape.inv_depth)
 
 
+def from_fields(fields: LatticeFields, cameras: CameraSet, shape: LatticeShape) -> Array:
+    """(F*N, 3) nodes of a state for camera-space displacement fields: the inverse of `to_fields`."""
+    world = np.einsum("fab,fzvub->fzvua", cameras.c2w[:, :3, :3], fields.nodes.astype(np.float64))
+    nodes: Array = (world / (shape.amplitudes() * shape.unit)[:, :, None, None, None]).reshape(-1, 3)
+    return nodes
+
+
 def residuals(problem: Problem, state: State, shape: LatticeShape) -> tuple[Array, Array]:
     """Q_i(p) - Q_j(q) (M, 3) float32, and the ends relative to their camera centres (M, 2, 3) float32, world axes."""
     nu, nv, _ = shape.nodes
@@ -232,6 +239,7 @@ def solve(
     samples: float,
     first_errors: Array | None = None,
     kept: StepsKept | None = None,
+    origin: Array | None = None,
 ) -> State:
     """The state after all reweighting steps.
 
@@ -243,17 +251,19 @@ def solve(
         samples: pixels of a pair that were tried as matches; the data weight is inverse to it, so that sampling does not matter.
         first_errors: (M,) errors in depths that set the weights of the first step, if not those of `state`.
         kept: steps that an interrupted run finished (CPU only: the GPU is done before a step is on disk).
+        origin: (F*N, 3) nodes that smoothness and ridge are measured from; None: zero.
     """
+    origin = np.zeros_like(state.nodes) if origin is None else origin
     if math.isinf(config.pose_ridge):
-        done = solve(problem, state, shape, replace(config, pose_ridge=_HELD), samples, first_errors, kept)
+        done = solve(problem, state, shape, replace(config, pose_ridge=_HELD), samples, first_errors, kept, origin)
         return State(state.c2w.copy(), done.nodes, state.update.copy())
     alone = len(state.c2w) == 1  # one frame is solved on the CPU in less time than the launches take
     if not alone and accelerator() is not None and triton_ready():
         from utils.registration import solver_triton
 
-        work = functools.partial(solver_triton.solve, problem, state, shape, config, samples, first_errors, torch.device("cuda"))
-        return or_on_cpu(work, lambda: _solve_on_cpu(problem, state, shape, config, samples, first_errors, kept), "alignment")
-    return _solve_on_cpu(problem, state, shape, config, samples, first_errors, kept)
+        work = functools.partial(solver_triton.solve, problem, state, shape, config, samples, first_errors, origin, torch.device("cuda"))
+        return or_on_cpu(work, lambda: _solve_on_cpu(problem, state, shape, config, samples, first_errors, kept, origin), "alignment")
+    return _solve_on_cpu(problem, state, shape, config, samples, first_errors, kept, origin)
 
 
 def _solve_on_cpu(
@@ -264,10 +274,11 @@ def _solve_on_cpu(
     samples: float,
     first_errors: Array | None,
     kept: StepsKept | None,
+    origin: Array,
 ) -> State:
     """See `solve`."""
     state = State(state.c2w.copy(), state.nodes.copy(), state.update.copy())
-    system = _System(problem, shape, config, len(state.c2w))
+    system = _System(problem, shape, config, len(state.c2w), origin)
     data = DATA_WEIGHT * REFERENCE_SAMPLES / samples
     for step, scale in enumerate(config.robust_scales):
         if kept and (done := kept.load(step)):
@@ -308,8 +319,9 @@ def _move_cameras(c2w: Array, update: Array) -> None:
 class _System:
     """Normal equations of one linearisation, applied without being formed."""
 
-    def __init__(self, problem: Problem, shape: LatticeShape, config: SolverConfig, frames: int):
+    def __init__(self, problem: Problem, shape: LatticeShape, config: SolverConfig, frames: int, origin: Array):
         self._problem = problem
+        self._origin = origin
         self._shape = shape
         self._frames = frames
         self._free = 0.0 if config.rigid_only else 1.0
@@ -378,7 +390,7 @@ class _System:
         data_nodes, data_poses = self._data(difference, zero_nodes, zero_poses)
         if known_noise is not None:
             data_nodes -= self._noise(difference, known_noise, len(data_nodes))
-        gradient = self._regularise(state.nodes, state.update, data_nodes, data_poses)
+        gradient = self._regularise(state.nodes - self._origin, state.update, data_nodes, data_poses)
         rn, rp = -gradient[0], -gradient[1]
         xn, xp = zero_nodes, zero_poses
         zn, zp = rn / self._node_diagonal, np.einsum("fab,fb->fa", self._pose_inverse, rp)

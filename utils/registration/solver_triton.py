@@ -342,7 +342,7 @@ class DeviceSystem:
         return torch.cat([vector[:size] / self._diagonal, poses.flatten()])
 
     def step(self, unknowns: Tensor, iterations: int, tolerance: float, known_noise: Tensor | None) -> Tensor:
-        """Conjugate gradients from zero: the change of the accumulated unknowns."""
+        """Conjugate gradients from zero: the change of the accumulated unknowns, which count from where regularisation holds them."""
         r = -self.product(unknowns, with_difference=True, known_noise=known_noise)
         z = self.precondition(r)
         x, p, rz = torch.zeros_like(r), z, torch.dot(r, z)
@@ -374,6 +374,7 @@ def solve(
     config: SolverConfig,
     samples: float,
     first_errors: Array | None,
+    origin: Array,
     device: torch.device,
 ) -> State:
     """The same as `utils.registration.solver.solve`."""
@@ -382,6 +383,8 @@ def solve(
     data = DATA_WEIGHT * REFERENCE_SAMPLES / samples
     poses, size = torch.from_numpy(state.c2w).to(device), state.nodes.size
     unknowns = torch.from_numpy(np.concatenate([state.nodes.ravel(), state.update.T.ravel()])).to(device)
+    start = torch.zeros_like(unknowns)
+    start[:size] = torch.from_numpy(origin.ravel())
     for step, scale in enumerate(config.robust_scales):
         system.linearise(poses, unknowns[:size])
         known, noisy = precision.new_zeros(0), step > 0
@@ -391,7 +394,7 @@ def solve(
         else:
             squared = precision * system.difference.double().square().sum(1)
         system.weigh(data * (scale * scale / (scale * scale + squared)) ** 2 * precision)
-        change = system.step(unknowns, config.cg_iterations, TOLERANCE, known if noisy else None)
+        change = system.step(unknowns - start, config.cg_iterations, TOLERANCE, known if noisy else None)
         unknowns = unknowns + change
         poses = _moved(poses, change[size:].view(6, -1).T)
     result = unknowns.cpu().numpy()
