@@ -33,45 +33,77 @@ def common_displacement(geometry: AlignedGeometry, usable: Array, frames: Array)
         usable: (F, H, W) bool, pixels whose depth is believed.
         frames: indices of the frames that are aligned.
     """
-    nodes = geometry.fields.nodes
     voters = np.unique(frames[np.linspace(0, len(frames) - 1, min(VOTERS, len(frames))).round().astype(int)])
+    pixels = [_sample(usable[frame], frame) for frame in frames.tolist()]
+    owner = np.repeat(frames, [len(places) for places in pixels])
+    depth = np.concatenate([geometry.scene.depth[f][_at(p)] for f, p in zip(frames, pixels, strict=True)]).astype(np.float64)
+    mean = _mean_displacement(geometry, usable, np.concatenate(pixels), depth, owner, voters)
+    nodes = geometry.fields.nodes
     fits = np.zeros((len(nodes), *LATTICE[::-1], 3), np.float32)
 
-    def fit(frame: int) -> None:
-        rows = np.flatnonzero(usable[frame].ravel())
-        if len(rows) < _LEAST:
+    def fit(frame: int, places: Array) -> None:
+        if len(places) == 0:
             return
-        rows = np.random.default_rng(frame).choice(rows, min(SAMPLES, len(rows)), replace=False)
-        pixels, depth, mean = _mean_displacement(geometry, usable, frame, rows, voters)
-        camera = mean @ geometry.cameras.c2w[frame, :3, :3]
+        own = owner == frame
+        camera = mean[own] @ geometry.cameras.c2w[frame, :3, :3]
         bounds = geometry.fields.inv_depth_range[frame]
-        fits[frame] = fit_lattice(pixels, depth, camera, geometry.cameras.size, bounds, LATTICE)[0]
+        fits[frame] = fit_lattice(places, depth[own], camera, geometry.cameras.size, bounds, LATTICE)[0]
 
     with ThreadPoolExecutor(cpu_count()) as pool:
-        list(pool.map(fit, frames.tolist()))
+        list(pool.map(fit, frames.tolist(), pixels))
     fields = LatticeFields(nodes=fits, inv_depth_range=geometry.fields.inv_depth_range)
     return resampled(fields, (nodes.shape[3], nodes.shape[2], nodes.shape[1]))
 
 
-def _mean_displacement(geometry: AlignedGeometry, usable: Array, frame: int, rows: Array, voters: Array) -> tuple[Array, Array, Array]:
-    """Pixels (N, 2) and depth (N,) of a frame, and how far the frames that see these points have moved them on average (N, 3)."""
-    scene, (h, w) = geometry.scene, geometry.cameras.size
-    pixels = np.stack([rows % w + 0.5, rows // w + 0.5], 1)
-    depth = scene.depth[frame].ravel()[rows].astype(np.float64)
-    own = unproject(pixels[:, 0], pixels[:, 1], depth, scene.cameras.K[frame])
-    points = geometry.forward(frame, np.ascontiguousarray(own)).astype(np.float64)
-    total, votes = points - transform(scene.cameras.c2w[frame], own), np.ones(len(points))
-    for voter in voters:
-        if voter == frame:
-            continue
+def _sample(usable: Array, seed: int) -> Array:
+    """(N, 2) pixels x, y of an image (H, W), drawn at random; none if there are too few."""
+    rows = np.flatnonzero(usable.ravel())
+    if len(rows) < _LEAST:
+        return np.zeros((0, 2))
+    rows = np.random.default_rng(seed).choice(rows, min(SAMPLES, len(rows)), replace=False)
+    return np.stack([rows % usable.shape[1] + 0.5, rows // usable.shape[1] + 0.5], 1)
+
+
+def _at(places: Array) -> tuple[Array, Array]:
+    """Row and column of the pixels that hold places (N, 2)."""
+    x, y = places.astype(int).T
+    return y, x
+
+
+def _mean_displacement(geometry: AlignedGeometry, usable: Array, pixels: Array, depth: Array, owner: Array, voters: Array) -> Array:
+    """How far the frames that see points of the world have moved them on average (N, 3), world axes.
+
+    Args:
+        geometry: the aligned frames.
+        usable: (F, H, W) bool.
+        pixels: (N, 2) of the points in the frames they are taken from.
+        depth: (N,) there.
+        owner: (N,) these frames.
+        voters: the other frames that are asked.
+    """
+    given, (h, w) = geometry.scene.cameras, geometry.cameras.size
+    points, total = np.empty((len(owner), 3)), np.empty((len(owner), 3))
+    for frame in np.unique(owner):
+        own = owner == frame
+        camera = unproject(pixels[own, 0], pixels[own, 1], depth[own], given.K[frame])
+        points[own] = geometry.forward(frame, np.ascontiguousarray(camera))
+        total[own] = points[own] - transform(given.c2w[frame], camera)
+
+    def vote(voter: int) -> tuple[Array, Array]:
         x, y, z = geometry.project(voter, points, _STEPS).astype(np.float64).T
         with np.errstate(invalid="ignore"):
-            inside = (x >= 0) & (y >= 0) & (x < w) & (y < h) & (z > 0)
-        column, row = np.where(inside, x, 0).astype(int), np.where(inside, y, 0).astype(int)
-        seen = scene.depth[voter][row, column]
-        sees = inside & usable[voter][row, column]
-        sees[sees] = np.abs(z[sees] - seen[sees]) < _SAME_SURFACE * seen[sees]
-        there = unproject(x[sees], y[sees], z[sees], scene.cameras.K[voter])
-        total[sees] += points[sees] - transform(scene.cameras.c2w[voter], there)
-        votes[sees] += 1
-    return pixels, depth, total / votes[:, None]
+            sees = np.flatnonzero((x >= 0) & (y >= 0) & (x < w) & (y < h) & (z > 0) & (owner != voter))
+        places, z = np.stack([x[sees], y[sees]], 1), z[sees]
+        seen = geometry.scene.depth[voter][_at(places)]
+        kept = usable[voter][_at(places)] & (np.abs(z - seen) < _SAME_SURFACE * seen)
+        sees, places, z = sees[kept], places[kept], z[kept]
+        there = unproject(places[:, 0], places[:, 1], z, given.K[voter])
+        return sees, points[sees] - transform(given.c2w[voter], there)
+
+    votes = np.ones(len(points))
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        for sees, moved in pool.map(vote, voters.tolist()):
+            total[sees] += moved
+            votes[sees] += 1
+    mean: Array = total / votes[:, None]
+    return mean

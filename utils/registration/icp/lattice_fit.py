@@ -2,13 +2,14 @@
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array, diags_array, eye_array, kron
-from scipy.sparse.linalg import cg
+from scipy.sparse.linalg import cg, splu
 
 from utils.types import Array
 
 _SMOOTHNESS = 1e-4  # weight of differences of neighbouring nodes per point and node: only nodes without points feel it
 _TOLERANCE = 1e-5
 _STEPS = 300
+_DIRECT = 1000  # most nodes that are solved for by factors: faster there than steps
 
 
 def fit_lattice(
@@ -27,9 +28,12 @@ def fit_lattice(
     weights = _interpolation(pixels, depth, size, inv_depth, lattice)
     per_node = max(len(pixels), 1) / weights.shape[1]
     left = (weights.T @ weights + _SMOOTHNESS * per_node * _differences(lattice)).tocsr()
-    scale = diags_array(1.0 / np.maximum(left.diagonal(), 1e-12))
     right = weights.T @ displacement.astype(np.float64)
-    nodes = np.stack([cg(left, column, rtol=_TOLERANCE, maxiter=_STEPS, M=scale)[0] for column in right.T], 1)
+    if left.shape[0] <= _DIRECT:
+        nodes = splu(left.tocsc()).solve(right)
+    else:
+        scale = diags_array(1.0 / np.maximum(left.diagonal(), 1e-12))
+        nodes = np.stack([cg(left, column, rtol=_TOLERANCE, maxiter=_STEPS, M=scale)[0] for column in right.T], 1)
     nu, nv, nz = lattice
     return nodes.reshape(nz, nv, nu, 3).astype(np.float32), np.linalg.norm(weights @ nodes - displacement, axis=1)
 
