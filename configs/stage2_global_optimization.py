@@ -35,6 +35,9 @@ class GlobalOptimizationConfig:
     """1 stops after the first round."""
     mean_gauge: bool = True
     """Bring the world to the mean of what the frames show where they see it, instead of where the fields are smallest."""
+    gauge_lattice: tuple[int, int, int] = (5, 3, 2)
+    """Nodes across, down and along inverse depth by which that is done in each frame; more bring the world nearer to the truth where depth
+    is good, and follow its errors where it is not."""
     color_drift: bool = True
     """Estimate how exposure and tint change between frames, take it out of the cloud and start splatting's colour maps there."""
     heldout_pairs: int = 12
@@ -67,3 +70,4 @@ class GlobalOptimizationConfig:
         check(self, Range(0, 0.5), "heldout_pixels")
         check(self, SHARE, "min_fitness")
         check(self, Range(1, 2), "rounds")
+        check(self, Range(2), "gauge_lattice")

@@ -294,9 +294,10 @@ def test_what_all_frames_do_is_common_and_what_one_does_is_shared_out():
     fields = zero_fields(scene.depth, scene.valid, (6, 4, 3))
     camera = np.einsum("fba,b->fa", scene.cameras.c2w[:, :3, :3], shift)[:, None, None, None]
     shifted = lambda sign: AlignedGeometry(scene, scene.cameras, replace(fields, nodes=fields.nodes + sign * camera))
-    every = common_displacement(shifted(1.0), scene.valid, np.arange(4)).nodes
+    every = common_displacement(shifted(1.0), scene.valid, np.arange(4), (6, 4, 3)).nodes
     assert np.abs(every - camera).max() < 0.05 * np.abs(shift).max()
-    to_and_fro = common_displacement(shifted(np.array([1.0, -1, 1, -1])[:, None, None, None, None]), scene.valid, np.arange(4)).nodes
+    sign = np.array([1.0, -1, 1, -1])[:, None, None, None, None]
+    to_and_fro = common_displacement(shifted(sign), scene.valid, np.arange(4), (6, 4, 3)).nodes
     assert np.median(np.abs(to_and_fro)) < 0.6 * np.median(np.abs(camera))  # of three frames two agree: a third is left
 
 

@@ -19,19 +19,19 @@ from utils.types import Array, LatticeFields
 
 VOTERS = 32  # frames that are asked about every point
 SAMPLES = 1500  # points of each frame
-LATTICE = (12, 7, 4)  # what the frames have in common is smooth; a finer lattice follows depth noise
 _STEPS = 2  # of the projection into a frame
 _SAME_SURFACE = 0.05  # a frame sees a point if its depth there differs by less, relative to the depth
 _LEAST = 50  # points below which a frame's share of the mean cannot be told
 
 
-def common_displacement(geometry: AlignedGeometry, usable: Array, frames: Array) -> LatticeFields:
+def common_displacement(geometry: AlignedGeometry, usable: Array, frames: Array, lattice: tuple[int, int, int]) -> LatticeFields:
     """What the fields of all frames have in common, as a field of each frame in its camera space; zero where too little is seen.
 
     Args:
         geometry: the aligned frames.
         usable: (F, H, W) bool, pixels whose depth is believed.
         frames: indices of the frames that are aligned.
+        lattice: nodes nu, nv, nz that are fitted to a frame; few, since what frames have in common is smooth and their depth is noisy.
     """
     voters = np.unique(frames[np.linspace(0, len(frames) - 1, min(VOTERS, len(frames))).round().astype(int)])
     pixels = [_sample(usable[frame], frame) for frame in frames.tolist()]
@@ -39,7 +39,7 @@ def common_displacement(geometry: AlignedGeometry, usable: Array, frames: Array)
     depth = np.concatenate([geometry.scene.depth[f][_at(p)] for f, p in zip(frames, pixels, strict=True)]).astype(np.float64)
     mean = _mean_displacement(geometry, usable, np.concatenate(pixels), depth, owner, voters)
     nodes = geometry.fields.nodes
-    fits = np.zeros((len(nodes), *LATTICE[::-1], 3), np.float32)
+    fits = np.zeros((len(nodes), *lattice[::-1], 3), np.float32)
 
     def fit(frame: int, places: Array) -> None:
         if len(places) == 0:
@@ -47,7 +47,7 @@ def common_displacement(geometry: AlignedGeometry, usable: Array, frames: Array)
         own = owner == frame
         camera = mean[own] @ geometry.cameras.c2w[frame, :3, :3]
         bounds = geometry.fields.inv_depth_range[frame]
-        fits[frame] = fit_lattice(places, depth[own], camera, geometry.cameras.size, bounds, LATTICE)[0]
+        fits[frame] = fit_lattice(places, depth[own], camera, geometry.cameras.size, bounds, lattice)[0]
 
     with ThreadPoolExecutor(cpu_count()) as pool:
         list(pool.map(fit, frames.tolist(), pixels))

@@ -45,7 +45,7 @@ from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
 class Extras(NamedTuple):
     """What only the last round does, see the settings of these names."""
 
-    mean_gauge: bool
+    gauge_lattice: tuple[int, int, int] | None
     color_drift: bool
 
 
@@ -81,7 +81,7 @@ def align_jointly(
         done = checkpoints.load(f"round_{index}")
         if done is None:
             last = index == config.rounds - 1
-            extras = Extras(mean_gauge=config.mean_gauge and last, color_drift=config.color_drift and last)
+            extras = Extras(config.gauge_lattice if config.mean_gauge and last else None, config.color_drift and last)
             current = _round(scene, current, frames, usable, config.matching, solver, report, matcher, index, checkpoints, extras)
             checkpoints.save(f"round_{index}", to_arrays(current))
         else:
@@ -134,9 +134,9 @@ def _round(
     errors = _current_errors(geometry, matches)
     config = held_or_free(matches, scene, shape.inv_depth, config, samples, errors, report, StepsKept(checkpoints, f"evidence_{index}"))
     state = solve(problem, state, shape, config, samples, errors, StepsKept(checkpoints, f"solve_{index}"))
-    if extras.mean_gauge:
+    if extras.gauge_lattice:
         solved = AlignedGeometry(scene, replace(scene.cameras, c2w=state.c2w), to_fields(state, shape))
-        common = common_displacement(solved, usable, frames)
+        common = common_displacement(solved, usable, frames, extras.gauge_lattice)
         errors = relative_errors(problem, state, shape)
         # The common part of each frame is known to a fraction of a pixel only: one more step makes them agree again, about there.
         state = replace(state, nodes=state.nodes - from_fields(common, solved.cameras, shape))
