@@ -21,6 +21,7 @@ VOTERS = 32  # frames that are asked about every point
 SAMPLES = 1500  # points of each frame
 _STEPS = 2  # of the projection into a frame
 _SAME_SURFACE = 0.05  # a frame sees a point if its depth there differs by less, relative to the depth
+_SHARE_OF_VOTES = 0.5  # points that no more frames see than this share of a frame's median show these frames rather than the mean
 _LEAST = 50  # points below which a frame's share of the mean cannot be told
 
 
@@ -37,14 +38,16 @@ def common_displacement(geometry: AlignedGeometry, usable: Array, frames: Array,
     pixels = [_sample(usable[frame], frame) for frame in frames.tolist()]
     owner = np.repeat(frames, [len(places) for places in pixels])
     depth = np.concatenate([geometry.scene.depth[f][_at(p)] for f, p in zip(frames, pixels, strict=True)]).astype(np.float64)
-    mean = _mean_displacement(geometry, usable, np.concatenate(pixels), depth, owner, voters)
+    mean, votes = _mean_displacement(geometry, usable, np.concatenate(pixels), depth, owner, voters)
     nodes = geometry.fields.nodes
     fits = np.zeros((len(nodes), *lattice[::-1], 3), np.float32)
 
     def fit(frame: int, places: Array) -> None:
         if len(places) == 0:
             return
-        own = owner == frame
+        own = np.flatnonzero(owner == frame)
+        many = votes[own] > _SHARE_OF_VOTES * np.median(votes[own])
+        own, places = own[many], places[many]
         camera = mean[own] @ geometry.cameras.c2w[frame, :3, :3]
         bounds = geometry.fields.inv_depth_range[frame]
         fits[frame] = fit_lattice(places, depth[own], camera, geometry.cameras.size, bounds, lattice)[0]
@@ -70,8 +73,10 @@ def _at(places: Array) -> tuple[Array, Array]:
     return y, x
 
 
-def _mean_displacement(geometry: AlignedGeometry, usable: Array, pixels: Array, depth: Array, owner: Array, voters: Array) -> Array:
-    """How far the frames that see points of the world have moved them on average (N, 3), world axes.
+def _mean_displacement(
+    geometry: AlignedGeometry, usable: Array, pixels: Array, depth: Array, owner: Array, voters: Array
+) -> tuple[Array, Array]:
+    """How far the frames that see points of the world have moved them on average (N, 3), world axes, and how many these are (N,).
 
     Args:
         geometry: the aligned frames.
@@ -105,5 +110,4 @@ def _mean_displacement(geometry: AlignedGeometry, usable: Array, pixels: Array, 
         for sees, moved in pool.map(vote, voters.tolist()):
             total[sees] += moved
             votes[sees] += 1
-    mean: Array = total / votes[:, None]
-    return mean
+    return total / votes[:, None], votes
