@@ -1,5 +1,6 @@
 """Joint alignment of all frames: two rounds of matching and solving, each from the geometry of the one before."""
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -134,7 +135,7 @@ def _round(
     errors = _current_errors(geometry, matches)
     config = held_or_free(matches, scene, shape.inv_depth, config, samples, errors, report, StepsKept(checkpoints, f"evidence_{index}"))
     state = solve(problem, state, shape, config, samples, errors, StepsKept(checkpoints, f"solve_{index}"))
-    if extras.gauge_lattice:
+    if extras.gauge_lattice and math.isinf(config.pose_ridge):  # where cameras had to move, what frames show as given is no measure
         solved = AlignedGeometry(scene, replace(scene.cameras, c2w=state.c2w), to_fields(state, shape))
         common = common_displacement(solved, usable, frames, extras.gauge_lattice)
         errors = relative_errors(problem, state, shape)
