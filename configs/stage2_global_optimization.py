@@ -34,7 +34,7 @@ class GlobalOptimizationConfig:
     rounds: int = 2
     """1 stops after the first round."""
     mean_gauge: bool = True
-    """Bring the world to the mean of what the frames show where they see it, instead of where the fields are smallest; only if cameras stay."""
+    """Bring the world to the mean of what the frames show where they see it, not where the fields are smallest; only if cameras stay."""
     gauge_lattice: tuple[int, int, int] = (5, 3, 2)
     """Nodes across, down and along inverse depth by which that is done in each frame; more bring the world nearer to the truth where depth
     is good, and follow its errors where it is not."""
