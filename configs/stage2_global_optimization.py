@@ -35,9 +35,8 @@ class GlobalOptimizationConfig:
     """1 stops after the first round."""
     mean_gauge: bool = True
     """Bring the world to the mean of what the frames show where they see it, not where the fields are smallest; only if cameras stay."""
-    gauge_lattice: tuple[int, int, int] = (5, 3, 2)
-    """Nodes across, down and along inverse depth by which that is done in each frame; more bring the world nearer to the truth where depth
-    is good, and follow its errors where it is not."""
+    gauge_lattice: tuple[int, int, int] = (12, 7, 4)
+    """Nodes across, down and along inverse depth by which that is done in each frame."""
     color_drift: bool = True
     """Estimate how exposure and tint change between frames, take it out of the cloud and start splatting's colour maps there."""
     heldout_pairs: int = 12

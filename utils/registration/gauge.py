@@ -4,13 +4,20 @@ Moving every frame's points by one and the same deformation of space changes no 
 where its regularisation holds the fields smallest: over whole view frustums, hidden parts too, and relative to depth. Here it is set by
 what is seen: a point of the world comes to lie at the mean of the places where the frames that see it put it, as they were given. The
 errors of the frames are alike only while they are close in time, so the mean over a clip is nearer to the truth than any frame.
+
+A frame's error is largely a motion of all of it, from its pose and from the scale of its depth. Such motions are told apart by what
+the frames show of the same points, before the mean is taken: they would bend the world where the frames that see it change.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import LinearOperator, lsmr
+from scipy.spatial import cKDTree
 
-from utils.geometry.projection import transform, unproject
+from utils.geometry.projection import unproject
 from utils.registration.geometry import AlignedGeometry
 from utils.registration.icp.lattice_fit import fit_lattice
 from utils.registration.lattice import resampled
@@ -18,11 +25,15 @@ from utils.runtime import cpu_count
 from utils.types import Array, LatticeFields
 
 VOTERS = 32  # frames that are asked about every point
-SAMPLES = 1500  # points of each frame
+PROBES = 250  # points of each frame that they are asked about
+SAMPLES = 1500  # pixels of each frame that its field is fitted to
+NEIGHBOURS = 16  # probes that say what is common at a pixel: the same ones in every frame, so that frames stay agreed
+MOTION_RIDGE = 0.3  # weight that holds the motions of frames near none, relative to what the probes tell of them
 _STEPS = 2  # of the projection into a frame
 _SAME_SURFACE = 0.05  # a frame sees a point if its depth there differs by less, relative to the depth
 _SHARE_OF_VOTES = 0.5  # points that no more frames see than this share of a frame's median show these frames rather than the mean
 _LEAST = 50  # points below which a frame's share of the mean cannot be told
+_MOTION_PARTS = 7  # translation, rotation and scale about the frame's camera
 
 
 def common_displacement(geometry: AlignedGeometry, usable: Array, frames: Array, lattice: tuple[int, int, int]) -> LatticeFields:
@@ -32,82 +43,157 @@ def common_displacement(geometry: AlignedGeometry, usable: Array, frames: Array,
         geometry: the aligned frames.
         usable: (F, H, W) bool, pixels whose depth is believed.
         frames: indices of the frames that are aligned.
-        lattice: nodes nu, nv, nz that are fitted to a frame; few, since what frames have in common is smooth and their depth is noisy.
+        lattice: nodes nu, nv, nz that are fitted to a frame.
     """
-    voters = np.unique(frames[np.linspace(0, len(frames) - 1, min(VOTERS, len(frames))).round().astype(int)])
-    pixels = [_sample(usable[frame], frame) for frame in frames.tolist()]
-    owner = np.repeat(frames, [len(places) for places in pixels])
-    depth = np.concatenate([geometry.scene.depth[f][_at(p)] for f, p in zip(frames, pixels, strict=True)]).astype(np.float64)
-    mean, votes = _mean_displacement(geometry, usable, np.concatenate(pixels), depth, owner, voters)
     nodes = geometry.fields.nodes
     fits = np.zeros((len(nodes), *lattice[::-1], 3), np.float32)
+    probes = _probes(geometry, usable, frames)
+    if len(probes.points):
+        votes = _votes(geometry, usable, probes)
+        mean = votes.mean(votes.moved - motions(votes))
+        believed = _seen_by_many(votes.count, probes.owner)
+        tree, mean = cKDTree(probes.points[believed]), mean[believed]
 
-    def fit(frame: int, places: Array) -> None:
-        if len(places) == 0:
-            return
-        own = np.flatnonzero(owner == frame)
-        many = votes[own] > _SHARE_OF_VOTES * np.median(votes[own])
-        own, places = own[many], places[many]
-        camera = mean[own] @ geometry.cameras.c2w[frame, :3, :3]
-        bounds = geometry.fields.inv_depth_range[frame]
-        fits[frame] = fit_lattice(places, depth[own], camera, geometry.cameras.size, bounds, lattice)[0]
+        def fit(frame: int) -> None:
+            places, depth = _sample(geometry, usable, frame, SAMPLES, seed=frame)
+            near = tree.query(geometry.lift(frame, places, depth), min(NEIGHBOURS, len(mean)))[1].reshape(len(places), -1)
+            camera = mean[near].mean(1) @ geometry.cameras.c2w[frame, :3, :3]
+            bounds = geometry.fields.inv_depth_range[frame]
+            fits[frame] = fit_lattice(places, depth, camera, geometry.cameras.size, bounds, lattice)[0]
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        list(pool.map(fit, frames.tolist(), pixels))
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            list(pool.map(fit, np.unique(probes.owner).tolist()))
     fields = LatticeFields(nodes=fits, inv_depth_range=geometry.fields.inv_depth_range)
     return resampled(fields, (nodes.shape[3], nodes.shape[2], nodes.shape[1]))
 
 
-def _sample(usable: Array, seed: int) -> Array:
-    """(N, 2) pixels x, y of an image (H, W), drawn at random; none if there are too few."""
-    rows = np.flatnonzero(usable.ravel())
-    if len(rows) < _LEAST:
-        return np.zeros((0, 2))
-    rows = np.random.default_rng(seed).choice(rows, min(SAMPLES, len(rows)), replace=False)
-    return np.stack([rows % usable.shape[1] + 0.5, rows // usable.shape[1] + 0.5], 1)
+@dataclass(frozen=True)
+class _Probes:
+    """Points that frames are asked about.
 
-
-def _at(places: Array) -> tuple[Array, Array]:
-    """Row and column of the pixels that hold places (N, 2)."""
-    x, y = places.astype(int).T
-    return y, x
-
-
-def _mean_displacement(
-    geometry: AlignedGeometry, usable: Array, pixels: Array, depth: Array, owner: Array, voters: Array
-) -> tuple[Array, Array]:
-    """How far the frames that see points of the world have moved them on average (N, 3), world axes, and how many these are (N,).
-
-    Args:
-        geometry: the aligned frames.
-        usable: (F, H, W) bool.
-        pixels: (N, 2) of the points in the frames they are taken from.
-        depth: (N,) there.
-        owner: (N,) these frames.
-        voters: the other frames that are asked.
+    Attributes:
+        points: (P, 3) canonical, as the frame that they are taken from puts them.
+        camera: (P, 3) there, in its camera space.
+        owner: (P,) this frame.
     """
+
+    points: Array
+    camera: Array
+    owner: Array
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What the frames say of the probes: V votes of single frames on single probes.
+
+    Attributes:
+        probe: (V,).
+        frame: (V,).
+        moved: (V, 3) how far the frame has moved the point, world axes.
+        arm: (V, 3) from the frame's camera to where the point was given, world axes.
+        count: (P,) votes on a probe, one at least.
+    """
+
+    probe: Array
+    frame: Array
+    moved: Array
+    arm: Array
+    count: Array
+
+    def mean(self, values: Array) -> Array:
+        """(P, 3) mean over the votes on each probe of values (V, 3)."""
+        total = np.stack([np.bincount(self.probe, column, len(self.count)) for column in values.T], 1)
+        return total / self.count[:, None]
+
+
+def _probes(geometry: AlignedGeometry, usable: Array, frames: Array) -> _Probes:
+    points, camera, owner = [np.empty((0, 3))], [np.empty((0, 3))], [np.empty(0, int)]
+    for frame in frames.tolist():
+        places, depth = _sample(geometry, usable, frame, PROBES, seed=frame)
+        camera.append(unproject(places[:, 0], places[:, 1], depth, geometry.cameras.K[frame]))
+        points.append(geometry.forward(frame, camera[-1]))
+        owner.append(np.full(len(places), frame))
+    return _Probes(np.concatenate(points), np.concatenate(camera), np.concatenate(owner))
+
+
+def _sample(geometry: AlignedGeometry, usable: Array, frame: int, count: int, seed: int) -> tuple[Array, Array]:
+    """(N, 2) pixels x, y of a frame that are drawn at random, and their depth (N,); none if there are too few."""
+    rows = np.flatnonzero(usable[frame].ravel())
+    if len(rows) < _LEAST:
+        return np.zeros((0, 2)), np.zeros(0)
+    rows = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False)
+    width = usable.shape[2]
+    places = np.stack([rows % width + 0.5, rows // width + 0.5], 1)
+    return places, geometry.scene.depth[frame].ravel()[rows].astype(np.float64)
+
+
+def _votes(geometry: AlignedGeometry, usable: Array, probes: _Probes) -> Votes:
+    """Every probe is voted on by its own frame, and by those of `VOTERS` frames spread over the clip that see it."""
     given, (h, w) = geometry.scene.cameras, geometry.cameras.size
-    points, total = np.empty((len(owner), 3)), np.empty((len(owner), 3))
-    for frame in np.unique(owner):
-        own = owner == frame
-        camera = unproject(pixels[own, 0], pixels[own, 1], depth[own], given.K[frame])
-        points[own] = geometry.forward(frame, np.ascontiguousarray(camera))
-        total[own] = points[own] - transform(given.c2w[frame], camera)
 
-    def vote(voter: int) -> tuple[Array, Array]:
-        x, y, z = geometry.project(voter, points, _STEPS).astype(np.float64).T
+    def vote(frame: int, rows: Array, camera: Array) -> tuple[Array, Array, Array, Array]:
+        arm = camera @ given.c2w[frame, :3, :3].T
+        return rows, np.full(len(rows), frame), probes.points[rows] - arm - given.c2w[frame, :3, 3], arm
+
+    def own(frame: int) -> tuple[Array, Array, Array, Array]:
+        rows = np.flatnonzero(probes.owner == frame)
+        return vote(frame, rows, probes.camera[rows])
+
+    def other(frame: int) -> tuple[Array, Array, Array, Array]:
+        x, y, z = geometry.project(frame, probes.points, _STEPS).astype(np.float64).T
         with np.errstate(invalid="ignore"):
-            sees = np.flatnonzero((x >= 0) & (y >= 0) & (x < w) & (y < h) & (z > 0) & (owner != voter))
-        places, z = np.stack([x[sees], y[sees]], 1), z[sees]
-        seen = geometry.scene.depth[voter][_at(places)]
-        kept = usable[voter][_at(places)] & (np.abs(z - seen) < _SAME_SURFACE * seen)
-        sees, places, z = sees[kept], places[kept], z[kept]
-        there = unproject(places[:, 0], places[:, 1], z, given.K[voter])
-        return sees, points[sees] - transform(given.c2w[voter], there)
+            rows = np.flatnonzero((x >= 0) & (y >= 0) & (x < w) & (y < h) & (z > 0) & (probes.owner != frame))
+        pixel = y[rows].astype(int), x[rows].astype(int)
+        seen = geometry.scene.depth[frame][pixel]
+        rows = rows[usable[frame][pixel] & (np.abs(z[rows] - seen) < _SAME_SURFACE * seen)]
+        return vote(frame, rows, unproject(x[rows], y[rows], z[rows], given.K[frame]))
 
-    votes = np.ones(len(points))
+    owners = np.unique(probes.owner)
+    voters = owners[np.unique(np.linspace(0, len(owners) - 1, min(VOTERS, len(owners))).round().astype(int))]
     with ThreadPoolExecutor(cpu_count()) as pool:
-        for sees, moved in pool.map(vote, voters.tolist()):
-            total[sees] += moved
-            votes[sees] += 1
-    return total / votes[:, None], votes
+        parts = [*pool.map(own, owners.tolist()), *pool.map(other, voters.tolist())]
+    probe, frame, moved, arm = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Votes(probe, frame, moved, arm, np.bincount(probe, minlength=len(probes.points)))
+
+
+def motions(votes: Votes) -> Array:
+    """(V, 3) the part of what a vote says that is a motion of its whole frame: translation, rotation and scale about its camera.
+
+    Least squares: minimises over the motions m_f and the common displacement c_p of the probes, the sum over votes of
+    |moved - m_f - c_p|^2 + ridge |m_f|^2, both relative to the distance of the probe. For given motions c_p is a mean, so it is
+    eliminated; each frame's motions are scaled such that the ridge is the identity.
+    """
+    distance = np.bincount(votes.probe, np.linalg.norm(votes.arm, axis=1), len(votes.count)) / votes.count
+    weight = 1 / np.maximum(distance, 1e-12)[votes.probe, None]
+    parts = _motion_parts(votes.arm) * weight[..., None]
+    frames, frame, count = np.unique(votes.frame, return_inverse=True, return_counts=True)
+    for own in np.split(np.argsort(frame, kind="stable"), np.cumsum(count)[:-1]):
+        parts[own] = np.linalg.qr(parts[own].reshape(-1, _MOTION_PARTS))[0].reshape(-1, 3, _MOTION_PARTS)
+    columns = np.repeat(frame[:, None] * _MOTION_PARTS + np.arange(_MOTION_PARTS), 3, 0)
+    starts = np.arange(len(columns) + 1) * _MOTION_PARTS
+    motion = csr_array((parts.ravel(), columns.ravel(), starts), (len(columns), len(frames) * _MOTION_PARTS))
+
+    def less_mean(values: Array) -> Array:
+        values = values.reshape(-1, 3)
+        return (values - votes.mean(values)[votes.probe]).ravel()
+
+    system = LinearOperator(motion.shape, matvec=lambda m: less_mean(motion @ m), rmatvec=lambda r: motion.T @ less_mean(r))
+    found = lsmr(system, less_mean(votes.moved * weight), damp=np.sqrt(MOTION_RIDGE), atol=1e-4, btol=1e-4, maxiter=100)[0]
+    return (motion @ found).reshape(-1, 3) / weight
+
+
+def _motion_parts(arm: Array) -> Array:
+    """(V, 3, 7) how points at `arm` (V, 3) from a camera move with its translation, small rotation and scale."""
+    parts = np.zeros((len(arm), 3, _MOTION_PARTS))
+    parts[:, :, :3] = np.eye(3)
+    for axis, (before, after) in enumerate(((2, 1), (0, 2), (1, 0))):  # e_axis x arm
+        parts[:, before, 3 + axis], parts[:, after, 3 + axis] = arm[:, after], -arm[:, before]
+    parts[:, :, 6] = arm
+    return parts
+
+
+def _seen_by_many(count: Array, owner: Array) -> Array:
+    """(P,) bool, probes that enough frames see, by what is usual in their frame."""
+    usual = {frame: np.median(count[owner == frame]) for frame in np.unique(owner).tolist()}
+    enough: Array = count > _SHARE_OF_VOTES * np.array([usual[frame] for frame in owner.tolist()])
+    return enough
