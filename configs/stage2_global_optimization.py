@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from configs.icp import FieldName, LeaveOneOutConfig, MatchedFieldConfig, Method, TwistFieldConfig
 from configs.ranges import NOT_NEGATIVE, SHARE, Range, check
@@ -33,8 +34,9 @@ class GlobalOptimizationConfig:
     """Solver of the second round."""
     rounds: int = 2
     """1 stops after the first round."""
-    mean_gauge: bool = True
-    """Bring the world to the mean of what the frames show where they see it, not where the fields are smallest; only if cameras stay."""
+    mean_gauge: Literal["auto", "on", "off"] = "auto"
+    """Bring the world to the mean of what the frames show of it, not where the fields are smallest; only if cameras stay. auto: where
+    depth was predicted or imported; what `sfm` measures in the clip is right but for noise, which this would take for the world's shape."""
     gauge_lattice: tuple[int, int, int] = (12, 7, 4)
     """Nodes across, down and along inverse depth by which that is done in each frame."""
     color_drift: bool = True

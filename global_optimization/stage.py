@@ -4,7 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from utils.reporting import tensorboard
 from utils.scene import artifacts
 from utils.scene.checkpoints import CheckpointFolder
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import is_current, read_manifest
+from utils.scene.manifest import MANIFEST, is_current, read_manifest
 from utils.types import NULL_REPORTER, Alignment, Array, Reporter, Scene, StepReport
 
 
@@ -56,7 +56,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
     usable = usable_pixels(scene, confident, stage1.filter)
     matching = replace(config.matching, roma_cache=config.matching.roma_cache or layout.roma_cache)
     blocks = held_blocks(scene.cameras.size, config.heldout_pixels)
-    chosen = replace(config, matching=matching)
+    chosen = replace(config, matching=matching, mean_gauge=_mean_gauge(config, layout))
     with tensorboard(config.tensorboard, run_layout.tensorboard(out.name), report) as board:
         start, members, vote = _registration(alignment), usable, stage1.filter
         if config.method == "parity":
@@ -77,6 +77,15 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
     checkpoints.remove()
     report.note(f"joint alignment: {_progress(result.diagnostics)}{int(result.aligned.sum())} of {len(scene)} frames, {len(cloud)} points")
     return out
+
+
+def _mean_gauge(config: GlobalOptimizationConfig, layout: SceneLayout) -> Literal["on", "off"]:
+    """What `auto` means for the scene; results without a manifest were made by another program, which had them predicted."""
+    if config.mean_gauge != "auto":
+        return config.mean_gauge
+    made = layout.npz_dir / MANIFEST
+    measured = made.is_file() and artifacts.read_json(made).get("backends", {}).get("geometry") == "sfm"
+    return "off" if measured else "on"
 
 
 def _held_out(

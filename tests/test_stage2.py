@@ -1,5 +1,7 @@
 """Stage 2 on disk: reads stage 1, improves it, notices stale input."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,8 @@ from tests.test_stage1 import FAST, write_box
 from utils.errors import ConfigError, StaleArtifactError
 from utils.registration import forward_points
 from utils.scene import artifacts
+from utils.scene.layout import SceneLayout
+from utils.scene.manifest import MANIFEST
 
 
 def test_stage_improves_on_stage_1_and_notices_new_input(tmp_path):
@@ -29,6 +33,25 @@ def test_stage_improves_on_stage_1_and_notices_new_input(tmp_path):
     write_box(tmp_path, frames=5, size=(48, 80), seed=1)
     with pytest.raises(StaleArtifactError):
         stage.run(config)
+
+
+@pytest.mark.parametrize(("backend", "expected"), [("sfm", "off"), ("da3", "on"), ("import", "on"), (None, "on")])
+def test_the_mean_gauge_is_for_predicted_depth(tmp_path, monkeypatch, backend, expected):
+    write_box(tmp_path, frames=3, size=(48, 80))
+    if backend is not None:
+        manifest = SceneLayout(tmp_path).npz_dir / MANIFEST
+        manifest.write_text(json.dumps({"backends": {"geometry": backend}}))
+    first = stage1.run(FrameToModelICPConfig(root_path=tmp_path, alignment=AlignmentDataConfig(num_frames=3, stride=1), **FAST))
+    seen = []
+
+    def align(scene, start, usable, config, *_args, **_kwargs):
+        seen.append(config.mean_gauge)
+        return start
+
+    monkeypatch.setattr(stage, "align_jointly", align)
+    for given in ("auto", "on", "off"):
+        stage.run(GlobalOptimizationConfig(root_path=tmp_path, run=first.parent.name, heldout_pairs=0, mean_gauge=given, overwrite=True))
+    assert seen == [expected, "on", "off"]
 
 
 def test_stage_asks_for_a_run(tmp_path):

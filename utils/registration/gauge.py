@@ -30,8 +30,8 @@ SAMPLES = 1500  # pixels of each frame that its field is fitted to
 NEIGHBOURS = 16  # probes that say what is common at a pixel: the same ones in every frame, so that frames stay agreed
 MOTION_RIDGE = 0.3  # weight that holds the motions of frames near none, relative to what the probes tell of them
 _STEPS = 2  # of the projection into a frame
-_SAME_SURFACE = 0.05  # a frame sees a point if its depth there differs by less, relative to the depth
-_SHARE_OF_VOTES = 0.5  # points that no more frames see than this share of a frame's median show these frames rather than the mean
+_NEAR_WHAT_IS_SEEN = 0.5  # a frame is asked about points that are less off its depth there, relative to it, hidden ones too
+_SHARE_OF_VOTES = 0.5  # points in view of fewer frames than this share of what is usual show these rather than the mean
 _LEAST = 50  # points below which a frame's share of the mean cannot be told
 _MOTION_PARTS = 7  # translation, rotation and scale about the frame's camera
 
@@ -41,7 +41,7 @@ def common_displacement(geometry: AlignedGeometry, usable: Array, frames: Array,
 
     Args:
         geometry: the aligned frames.
-        usable: (F, H, W) bool, pixels whose depth is believed.
+        usable: (F, H, W) bool, pixels that show the world.
         frames: indices of the frames that are aligned.
         lattice: nodes nu, nv, nz that are fitted to a frame.
     """
@@ -49,9 +49,9 @@ def common_displacement(geometry: AlignedGeometry, usable: Array, frames: Array,
     fits = np.zeros((len(nodes), *lattice[::-1], 3), np.float32)
     probes = _probes(geometry, usable, frames)
     if len(probes.points):
-        votes = _votes(geometry, usable, probes)
+        votes = _votes(geometry, probes)
         mean = votes.mean(votes.moved - motions(votes))
-        believed = _seen_by_many(votes.count, probes.owner)
+        believed = _in_many_views(votes.count, probes.owner)
         tree, mean = cKDTree(probes.points[believed]), mean[believed]
 
         def fit(frame: int) -> None:
@@ -127,8 +127,12 @@ def _sample(geometry: AlignedGeometry, usable: Array, frame: int, count: int, se
     return places, geometry.scene.depth[frame].ravel()[rows].astype(np.float64)
 
 
-def _votes(geometry: AlignedGeometry, usable: Array, probes: _Probes) -> Votes:
-    """Every probe is voted on by its own frame, and by those of `VOTERS` frames spread over the clip that see it."""
+def _votes(geometry: AlignedGeometry, probes: _Probes) -> Votes:
+    """Every probe is voted on by its own frame, and by those of `VOTERS` frames spread over the clip that have it in view.
+
+    They need not see it: what is hidden moves much like what hides it, and to leave out frames leaves the mean to those close in time,
+    which are wrong alike.
+    """
     given, (h, w) = geometry.scene.cameras, geometry.cameras.size
 
     def vote(frame: int, rows: Array, camera: Array) -> tuple[Array, Array, Array, Array]:
@@ -145,7 +149,7 @@ def _votes(geometry: AlignedGeometry, usable: Array, probes: _Probes) -> Votes:
             rows = np.flatnonzero((x >= 0) & (y >= 0) & (x < w) & (y < h) & (z > 0) & (probes.owner != frame))
         pixel = y[rows].astype(int), x[rows].astype(int)
         seen = geometry.scene.depth[frame][pixel]
-        rows = rows[usable[frame][pixel] & (np.abs(z[rows] - seen) < _SAME_SURFACE * seen)]
+        rows = rows[np.abs(z[rows] - seen) < _NEAR_WHAT_IS_SEEN * seen]
         return vote(frame, rows, unproject(x[rows], y[rows], z[rows], given.K[frame]))
 
     owners = np.unique(probes.owner)
@@ -192,8 +196,8 @@ def _motion_parts(arm: Array) -> Array:
     return parts
 
 
-def _seen_by_many(count: Array, owner: Array) -> Array:
-    """(P,) bool, probes that enough frames see, by what is usual in their frame."""
+def _in_many_views(count: Array, owner: Array) -> Array:
+    """(P,) bool, probes that enough frames have in view, by what is usual in their frame."""
     usual = {frame: np.median(count[owner == frame]) for frame in np.unique(owner).tolist()}
     enough: Array = count > _SHARE_OF_VOTES * np.array([usual[frame] for frame in owner.tolist()])
     return enough

@@ -82,7 +82,7 @@ def align_jointly(
         done = checkpoints.load(f"round_{index}")
         if done is None:
             last = index == config.rounds - 1
-            extras = Extras(config.gauge_lattice if config.mean_gauge and last else None, config.color_drift and last)
+            extras = Extras(config.gauge_lattice if config.mean_gauge != "off" and last else None, config.color_drift and last)
             current = _round(scene, current, frames, usable, config.matching, solver, report, matcher, index, checkpoints, extras)
             checkpoints.save(f"round_{index}", to_arrays(current))
         else:
