@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from utils.backends import flow_bundle, flow_depth, sfm_poses
 from utils.backends.depth_refine import edge_couplings, fill_and_smooth, fill_doubting, fill_layers, steadiness
+from utils.backends.depth_sweep import doubted, sweep
 from utils.backends.geometry import GEOMETRY, ClipFrames
 from utils.backends.geometry_sfm import MEDIAN_DEPTH, PosedClip, SfmGeometry, _match, choose_neighbours
 from utils.errors import GeometryError, InputError, UnknownBackendError
@@ -75,13 +77,13 @@ def test_flow_through_depth_triangulates_the_plane() -> None:
 def test_exact_matches_give_exact_depth_and_far_points_are_known_as_far() -> None:
     _, depths, w2c = plane_clip()
     relative = w2c[[0, 1, 3, 4]] @ np.linalg.inv(w2c[2])
-    starts = [flow_depth._project_inverse(1 / depths[2], T[:3, :3].copy(), T[:3, 3].copy(), K) for T in relative]
+    starts = [flow_depth.project_inverse(1 / depths[2], T[:3, :3].copy(), T[:3, 3].copy(), K) for T in relative]
     trusted = np.stack([visible for _, visible in starts])
     ray = flow_depth.triangulate(np.stack([m for m, _ in starts]), trusted, relative[:, :3, :3], relative[:, :3, 3], K)
     both = trusted.all(0)
     np.testing.assert_allclose(1 / ray.inverse[both], depths[2][both], rtol=2e-4)
     assert not ray.far[both].any()
-    infinite = [flow_depth._project_inverse(np.zeros(SIZE, np.float32), T[:3, :3].copy(), T[:3, 3].copy(), K) for T in relative]
+    infinite = [flow_depth.project_inverse(np.zeros(SIZE, np.float32), T[:3, :3].copy(), T[:3, 3].copy(), K) for T in relative]
     ray = flow_depth.triangulate(
         np.stack([m for m, _ in infinite]), np.stack([v for _, v in infinite]), relative[:, :3, :3], relative[:, :3, 3], K
     )
@@ -104,6 +106,30 @@ def test_depth_is_carried_from_other_frames() -> None:
     value, count = flow_depth.carried(inverse, trusted, w2c, K, 2)
     assert (count > 0).mean() > 0.95 and count.max() == 4
     assert np.median(np.abs(value * depths[2] - 1)[count > 0]) < 0.004
+
+
+def test_plane_sweep_finds_the_plane_across_a_blank_patch_and_doubts_what_contradicts_it() -> None:
+    grays, depths, w2c = plane_clip()
+    relative = w2c @ np.linalg.inv(w2c[2])
+    patch = np.array([[x, y] for x in (-0.5, 0.5) for y in (-0.3, 0.3)])
+    corners = np.column_stack([patch, 4.0 - 0.3 * patch[:, 0] - 0.1 * patch[:, 1]]) @ w2c[2][:3, :3].T + w2c[2][:3, 3]
+    for gray, T in zip(grays, relative, strict=True):
+        seen = (corners @ T[:3, :3].T + T[:3, 3]) @ K.T
+        outline = cv2.convexHull((seen[:, :2] / seen[:, 2:]).astype(np.int32))
+        cv2.fillConvexPoly(gray, outline, 128)
+    others = [0, 1, 3, 4]
+    poses = np.ascontiguousarray(relative[others, :3, :3]), np.ascontiguousarray(relative[others, :3, 3])
+    # Only the range of the given depth counts.
+    given = np.linspace(1 / 6, 1 / 3, SIZE[0] * SIZE[1], dtype=np.float32).reshape(SIZE)
+    swept, spacing = sweep(np.repeat(grays[2][..., None], 3, -1), grays[[2, *others]], poses, K, given)
+    truth = 1 / depths[2]
+    blank = cv2.erode((grays[2] == 128).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    assert blank.sum() > 500
+    error = np.abs(swept / truth - 1)
+    assert np.median(error) < 0.01 and np.median(error[blank]) < 0.03
+    weight = np.ones(SIZE, np.float32)
+    assert doubted(truth, weight, swept, spacing)[blank].mean() > 0.7
+    assert doubted(0.7 * truth, weight, swept, spacing)[blank].max() < 0.1
 
 
 def test_masked_pixels_of_either_frame_are_not_matched() -> None:

@@ -93,7 +93,7 @@ def match_through_depth(reference: Array, neighbour: Array, inverse: Array, pose
         (H, W, 2) float32 pixel coordinates in the neighbour, and (H, W) bool whether the match can be trusted.
     """
     height, width = reference.shape
-    start, visible = _project_inverse(inverse, pose[0], pose[1], K)
+    start, visible = project_inverse(inverse, pose[0], pose[1], K)
     # remap counts from the first pixel's centre, our coordinates from its corner
     warped = cv2.remap(neighbour, start[..., 0] - 0.5, start[..., 1] - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     warped = np.where(visible, warped, reference)
@@ -111,7 +111,7 @@ def match_through_depth(reference: Array, neighbour: Array, inverse: Array, pose
 
 
 @njit(nogil=True, cache=True)
-def _project_inverse(inverse: Array, rotation: Array, translation: Array, K: Array) -> tuple[Array, Array]:
+def project_inverse(inverse: Array, rotation: Array, translation: Array, K: Array) -> tuple[Array, Array]:
     """Neighbour pixel (H, W, 2) of every reference pixel at 1/z, and whether it lies in front and inside."""
     height, width = inverse.shape
     out = np.empty((height, width, 2), np.float32)

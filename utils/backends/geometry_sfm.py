@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from utils.backends.depth_refine import edge_couplings, fill_and_smooth, fill_doubting, fill_layers, flatness, steadiness
+from utils.backends.depth_sweep import doubted, sweep
 from utils.backends.flow_bundle import Matches, adjust, join
 from utils.backends.flow_depth import RayDepth, agreement, carried, frame_threads, match_through_depth, triangulate
 from utils.backends.geometry import ClipFrames
@@ -206,7 +207,7 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
     """Refined cameras, filled inverse depth and the raw triangulation of every ref.
 
     Every round matches through the current depth and triangulates; between rounds the dense matches refine poses and focal length. At
-    the end what looks guessed loses its weight, and depth is filled from the rest.
+    the end what looks guessed, or contradicts a plane sweep, loses its weight, and depth is filled from the rest.
     """
     rows = range(len(clip.refs))
     hints: Sequence[tuple[Array, Array] | None] = [None for _ in rows]
@@ -226,14 +227,22 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
                 hints = _hints(clip, [result.ray for result in found], _CARRIED_LEAST, pool)
                 clip = _refine_cameras(clip, [r.sample for r in found], [r.sample_inverse for r in found], report)
         rays = list(pool.map(_steady, [result.ray for result in found]))
-        hints = _hints(clip, rays, _STEADY_LEAST, pool)
-        inverse = list(pool.map(partial(_settled, clip), rows, rays, couplings, hints))
+        confirmed = list(pool.map(partial(_confirmed, clip, frames), rows, neighbours, rays, inverse))
+        hints = _hints(clip, confirmed, _STEADY_LEAST, pool)
+        inverse = list(pool.map(partial(_settled, clip), rows, confirmed, couplings, hints))
     return clip, inverse, rays
 
 
 def _steady(ray: RayDepth) -> RayDepth:
     """The triangulation with little weight where flow guessed. Only at the end: between rounds it keeps thin things from being found."""
     return replace(ray, weight=ray.weight * steadiness(ray.inverse, ray.weight))
+
+
+def _confirmed(clip: PosedClip, frames: ClipFrames, row: int, neighbours: list[int], ray: RayDepth, inverse: Array) -> RayDepth:
+    """The triangulation with little weight where a plane sweep over the same neighbours contradicts it: there flow drifted."""
+    ref = int(clip.refs[row])
+    swept, spacing = sweep(_working_image(frames, ref), clip.grays[[ref, *neighbours]], _relative(clip, row, neighbours), clip.K, inverse)
+    return replace(ray, weight=doubted(ray.inverse, ray.weight, swept, spacing))
 
 
 def _settled(clip: PosedClip, row: int, ray: RayDepth, couplings: tuple[Array, Array], hint: tuple[Array, Array]) -> Array:
