@@ -46,6 +46,8 @@ _STRENGTHS = (60.0, 15.0, 4.0)
 _CARRIED_LEAST, _HINT = 0.1, 0.02
 # The same at the end, when values that scatter have lost their weight.
 _STEADY_LEAST = 0.03
+# Sweeps of other frames that must reach a pixel for their median to count instead of its own frame's sweep.
+_SWEEPS = 3
 # Weight of a sparse point once flow has measured: as much as any other weak hint, or single points show as dots in far depth.
 _ANCHOR = 0.05
 # Points of each frame that enter bundle adjustment: more add time, not accuracy.
@@ -227,7 +229,7 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
                 hints = _hints(clip, [result.ray for result in found], _CARRIED_LEAST, pool)
                 clip = _refine_cameras(clip, [r.sample for r in found], [r.sample_inverse for r in found], report)
         rays = list(pool.map(_steady, [result.ray for result in found]))
-        confirmed = list(pool.map(partial(_confirmed, clip, frames), rows, neighbours, rays, inverse))
+        confirmed = _confirmed(clip, frames, neighbours, rays, inverse, pool)
         hints = _hints(clip, confirmed, _STEADY_LEAST, pool)
         inverse = list(pool.map(partial(_settled, clip), rows, confirmed, couplings, hints))
     return clip, inverse, rays
@@ -238,11 +240,25 @@ def _steady(ray: RayDepth) -> RayDepth:
     return replace(ray, weight=ray.weight * steadiness(ray.inverse, ray.weight))
 
 
-def _confirmed(clip: PosedClip, frames: ClipFrames, row: int, neighbours: list[int], ray: RayDepth, inverse: Array) -> RayDepth:
-    """The triangulation with little weight where a plane sweep over the same neighbours contradicts it: there flow drifted."""
-    ref = int(clip.refs[row])
-    swept, spacing = sweep(_working_image(frames, ref), clip.grays[[ref, *neighbours]], _relative(clip, row, neighbours), clip.K, inverse)
-    return replace(ray, weight=doubted(ray.inverse, ray.weight, swept, spacing))
+def _confirmed(
+    clip: PosedClip, frames: ClipFrames, neighbours: list[list[int]], rays: list[RayDepth], inverse: list[Array], pool: ThreadPoolExecutor
+) -> list[RayDepth]:
+    """The triangulations with little weight where plane sweeps over the same neighbours contradict them: there flow drifted."""
+
+    def swept_of(row: int) -> tuple[Array, float]:
+        ref = int(clip.refs[row])
+        image, seen = _working_image(frames, ref), clip.grays[[ref, *neighbours[row]]]
+        return sweep(image, seen, _relative(clip, row, neighbours[row]), clip.K, inverse[row])
+
+    rows = range(len(rays))
+    swept, spacings = zip(*pool.map(swept_of, rows), strict=True)
+    stacked = np.stack(swept)
+    others = pool.map(partial(carried, stacked, np.ones(stacked.shape, bool), clip.w2c[clip.refs], clip.K), rows)
+    voted = [np.where(count >= _SWEEPS, value, own) for (value, count), own in zip(others, swept, strict=True)]
+    return [
+        replace(ray, weight=doubted(ray.inverse, ray.weight, vote, spacing))
+        for ray, vote, spacing in zip(rays, voted, spacings, strict=True)
+    ]
 
 
 def _settled(clip: PosedClip, row: int, ray: RayDepth, couplings: tuple[Array, Array], hint: tuple[Array, Array]) -> Array:
