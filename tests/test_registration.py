@@ -21,7 +21,7 @@ from utils.registration import (
     solver,
     usable_pixels,
 )
-from utils.registration.gauge import Votes, common_displacement, motions
+from utils.registration.gauge import CORRELATION_FRAMES, Votes, common_displacement, motions
 from utils.registration.lattice import resampled, zero_fields
 from utils.registration.matching import FlowMatcher, match_trust
 from utils.registration.pairs import choose_pairs
@@ -326,6 +326,18 @@ def test_waves_that_all_frames_show_are_common_and_no_motion():
     votes = passing_votes(lambda _frame, _arm, point: wave(point))
     left = votes.mean(votes.moved - motions(votes)) - votes.mean(votes.moved)
     assert np.linalg.norm(left, axis=1).mean() < 0.1 * np.linalg.norm(votes.mean(votes.moved), axis=1).mean()
+
+
+def test_votes_weigh_what_the_best_mean_of_correlated_errors_gives_them():
+    frame, probe = np.array([3, 40, 0, 1, 7, 30, 5]), np.array([0, 0, 1, 1, 1, 1, 2])
+    order = np.random.default_rng(0).permutation(len(frame))
+    none = np.zeros((len(frame), 3))
+    weight = np.empty(len(frame))
+    weight[order] = Votes(probe[order], frame[order], none, none, np.bincount(probe)).weight
+    for each in range(3):
+        of_probe = frame[probe == each]
+        covariance = np.exp(-np.abs(np.subtract.outer(of_probe, of_probe)) / CORRELATION_FRAMES)
+        np.testing.assert_allclose(weight[probe == each], np.linalg.solve(covariance, np.ones(len(of_probe))))
 
 
 # ---------------------------------------------------------------------------------------------- whole

@@ -3,7 +3,8 @@
 Moving every frame's points by one and the same deformation of space changes no distance between matches, so the solver leaves the world
 where its regularisation holds the fields smallest: over whole view frustums, hidden parts too, and relative to depth. Here it is set by
 what is seen: a point of the world comes to lie at the mean of the places where the frames that see it put it, as they were given. The
-errors of the frames are alike only while they are close in time, so the mean over a clip is nearer to the truth than any frame.
+errors of the frames are alike only while they are close in time, so the mean over a clip is nearer to the truth than any frame. A
+frame that others are near in time to says little that is new, so it counts less than one at the end of a stretch in view.
 
 A frame's error is largely a motion of all of it, from its pose and from the scale of its depth. Such motions are told apart by what
 the frames show of the same points, before the mean is taken: they would bend the world where the frames that see it change.
@@ -11,6 +12,7 @@ the frames show of the same points, before the mean is taken: they would bend th
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -25,9 +27,10 @@ from utils.runtime import cpu_count
 from utils.types import Array, LatticeFields
 
 VOTERS = 32  # frames that are asked about every point
-PROBES = 250  # points of each frame that they are asked about
+PROBES = 125  # points of each frame that they are asked about
 SAMPLES = 1500  # pixels of each frame that its field is fitted to
 NEIGHBOURS = 16  # probes that say what is common at a pixel: the same ones in every frame, so that frames stay agreed
+CORRELATION_FRAMES = 8.0  # over which the frames' errors lose all but 1/e of what they have in common
 MOTION_RIDGE = 0.3  # weight that holds the motions of frames near none, relative to what the probes tell of them
 _STEPS = 2  # of the projection into a frame
 _NEAR_WHAT_IS_SEEN = 0.5  # a frame is asked about points that are less off its depth there, relative to it, hidden ones too
@@ -100,10 +103,26 @@ class Votes:
     arm: Array
     count: Array
 
+    @cached_property
+    def weight(self) -> Array:
+        """(V,) what a vote is worth beside the others on its probe, 1 for one alone.
+
+        Weights of the best linear unbiased mean where errors are correlated by rho = exp(-gap / `CORRELATION_FRAMES`) (row sums of the
+        inverse covariance of a first-order autoregressive process): 1 / (1 + rho) at an end of the stretch, the sum of this over both
+        neighbours less 1 within it.
+        """
+        order = np.lexsort((self.frame, self.probe))
+        gap = np.diff(self.frame[order]).astype(float)
+        gap[np.diff(self.probe[order]) != 0] = np.inf  # another probe: as if far apart
+        beside = np.r_[1.0, 1 / (1 + np.exp(-gap / CORRELATION_FRAMES)), 1.0]
+        weight = np.empty(len(order))
+        weight[order] = beside[:-1] + beside[1:] - 1
+        return weight
+
     def mean(self, values: Array) -> Array:
-        """(P, 3) mean over the votes on each probe of values (V, 3)."""
-        total = np.stack([np.bincount(self.probe, column, len(self.count)) for column in values.T], 1)
-        return total / self.count[:, None]
+        """(P, 3) weighted mean over the votes on each probe of values (V, 3)."""
+        total = np.stack([np.bincount(self.probe, column * self.weight, len(self.count)) for column in values.T], 1)
+        return total / np.bincount(self.probe, self.weight, len(self.count))[:, None]
 
 
 def _probes(geometry: AlignedGeometry, usable: Array, frames: Array) -> _Probes:
@@ -164,12 +183,13 @@ def motions(votes: Votes) -> Array:
     """(V, 3) the part of what a vote says that is a motion of its whole frame: translation, rotation and scale about its camera.
 
     Least squares: minimises over the motions m_f and the common displacement c_p of the probes, the sum over votes of
-    |moved - m_f - c_p|^2 + ridge |m_f|^2, both relative to the distance of the probe. For given motions c_p is a mean, so it is
-    eliminated; each frame's motions are scaled such that the ridge is the identity.
+    weight |moved - m_f - c_p|^2 + ridge |m_f|^2, both relative to the distance of the probe. For given motions c_p is the weighted mean,
+    so it is eliminated; each frame's motions are scaled such that the ridge is the identity.
     """
     distance = np.bincount(votes.probe, np.linalg.norm(votes.arm, axis=1), len(votes.count)) / votes.count
-    weight = 1 / np.maximum(distance, 1e-12)[votes.probe, None]
-    parts = _motion_parts(votes.arm) * weight[..., None]
+    root = np.sqrt(votes.weight)[:, None]
+    scale = root / np.maximum(distance, 1e-12)[votes.probe, None]
+    parts = _motion_parts(votes.arm) * scale[..., None]
     frames, frame, count = np.unique(votes.frame, return_inverse=True, return_counts=True)
     for own in np.split(np.argsort(frame, kind="stable"), np.cumsum(count)[:-1]):
         parts[own] = np.linalg.qr(parts[own].reshape(-1, _MOTION_PARTS))[0].reshape(-1, 3, _MOTION_PARTS)
@@ -179,11 +199,11 @@ def motions(votes: Votes) -> Array:
 
     def less_mean(values: Array) -> Array:
         values = values.reshape(-1, 3)
-        return (values - votes.mean(values)[votes.probe]).ravel()
+        return (values - root * votes.mean(values / root)[votes.probe]).ravel()
 
     system = LinearOperator(motion.shape, matvec=lambda m: less_mean(motion @ m), rmatvec=lambda r: motion.T @ less_mean(r))
-    found = lsmr(system, less_mean(votes.moved * weight), damp=np.sqrt(MOTION_RIDGE), atol=1e-4, btol=1e-4, maxiter=100)[0]
-    return (motion @ found).reshape(-1, 3) / weight
+    found = lsmr(system, less_mean(votes.moved * scale), damp=np.sqrt(MOTION_RIDGE), atol=1e-4, btol=1e-4, maxiter=100)[0]
+    return (motion @ found).reshape(-1, 3) / scale
 
 
 def _motion_parts(arm: Array) -> Array:
