@@ -126,6 +126,23 @@ def test_batched_matches_are_those_of_the_cpu(matched):
     np.testing.assert_allclose(other.target_depth[a], matches[0].target_depth[b], rtol=0.02)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_flow_that_diverged_matches_nothing(matched, monkeypatch, value):
+    world, geometry, usable, pairs, matches, _ = matched
+
+    def diverging(source, target, known):
+        flow = dense_flow(source, target, known)
+        flow[:, :, : flow.shape[2] // 2] = value
+        return flow
+
+    monkeypatch.setattr("utils.registration.matching_torch.dense_flow", diverging)
+    found = TorchFlowMatcher(world.scene, usable, 2, MATCHING).match(*pairs[0], geometry)
+    right = matches[0].source_px[:, 0] > 64 + 4
+    assert 0.8 * right.sum() < len(found) <= right.sum() + 200
+    assert (found.source_px[:, 0] > 64).all()
+    assert np.isfinite(found.target_px).all()
+
+
 def test_two_devices_find_what_one_finds(matched):
     world, geometry, usable, pairs, matches, _ = matched
     both = TorchFlowMatcher(world.scene, usable, 2, replace(MATCHING, gpus=2))

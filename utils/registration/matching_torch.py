@@ -176,7 +176,7 @@ def follow(predicted: Tensor, flow: Tensor, image: Tensor, i: Tensor, j: Tensor)
     """(B, G, 2) where pixels (i, j) of images go: the prediction at the pixel's flow target, NaN where there is none."""
     h, w = predicted.shape[1:3]
     places = torch.stack([j, i], -1) + 0.5 + flow[image, i, j]
-    corners = Corners.around(places, h, w)
+    corners = Corners.around(torch.nan_to_num(places), h, w)  # flow that diverged: an index from NaN would end the GPU's context
     found = corners.mix([predicted[image, a, b] for a, b in corners.pixels()])
     return torch.where(within(places, h, w)[..., None], found, torch.nan)
 
