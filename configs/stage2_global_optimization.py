@@ -36,7 +36,8 @@ class GlobalOptimizationConfig:
     """1 stops after the first round."""
     mean_gauge: Literal["auto", "on", "off"] = "auto"
     """Bring the world to the mean of what the frames show of it, not where the fields are smallest; only if cameras stay. auto: where
-    depth was predicted or imported; what `sfm` measures in the clip is right but for noise, which this would take for the world's shape."""
+    depth was predicted or came with imported cameras; what is measured in the clip is right but for noise, which this would take for the
+    world's shape."""
     gauge_lattice: tuple[int, int, int] = (12, 7, 4)
     """Nodes across, down and along inverse depth by which that is done in each frame."""
     color_drift: bool = True

@@ -69,7 +69,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
             if config.field == "hashgrid":
                 result = refine_matched(scene, result, matched, chosen, board, checkpoints=checkpoints)
         with ThreadPoolExecutor(1) as pool:  # a GPU matches while points are gathered
-            measured = pool.submit(_held_out, scene, usable, blocks, result, chosen, report)
+            measured = pool.submit(_held_out, scene, usable & ~sky, blocks, result, chosen, report)
             cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, members, vote, result.color_maps)
             finished = to_alignment(scene, result, cloud)
             heldout = measured.result()
@@ -84,8 +84,8 @@ def _mean_gauge(config: GlobalOptimizationConfig, layout: SceneLayout) -> Litera
     if config.mean_gauge != "auto":
         return config.mean_gauge
     made = layout.npz_dir / MANIFEST
-    measured = made.is_file() and artifacts.read_json(made).get("backends", {}).get("geometry") == "sfm"
-    return "off" if measured else "on"
+    backends = artifacts.read_json(made).get("backends", {}) if made.is_file() else {}
+    return "off" if backends.get("geometry") == "sfm" or backends.get("depth") == "measured" else "on"
 
 
 def _held_out(

@@ -149,6 +149,17 @@ def test_sky_is_far_and_least_certain():
     assert not sky_pixels(near).any()
 
 
+def test_sky_is_told_whatever_invalid_pixels_hold_and_only_where_uncertain_means_far():
+    world = make_world(WorldConfig(layout="outdoor", frames=2, size=(48, 80)))
+    scene = world.predicted_scene()
+    spoilt = replace(scene, depth=scene.depth.copy(), confidence=scene.confidence.copy())
+    spoilt.depth[0, 0, 0], spoilt.confidence[0, 0, 0] = 0, -1
+    found = sky_pixels(spoilt)
+    assert found.sum() >= sky_pixels(scene).sum() - 1
+    scattered = np.random.default_rng(0).random(scene.depth.shape) < 0.5  # near pixels are as uncertain as far ones
+    assert not sky_pixels(replace(scene, confidence=np.where(scattered, 1, 2).astype(np.float32))).any()
+
+
 def test_depth_without_confidence_has_no_sky():
     scene = make_box_world(2, (12, 20)).scene
     assert not sky_pixels(replace(scene, confidence=np.ones_like(scene.confidence))).any()

@@ -117,7 +117,9 @@ def test_stored_depth_is_used_in_its_unit(world, tmp_path):
         stored[:10] = 0
         cv2.imwrite(str(tmp_path / frame["depth_file_path"]), stored)
     path.write_text(json.dumps(content))
-    scene = ImportGeometry(source=path).estimate(clip(world, NAMES), NULL_REPORTER)
+    backend = ImportGeometry(source=path)
+    scene = backend.estimate(clip(world, NAMES), NULL_REPORTER)
+    assert backend.provenance == {"depth": "stored"}
     assert np.allclose(scene.depth[:, 5:], world.true_depth[::2, 5:], atol=2e-3)
     assert (scene.depth[:, :5] == 0).all() and (scene.confidence[:, :5] == 1).all()
     assert scene.cameras.frame_ids.tolist() == [0, 1, 2, 3, 4]
@@ -134,7 +136,9 @@ def test_depth_along_given_poses_is_in_their_units(world, tmp_path, scale):
         for row in range(3):
             frame["transform_matrix"][row][3] *= scale
     path.write_text(json.dumps(content))
-    scene = ImportGeometry(source=path).estimate(clip(world, NAMES), NULL_REPORTER)
+    backend = ImportGeometry(source=path)
+    scene = backend.estimate(clip(world, NAMES), NULL_REPORTER)
+    assert backend.provenance == {"depth": "measured"}
     error = np.abs(scene.depth / (scale * world.true_depth[::2]) - 1)
     assert np.median(error) < 0.01 and np.percentile(error, 80) < 0.05
     sure = scene.confidence > np.percentile(scene.confidence, 50)

@@ -35,12 +35,15 @@ def test_stage_improves_on_stage_1_and_notices_new_input(tmp_path):
         stage.run(config)
 
 
-@pytest.mark.parametrize(("backend", "expected"), [("sfm", "off"), ("da3", "on"), ("import", "on"), (None, "on")])
-def test_the_mean_gauge_is_for_predicted_depth(tmp_path, monkeypatch, backend, expected):
+@pytest.mark.parametrize(("backends", "expected"), [
+    ({"geometry": "sfm"}, "off"), ({"geometry": "da3"}, "on"), ({"geometry": "import", "depth": "stored"}, "on"),
+    ({"geometry": "import", "depth": "measured"}, "off"), (None, "on"),
+])  # fmt: skip
+def test_the_mean_gauge_is_for_predicted_depth(tmp_path, monkeypatch, backends, expected):
     write_box(tmp_path, frames=3, size=(48, 80))
-    if backend is not None:
+    if backends is not None:
         manifest = SceneLayout(tmp_path).npz_dir / MANIFEST
-        manifest.write_text(json.dumps({"backends": {"geometry": backend}}))
+        manifest.write_text(json.dumps({"backends": backends}))
     first = stage1.run(FrameToModelICPConfig(root_path=tmp_path, alignment=AlignmentDataConfig(num_frames=3, stride=1), **FAST))
     seen = []
 

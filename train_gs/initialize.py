@@ -117,7 +117,7 @@ def _orientations(points: Array, neighbors: Array) -> torch.Tensor:
 
 
 def merge_copies(cloud: CanonicalCloud, cameras: CameraSet, budget: int) -> tuple[Array, Array]:
-    """Voxel averages (M, 3) of points and (M, 3) of colours 0..255, M close to and not above the budget.
+    """Voxel averages (M, 3) of points and (M, 3) of colours 0..255, M close to and, for budgets of more than a few dozen, not above it.
 
     One surface seen by many frames becomes one layer of splats, of the size that `splat_sizes` gives each place. A cloud below the
     budget is returned as it is.

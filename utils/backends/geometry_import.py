@@ -4,7 +4,7 @@ Given poses are taken as they are, in their own units. Where the source has dept
 along the given poses.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -31,11 +31,13 @@ class ImportGeometry:
         source: COLMAP model folder, transforms.json, or a folder that holds either.
         use_depth: take the source's depth where it has some.
         seed: unused; every backend has one.
+        provenance: for the manifest, filled by `estimate`: whether `depth` is `stored` or `measured` along the cameras.
     """
 
     source: Path | None = None
     use_depth: bool = True
     seed: int = 0
+    provenance: dict[str, str] = field(default_factory=dict, init=False)
 
     def estimate(self, frames: ClipFrames, report: Reporter) -> Scene:
         """The chosen frames that have a camera in the source.
@@ -58,10 +60,12 @@ class ImportGeometry:
         if len(kept) < len(frames.chosen):
             absent = [frames.names[i] for i in frames.chosen[rows[frames.chosen] < 0]]
             report.note(f"{len(absent)} frames have no camera and are left out: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}")
-        return _scene(frames, cameras, rows, kept, self.use_depth, report)
+        stored = self.use_depth and all(cameras.depths[row] is not None for row in rows[frames.chosen[kept]])
+        self.provenance["depth"] = "stored" if stored else "measured"
+        return _scene(frames, cameras, rows, kept, stored, report)
 
 
-def _scene(frames: ClipFrames, cameras: ImportedCameras, rows: Array, kept: Array, use_depth: bool, report: Reporter) -> Scene:
+def _scene(frames: ClipFrames, cameras: ImportedCameras, rows: Array, kept: Array, stored: bool, report: Reporter) -> Scene:
     size = frames.size
     posed = np.flatnonzero(rows >= 0)
     images = np.zeros((len(frames.images), *size, 3), np.uint8)
@@ -75,7 +79,7 @@ def _scene(frames: ClipFrames, cameras: ImportedCameras, rows: Array, kept: Arra
     refs = frames.chosen[kept]
     chosen_rows = rows[refs]
     K = np.stack([cameras.intrinsics(int(row), size) for row in chosen_rows])
-    if use_depth and all(cameras.depths[row] is not None for row in chosen_rows):
+    if stored:
         depth = np.stack([_stored_depth(cameras, int(row), size) for row in chosen_rows])
         confidence = 1.0 + np.clip(agreement(depth, w2c[refs], K.mean(axis=0)), 0, None)
         report.note(f"cameras and depth of {len(refs)} frames imported")

@@ -47,6 +47,8 @@ def confident_pixels(scene: Scene, config: AlignmentDataConfig) -> Array:
 
 _FAR = 90.0
 """Percentile of all other depths beyond which the least certain pixels are sky."""
+_MOSTLY_FAR = 0.5
+"""Share of the least certain pixels that must lie there: where near ones are as uncertain, to be uncertain says nothing of sky."""
 
 
 def sky_pixels(scene: Scene) -> Array:
@@ -55,12 +57,15 @@ def sky_pixels(scene: Scene) -> Array:
     Such depth is made up. From frame to frame it stays at the same distance of a camera that moves, so sky that is brought together as
     if it were a surface ends up where no frame shows it.
     """
-    least = scene.valid & (scene.confidence <= scene.confidence.min())
+    none = np.zeros(scene.valid.shape, bool)
+    if not scene.valid.any():
+        return none
+    least = scene.valid & (scene.confidence <= scene.confidence[scene.valid].min())
     rest = scene.valid & ~least
-    if not least.any() or not rest.any():
-        return np.zeros(scene.valid.shape, bool)
+    if not rest.any():
+        return none
     sky: Array = least & (scene.depth >= np.percentile(scene.depth[rest], _FAR))
-    return sky
+    return sky if sky.sum() >= _MOSTLY_FAR * least.sum() else none
 
 
 def _voxel_confident(scene: Scene, size: float, rules: list[tuple[float, float | None, float | None]]) -> Array:

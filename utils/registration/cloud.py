@@ -20,7 +20,7 @@ VOTE_STEPS = 2
 
 
 def usable_pixels(scene: Scene, confident: Array, config: PointFilterConfig) -> Array:
-    """(F, H, W) bool: confident and not on a depth edge; what may be matched and merged."""
+    """(F, H, W) bool: confident and not on a depth edge; what may be merged."""
     with ThreadPoolExecutor(cpu_count()) as pool:
         edges = np.stack(list(pool.map(lambda depth: depth_edges(depth, config.edge_ratio), scene.depth)))
     return confident & ~edges

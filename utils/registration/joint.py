@@ -137,7 +137,8 @@ def _round(
     state = solve(problem, state, shape, config, samples, errors, StepsKept(checkpoints, f"solve_{index}"))
     if extras.gauge_lattice and math.isinf(config.pose_ridge):  # where cameras had to move, what frames show as given is no measure
         solved = AlignedGeometry(scene, replace(scene.cameras, c2w=state.c2w), to_fields(state, shape))
-        common = common_displacement(solved, usable, frames, extras.gauge_lattice)
+        told = np.intersect1d(frames, [frame for m in matches for frame in (m.source, m.target)])  # the others show where they stood
+        common = common_displacement(solved, usable, told, extras.gauge_lattice)
         errors = relative_errors(problem, state, shape)
         # The common part of each frame is known to a fraction of a pixel only: one more step makes them agree again, about there.
         state = replace(state, nodes=state.nodes - from_fields(common, solved.cameras, shape))

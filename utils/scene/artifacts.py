@@ -78,7 +78,7 @@ def load_scene(root: Path) -> Scene:
     complete = bool(valid.all())
     depth = depth if complete else np.where(valid, depth, 0).astype(np.float32)
     finite = np.isfinite(conf)
-    conf = conf if finite.all() else np.where(finite, conf, 0).astype(np.float32)
+    conf = conf if finite.all() else np.where(finite, conf, conf[finite].min() if finite.any() else 0).astype(np.float32)
     conf = conf if complete else np.where(valid, conf, min(float(conf.min()), 1.0)).astype(np.float32)
     w2c = to_4x4(extrinsics.astype(np.float64))
     drift = np.abs(np.swapaxes(w2c[:, :3, :3], 1, 2) @ w2c[:, :3, :3] - np.eye(3)).max()
