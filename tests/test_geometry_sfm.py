@@ -10,8 +10,9 @@ import torch
 from utils.backends import flow_bundle, flow_depth, sfm_poses
 from utils.backends.depth_refine import edge_couplings, fill_and_smooth, fill_doubting, fill_layers, steadiness
 from utils.backends.depth_sweep import doubted, sweep
+from utils.backends.flow_depth import RayDepth
 from utils.backends.geometry import GEOMETRY, ClipFrames
-from utils.backends.geometry_sfm import MEDIAN_DEPTH, PosedClip, SfmGeometry, _match, choose_neighbours
+from utils.backends.geometry_sfm import MEDIAN_DEPTH, PosedClip, SfmGeometry, _confirmed, _match, choose_neighbours
 from utils.errors import GeometryError, InputError, UnknownBackendError
 from utils.geometry import se3
 from utils.geometry.projection import invert_rigid
@@ -130,6 +131,54 @@ def test_plane_sweep_finds_the_plane_across_a_blank_patch_and_doubts_what_contra
     weight = np.ones(SIZE, np.float32)
     assert doubted(truth, weight, swept, spacing)[blank].mean() > 0.7
     assert doubted(0.7 * truth, weight, swept, spacing)[blank].max() < 0.1
+
+
+def test_a_plane_sweep_abstains_where_it_has_nothing_to_tell_by() -> None:
+    grays, depths, w2c = plane_clip()
+    others = [0, 1, 3, 4]
+    relative = w2c[others] @ np.linalg.inv(w2c[2])
+    poses = np.ascontiguousarray(relative[:, :3, :3]), np.ascontiguousarray(relative[:, :3, 3])
+    inverse, weight = (1 / depths[2]).astype(np.float32), np.ones(SIZE, np.float32)
+    color = np.repeat(grays[2][..., None], 3, -1)
+    blank = grays[[2, *others]]
+    blank[0] = 128
+    still = np.tile(np.eye(3), (4, 1, 1)), np.zeros((4, 3))
+    for image, seen, moved in ((np.full_like(color, 128), blank, poses), (color, grays[[2] * 5], still)):
+        swept, spacing = sweep(image, seen, moved, K, inverse)
+        assert np.isnan(swept).all()
+        np.testing.assert_array_equal(doubted(inverse, weight, swept, spacing), weight)
+    keep = np.ones((5, *SIZE), bool)
+    keep[0, 40:80, 100:160] = False
+    swept, _ = sweep(color, grays[[2, *others]], poses, K, inverse, keep)
+    assert np.isnan(swept[40:80, 100:160]).all() and np.isfinite(swept).mean() > 0.9
+    assert np.nanmedian(np.abs(swept / inverse - 1)) < 0.01
+
+
+def test_what_is_masked_in_other_frames_doubts_nothing() -> None:
+    """A sticker near the camera, masked in eight of nine frames and absent from the one between them."""
+    twists = np.zeros((9, 6))
+    twists[:, 3] = np.linspace(-0.5, 0.5, 9)
+    w2c = se3.exp(torch.from_numpy(twists)).numpy()
+    grays, depths = (np.stack(part) for part in zip(*(plane_view(pose, np.array([0.3, 0.1, 1.0]), 4.0) for pose in w2c), strict=True))
+    keep = np.ones(grays.shape, bool)
+    texture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (44, 44)).astype(np.uint8), (0, 0), 1.5)
+    texture = cv2.normalize(texture, None, 0, 255, cv2.NORM_MINMAX)
+    for row, pose in enumerate(w2c):
+        if row != 4:
+            x = round(K[0, 0] * pose[0, 3] / 2.0 + K[0, 2]) - 22
+            grays[row, 45:89, x : x + 44], keep[row, 43:91, x - 2 : x + 46] = texture, False
+    inverse = list((1 / depths).astype(np.float32))
+    inverse[4][:20, :20] = 0.5  # planes reach the sticker
+    ones = np.ones(SIZE, np.float32)
+    rays = [RayDepth(inverse=i, weight=ones * k, views=4 * ones, far=ones < 0) for i, k in zip(1 / depths, keep, strict=True)]
+    neighbours = [[k for k in range(row - 2, row + 3) if k != row and 0 <= k < 9] for row in range(9)]
+    clip = PosedClip(grays=grays, w2c=w2c, K=K, refs=np.arange(9), sparse=[np.zeros((0, 3))] * 9, keep=keep)
+    images = [np.repeat(gray[..., None], 3, -1) for gray in grays]
+    behind = np.s_[50:84, 110:142]
+    with flow_depth.frame_threads() as pool:
+        heeded, ignored = (_confirmed(c, images, neighbours, rays, inverse, pool)[4].weight for c in (clip, replace(clip, keep=None)))
+    assert np.median(heeded[behind]) > 0.5 and np.median(heeded) > 0.7
+    assert np.median(ignored[behind]) < 0.3
 
 
 def test_masked_pixels_of_either_frame_are_not_matched() -> None:

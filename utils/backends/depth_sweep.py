@@ -26,15 +26,22 @@ _CONTRAST = 8.0
 _STEP, _JUMP, _COLOR_SIGMA = 0.05, 1.5, 24.0
 # Values off by this share, and a plane's spacing, have lost three quarters of their weight.
 _TOLERANCE = 0.06
+# Where the planes' costs differ by less than this there is nothing to choose by.
+_TELLING = 1e-3
 
 
 def doubted(inverse: Array, weight: Array, swept: Array, spacing: float) -> Array:
-    """(H, W) float32 `weight` of the inverse depths (H, W), less where they contradict the `swept` ones (H, W), planes `spacing` apart."""
-    off = (inverse - swept) / (_TOLERANCE * np.maximum(swept, 1e-9) + spacing)
+    """(H, W) float32 `weight` of the inverse depths (H, W), less where they contradict the `swept` ones (H, W), planes `spacing` apart.
+
+    Where `swept` is NaN nothing contradicts them.
+    """
+    off = np.where(np.isnan(swept), 0, (inverse - swept) / (_TOLERANCE * np.maximum(swept, 1e-9) + spacing))
     return (weight / (1 + off * off) ** 2).astype(np.float32)
 
 
-def sweep(image: Array, grays: Array, poses: tuple[Array, Array], K: Array, inverse: Array) -> tuple[Array, float]:
+def sweep(
+    image: Array, grays: Array, poses: tuple[Array, Array], K: Array, inverse: Array, keep: Array | None = None
+) -> tuple[Array, float]:
     """Inverse depth by plane sweep and semi-global matching.
 
     Args:
@@ -43,44 +50,73 @@ def sweep(image: Array, grays: Array, poses: tuple[Array, Array], K: Array, inve
         poses: rotations (V, 3, 3) and translations (V, 3), neighbour camera from reference camera.
         K: (3, 3), shared.
         inverse: (H, W) float32 1/z found so far, of which only the range is used.
+        keep: (1 + V, H, W) bool, pixels that may be matched; None: all.
 
     Returns:
-        (H, W) float32 1/z, and the spacing of the planes in it.
+        (H, W) float32 1/z, NaN where there is nothing to tell by (masked, blank, no parallax), and the spacing of the planes in it.
     """
     height, width = inverse.shape
     scale = min(1.0, (_PIXELS / (height * width)) ** 0.5)
     size = max(2, round(width * scale)), max(2, round(height * scale))
     coarse = np.stack([cv2.resize(gray, size, interpolation=cv2.INTER_AREA) for gray in grays]).astype(np.float32)
+    kept = None if keep is None else np.stack([all_kept(mask, size) for mask in keep])
     colors = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     low, high = np.maximum(np.percentile(inverse, _PERCENTILES) * _BEYOND, 0)
     planes = np.linspace(low, max(high, low + 1e-9), _PLANES)
-    cost = _costs(coarse, poses, np.diag([size[0] / width, size[1] / height, 1.0]) @ K, planes)
-    index = _best(_aggregate(cost, colors, np.float32(_STEP), np.float32(_JUMP), np.float32(_COLOR_SIGMA)))
+    cost = _costs(coarse, poses, np.diag([size[0] / width, size[1] / height, 1.0]) @ K, planes, kept)
+    total = _aggregate(cost, colors, np.float32(_STEP), np.float32(_JUMP), np.float32(_COLOR_SIGMA))
+    telling = np.ptp(total, axis=-1) > _TELLING
+    if kept is not None:
+        telling &= kept[0]
     spacing = float(planes[1] - planes[0])
-    found = (planes[0] + spacing * index).astype(np.float32)
+    found = np.where(telling, planes[0] + spacing * _best(total), np.nan).astype(np.float32)
     return cv2.resize(found, (width, height), interpolation=cv2.INTER_LINEAR), spacing
 
 
-def _costs(grays: Array, poses: tuple[Array, Array], K: Array, planes: Array) -> Array:
-    """(H, W, D) float32: 1 - correlation with the better half of the views, times how much contrast there is to tell by."""
+def all_kept(mask: Array, size: tuple[int, int]) -> Array:
+    """A mask (H, W) of usable pixels at `size` (width, height): a pixel is used only if all that lies under it is."""
+    return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.999
+
+
+def _costs(grays: Array, poses: tuple[Array, Array], K: Array, planes: Array, keep: Array | None) -> Array:
+    """(H, W, D) float32: 1 - correlation with the better half of the views, times how much contrast there is to tell by.
+
+    Windows that hold a pixel outside `keep` (1 + V, H, W) are not visible in a view and cost nothing in the reference, nor does a pixel
+    that masks hide from most views at some plane: its planes cannot be compared.
+    """
     reference = grays[0]
     mean = _blur(reference)
     variance = np.maximum(_blur(reference * reference) - mean * mean, 0)
     cost = np.empty((*reference.shape, len(planes)), np.float32)
+    comparable = np.ones(reference.shape, bool) if keep is None else _whole_windows(keep[0])
     better = max(min(2, len(grays) - 1), len(grays) // 2)
     for number, plane in enumerate(planes):
         inverse = np.full(reference.shape, plane, np.float32)
         alike = np.empty((len(grays) - 1, *reference.shape), np.float32)
+        masked = np.zeros(reference.shape, np.int64)
         for view, (gray, R, t) in enumerate(zip(grays[1:], *poses, strict=True)):
             at, visible = project_inverse(inverse, R, t, K)
             seen = cv2.remap(gray, at[..., 0] - 0.5, at[..., 1] - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
             other = _blur(seen)
             spread = np.maximum(_blur(seen * seen) - other * other, 0)
             common = _blur(reference * seen) - mean * other
+            if keep is not None:
+                kept = keep[view + 1].astype(np.float32)
+                there = cv2.remap(kept, at[..., 0] - 0.5, at[..., 1] - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+                hidden = visible & ~_whole_windows(there > 0.999)
+                visible &= ~hidden
+                masked += hidden
             alike[view] = np.where(visible, (common + _NOISE / 2) / np.sqrt((variance + _NOISE) * (spread + _NOISE)), -1)
         # hidden in some views, or past their border: the better half decides
+        comparable &= masked <= len(grays) - 1 - better
         cost[..., number] = 1 - np.clip(np.sort(alike, axis=0)[-better:].mean(0), 0, 1)
-    return cost * (variance / (variance + _CONTRAST**2))[..., None]
+    contrast = np.where(comparable, variance / (variance + _CONTRAST**2), np.float32(0))
+    return cost * contrast[..., None]
+
+
+def _whole_windows(keep: Array) -> Array:
+    """(H, W) bool, pixels whose window lies within `keep` (H, W)."""
+    return cv2.erode(keep.astype(np.uint8), np.ones((_WINDOW, _WINDOW), np.uint8)) > 0
 
 
 def _blur(image: Array) -> Array:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from utils.backends.depth_refine import edge_couplings, fill_and_smooth, fill_doubting, fill_layers, flatness, steadiness
-from utils.backends.depth_sweep import doubted, sweep
+from utils.backends.depth_sweep import all_kept, doubted, sweep
 from utils.backends.flow_bundle import Matches, adjust, join
 from utils.backends.flow_depth import RayDepth, agreement, carried, frame_threads, match_through_depth, triangulate
 from utils.backends.geometry import ClipFrames
@@ -142,8 +142,7 @@ def _posed_clip(frames: ClipFrames, model: SparseModel) -> PosedClip:
         sparse.append(np.column_stack([model.seen_at[mine][front] * scale, 1 / camera[front, 2]]))
     keep = frames.keep
     if keep is not None:
-        # A pixel is used only if all that lies under it is.
-        keep = np.stack([cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA) > 0.999 for mask in keep])
+        keep = np.stack([all_kept(mask, size[::-1]) for mask in keep])
     return PosedClip(grays=grays, w2c=w2c, K=np.diag([*scale, 1.0]) @ model.K, refs=refs, sparse=sparse, keep=keep)
 
 
@@ -215,7 +214,8 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
     hints: Sequence[tuple[Array, Array] | None] = [None for _ in rows]
     found: list[_Found] = []
     with frame_threads() as pool:
-        couplings = list(pool.map(lambda ref: edge_couplings(_working_image(frames, int(ref))), clip.refs))
+        images = list(pool.map(lambda ref: _working_image(frames, int(ref)), clip.refs))
+        couplings = list(pool.map(edge_couplings, images))
         neighbours = [choose_neighbours(clip, row) for row in rows]
         inverse = list(pool.map(lambda row: fill_and_smooth(*_anchor_images(clip, row), couplings[row], _FIRST_STRENGTH)[0], rows))
         for number, strength in enumerate(_STRENGTHS):
@@ -229,7 +229,7 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
                 hints = _hints(clip, [result.ray for result in found], _CARRIED_LEAST, pool)
                 clip = _refine_cameras(clip, [r.sample for r in found], [r.sample_inverse for r in found], report)
         rays = list(pool.map(_steady, [result.ray for result in found]))
-        confirmed = _confirmed(clip, frames, neighbours, rays, inverse, pool)
+        confirmed = _confirmed(clip, images, neighbours, rays, inverse, pool)
         hints = _hints(clip, confirmed, _STEADY_LEAST, pool)
         inverse = list(pool.map(partial(_settled, clip), rows, confirmed, couplings, hints))
     return clip, inverse, rays
@@ -241,19 +241,22 @@ def _steady(ray: RayDepth) -> RayDepth:
 
 
 def _confirmed(
-    clip: PosedClip, frames: ClipFrames, neighbours: list[list[int]], rays: list[RayDepth], inverse: list[Array], pool: ThreadPoolExecutor
+    clip: PosedClip, images: list[Array], neighbours: list[list[int]], rays: list[RayDepth], inverse: list[Array], pool: ThreadPoolExecutor
 ) -> list[RayDepth]:
     """The triangulations with little weight where plane sweeps over the same neighbours contradict them: there flow drifted."""
 
     def swept_of(row: int) -> tuple[Array, float]:
-        ref = int(clip.refs[row])
-        image, seen = _working_image(frames, ref), clip.grays[[ref, *neighbours[row]]]
-        return sweep(image, seen, _relative(clip, row, neighbours[row]), clip.K, inverse[row])
+        seen = [int(clip.refs[row]), *neighbours[row]]
+        keep = None if clip.keep is None else clip.keep[seen]
+        return sweep(images[row], clip.grays[seen], _relative(clip, row, neighbours[row]), clip.K, inverse[row], keep)
 
     rows = range(len(rays))
     swept, spacings = zip(*pool.map(swept_of, rows), strict=True)
     stacked = np.stack(swept)
-    others = pool.map(partial(carried, stacked, np.ones(stacked.shape, bool), clip.w2c[clip.refs], clip.K), rows)
+    trusted = np.isfinite(stacked)
+    if clip.keep is not None:
+        trusted &= clip.keep[clip.refs]
+    others = pool.map(partial(carried, stacked, trusted, clip.w2c[clip.refs], clip.K), rows)
     voted = [np.where(count >= _SWEEPS, value, own) for (value, count), own in zip(others, swept, strict=True)]
     return [
         replace(ray, weight=doubted(ray.inverse, ray.weight, vote, spacing))
