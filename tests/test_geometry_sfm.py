@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from utils.backends import flow_bundle, flow_depth, sfm_poses
+from utils.backends import depth_settle, flow_bundle, flow_depth, sfm_poses
 from utils.backends.depth_refine import edge_couplings, fill_and_smooth, fill_doubting, fill_layers, steadiness
+from utils.backends.depth_settle import PosedClip
 from utils.backends.depth_sweep import doubted, sweep
 from utils.backends.flow_depth import RayDepth
 from utils.backends.geometry import GEOMETRY, ClipFrames
-from utils.backends.geometry_sfm import MEDIAN_DEPTH, PosedClip, SfmGeometry, _confirmed, _match, choose_neighbours
+from utils.backends.geometry_sfm import MEDIAN_DEPTH, SfmGeometry, _match, choose_neighbours
 from utils.errors import GeometryError, InputError, UnknownBackendError
 from utils.geometry import se3
 from utils.geometry.projection import invert_rigid
@@ -176,7 +177,9 @@ def test_what_is_masked_in_other_frames_doubts_nothing() -> None:
     images = [np.repeat(gray[..., None], 3, -1) for gray in grays]
     behind = np.s_[50:84, 110:142]
     with flow_depth.frame_threads() as pool:
-        heeded, ignored = (_confirmed(c, images, neighbours, rays, inverse, pool)[4].weight for c in (clip, replace(clip, keep=None)))
+        heeded, ignored = (
+            depth_settle._confirmed(c, images, neighbours, rays, inverse, pool)[4].weight for c in (clip, replace(clip, keep=None))
+        )
     assert np.median(heeded[behind]) > 0.5 and np.median(heeded) > 0.7
     assert np.median(ignored[behind]) < 0.3
 

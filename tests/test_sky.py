@@ -9,9 +9,10 @@ import pytest
 import preprocess_video
 from configs.preprocess import PreprocessConfig
 from tests.box_world import make_box_world
+from utils.backends.depth_settle import PosedClip
 from utils.backends.flow_depth import RayDepth
 from utils.backends.geometry import ClipFrames
-from utils.backends.geometry_sfm import MEDIAN_DEPTH, PosedClip, _to_scene
+from utils.backends.geometry_sfm import MEDIAN_DEPTH, _to_scene
 from utils.backends.posed_depth import _finished
 from utils.backends.sfm_poses import SparseModel
 from utils.scene.artifacts import load_scene

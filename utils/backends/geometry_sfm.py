@@ -5,17 +5,17 @@ that its median depth is 3 units.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
 import cv2
 import numpy as np
 
-from utils.backends.depth_refine import edge_couplings, fill_and_smooth, fill_doubting, fill_layers, flatness, steadiness
-from utils.backends.depth_sweep import all_kept, doubted, sweep
+from utils.backends.depth_refine import edge_couplings, fill_and_smooth, fill_layers, flatness
+from utils.backends.depth_settle import LAST_STRENGTH, PosedClip, anchor_images, hints_of, known_layers, relative_poses, settle
+from utils.backends.depth_sweep import all_kept
 from utils.backends.flow_bundle import Matches, adjust, join
-from utils.backends.flow_depth import RayDepth, agreement, carried, frame_threads, match_through_depth, triangulate
+from utils.backends.flow_depth import RayDepth, agreement, frame_threads, match_through_depth, triangulate
 from utils.backends.geometry import ClipFrames
 from utils.backends.sfm_poses import (
     SparseModel,
@@ -41,42 +41,15 @@ _NEARER_SHARE = 75
 _LATE_COST = 0.5
 # Smoothing of inverse depth after each round; the first only has to start the second well.
 _FIRST_STRENGTH = 1e5
-_STRENGTHS = (60.0, 15.0, 4.0)
-# Weight that a pixel needs to be carried into other frames, and its weight there for each frame that says so.
-_CARRIED_LEAST, _HINT = 0.1, 0.02
-# The same at the end, when values that scatter have lost their weight.
-_STEADY_LEAST = 0.03
-# Sweeps of other frames that must reach a pixel for their median to count instead of its own frame's sweep.
-_SWEEPS = 3
-# Weight of a sparse point once flow has measured: as much as any other weak hint, or single points show as dots in far depth.
-_ANCHOR = 0.05
+_STRENGTHS = (60.0, 15.0, LAST_STRENGTH)
+# Weight that a pixel needs to be carried into other frames between the rounds.
+_CARRIED_LEAST = 0.1
 # Points of each frame that enter bundle adjustment: more add time, not accuracy.
 _BUNDLE_POINTS = 150
 # The far shell lies at this multiple of the 99th percentile of the measured depth.
 _SHELL = 1.5
 # And at most at this multiple of the median depth: beyond, depth is noise and only harms what scales with it.
 _FARTHEST = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class PosedClip:
-    """Grey images and cameras on the working grid.
-
-    Attributes:
-        grays: (T, H, W) uint8.
-        w2c: (T, 4, 4), NaN where a frame has no pose.
-        K: (3, 3) pixels of (H, W), shared.
-        refs: (R,) int64 positions of the frames that get depth.
-        sparse: for each ref, (M, 3) column, row and 1/z of the sparse points it sees.
-        keep: (T, H, W) bool, pixels that may be matched; None: all.
-    """
-
-    grays: Array
-    w2c: Array
-    K: Array
-    refs: Array
-    sparse: list[Array]
-    keep: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +190,7 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
         images = list(pool.map(lambda ref: _working_image(frames, int(ref)), clip.refs))
         couplings = list(pool.map(edge_couplings, images))
         neighbours = [choose_neighbours(clip, row) for row in rows]
-        inverse = list(pool.map(lambda row: fill_and_smooth(*_anchor_images(clip, row), couplings[row], _FIRST_STRENGTH)[0], rows))
+        inverse = list(pool.map(lambda row: fill_and_smooth(*anchor_images(clip, row), couplings[row], _FIRST_STRENGTH)[0], rows))
         for number, strength in enumerate(_STRENGTHS):
             improve = partial(_improve, clip, strength=strength)
             found = []
@@ -226,47 +199,10 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
                 report.step(StepReport("depth", number * len(rows) + row, len(_STRENGTHS) * len(rows)))
             inverse = [result.inverse for result in found]
             if number + 1 < len(_STRENGTHS):
-                hints = _hints(clip, [result.ray for result in found], _CARRIED_LEAST, pool)
+                hints = hints_of(clip, [result.ray for result in found], _CARRIED_LEAST, pool)
                 clip = _refine_cameras(clip, [r.sample for r in found], [r.sample_inverse for r in found], report)
-        rays = list(pool.map(_steady, [result.ray for result in found]))
-        confirmed = _confirmed(clip, images, neighbours, rays, inverse, pool)
-        hints = _hints(clip, confirmed, _STEADY_LEAST, pool)
-        inverse = list(pool.map(partial(_settled, clip), rows, confirmed, couplings, hints))
+        inverse, rays = settle(clip, images, neighbours, [result.ray for result in found], inverse, couplings, pool)
     return clip, inverse, rays
-
-
-def _steady(ray: RayDepth) -> RayDepth:
-    """The triangulation with little weight where flow guessed. Only at the end: between rounds it keeps thin things from being found."""
-    return replace(ray, weight=ray.weight * steadiness(ray.inverse, ray.weight))
-
-
-def _confirmed(
-    clip: PosedClip, images: list[Array], neighbours: list[list[int]], rays: list[RayDepth], inverse: list[Array], pool: ThreadPoolExecutor
-) -> list[RayDepth]:
-    """The triangulations with little weight where plane sweeps over the same neighbours contradict them: there flow drifted."""
-
-    def swept_of(row: int) -> tuple[Array, float]:
-        seen = [int(clip.refs[row]), *neighbours[row]]
-        keep = None if clip.keep is None else clip.keep[seen]
-        return sweep(images[row], clip.grays[seen], _relative(clip, row, neighbours[row]), clip.K, inverse[row], keep)
-
-    rows = range(len(rays))
-    swept, spacings = zip(*pool.map(swept_of, rows), strict=True)
-    stacked = np.stack(swept)
-    trusted = np.isfinite(stacked)
-    if clip.keep is not None:
-        trusted &= clip.keep[clip.refs]
-    others = pool.map(partial(carried, stacked, trusted, clip.w2c[clip.refs], clip.K), rows)
-    voted = [np.where(count >= _SWEEPS, value, own) for (value, count), own in zip(others, swept, strict=True)]
-    return [
-        replace(ray, weight=doubted(ray.inverse, ray.weight, vote, spacing))
-        for ray, vote, spacing in zip(rays, voted, spacings, strict=True)
-    ]
-
-
-def _settled(clip: PosedClip, row: int, ray: RayDepth, couplings: tuple[Array, Array], hint: tuple[Array, Array]) -> Array:
-    """The final inverse depth of a ref, every pixel filled."""
-    return fill_doubting(*_layers(clip, row, ray, hint), couplings, _STRENGTHS[-1])
 
 
 @dataclass(frozen=True)
@@ -291,8 +227,8 @@ def _improve(
 ) -> _Found:
     """One round for one ref: match through the current 1/z, triangulate and fill."""
     matches, trusted = _match(clip, row, neighbours, inverse)
-    ray = triangulate(matches, trusted, *_relative(clip, row, neighbours), clip.K)
-    filled = fill_layers(*_layers(clip, row, ray, hint), couplings, strength)
+    ray = triangulate(matches, trusted, *relative_poses(clip, row, neighbours), clip.K)
+    filled = fill_layers(*known_layers(clip, row, ray, hint), couplings, strength)
     sample, start = _sample_matches(clip, row, neighbours, ray, matches, trusted)
     return _Found(filled, ray, sample, start)
 
@@ -301,15 +237,9 @@ def _working_image(frames: ClipFrames, position: int) -> Array:
     return cv2.resize(frames.images[position], (frames.size[1], frames.size[0]), interpolation=cv2.INTER_AREA)
 
 
-def _relative(clip: PosedClip, row: int, neighbours: list[int]) -> tuple[Array, Array]:
-    """Rotations (V, 3, 3) and translations (V, 3), neighbour camera from ref camera."""
-    relative = clip.w2c[neighbours] @ invert_rigid(clip.w2c[clip.refs[row]])
-    return np.ascontiguousarray(relative[:, :3, :3]), np.ascontiguousarray(relative[:, :3, 3])
-
-
 def _match(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> tuple[Array, Array]:
     """Matches (V, H, W, 2) of a ref in its neighbours and whether they are trusted (V, H, W)."""
-    rotations, translations = _relative(clip, row, neighbours)
+    rotations, translations = relative_poses(clip, row, neighbours)
     reference = clip.grays[clip.refs[row]]
     found = [
         match_through_depth(reference, clip.grays[k], inverse, (R, t), clip.K)
@@ -323,24 +253,6 @@ def _match(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> 
         ]
         trusted &= clip.keep[clip.refs[row]] & np.stack(there)
     return matches, trusted
-
-
-def _hints(clip: PosedClip, rays: list[RayDepth], least: float, pool: ThreadPoolExecutor) -> list[tuple[Array, Array]]:
-    """For every ref the inverse depth that the others' pixels of more than the `least` weight give it, and how many frames say so."""
-    inverse = np.stack([ray.inverse for ray in rays])
-    trusted = np.stack([(ray.weight > least) & (ray.views >= 3) for ray in rays])
-    return list(pool.map(partial(carried, inverse, trusted, clip.w2c[clip.refs], clip.K), range(len(rays))))
-
-
-def _layers(clip: PosedClip, row: int, ray: RayDepth, hint: tuple[Array, Array] | None) -> tuple[Array, Array]:
-    """What is known of a ref's inverse depth, and its weight, (L, H, W) float32 each: measured values, sparse points and hints."""
-    anchors, anchor_weight = _anchor_images(clip, row)
-    values = [np.where(ray.far, np.maximum(ray.inverse, 0), ray.inverse), anchors]
-    weights = [np.where(ray.far, np.float32(1), ray.weight), _ANCHOR * anchor_weight]
-    if hint is not None:
-        values.append(hint[0])
-        weights.append(_HINT * hint[1])
-    return np.stack(values), np.stack(weights)
 
 
 def _sample_matches(
@@ -377,17 +289,6 @@ def _refine_cameras(clip: PosedClip, samples: list[Matches], starts: list[Array]
         f" focal {bundle.K[0, 0] / clip.K[0, 0]:.3f} x"
     )
     return replace(clip, w2c=bundle.w2c, K=bundle.K)
-
-
-def _anchor_images(clip: PosedClip, row: int) -> tuple[Array, Array]:
-    """Sparse inverse depth and its weight on the grid, (H, W) float32 each."""
-    _, h, w = clip.grays.shape
-    anchors, weight = np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)
-    x, y, inverse = clip.sparse[row].T
-    inside = (x >= 0) & (y >= 0) & (x < w) & (y < h)
-    at = (y[inside].astype(int), x[inside].astype(int))
-    anchors[at], weight[at] = inverse[inside], 1.0
-    return anchors, weight
 
 
 def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, inverse: list[Array], rays: list[RayDepth]) -> Scene:

@@ -1,15 +1,18 @@
 """Dense depth of images whose cameras are known, in the cameras' own units: flow between neighbours, triangulated along the poses.
 
 Nothing is known of the depth at first. Neighbours in time, seen through the rotation alone, give a rough depth; with it, wider and more
-precise neighbours are chosen and matched through the depth found so far.
+precise neighbours are chosen and matched through the depth found so far. Then all frames together settle it, see `depth_settle`.
 """
+
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from utils.backends.depth_refine import edge_couplings, fill_and_smooth
+from utils.backends.depth_settle import PosedClip, settle
 from utils.backends.flow_depth import RayDepth, agreement, frame_threads, match_through_depth, triangulate
-from utils.backends.geometry_sfm import PosedClip, choose_neighbours
+from utils.backends.geometry_sfm import choose_neighbours
 from utils.errors import GeometryError
 from utils.geometry.projection import invert_rigid
 from utils.types import Array, Reporter, StepReport
@@ -44,18 +47,28 @@ def depth_along_poses(images: Array, w2c: Array, K: Array, refs: Array, report: 
         GeometryError: a frame matches none of its neighbours, or the cameras do not move.
     """
     grays = np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images])
-    rays: list[RayDepth] = []
-    inverse: list[Array] = []
+    found: list[_Found] = []
     with frame_threads() as pool:
-        for row, (filled, ray) in enumerate(pool.map(lambda ref: _one_frame(images, grays, w2c, K, int(ref)), refs)):
-            inverse.append(filled)
-            rays.append(ray)
+        for row, result in enumerate(pool.map(lambda ref: _one_frame(images, grays, w2c, K, int(ref)), refs)):
+            found.append(result)
             report.step(StepReport("depth along the given poses", row, len(refs)))
-    return _finished(np.stack(inverse), rays, w2c[refs], K)
+        clip = PosedClip(grays=grays, w2c=w2c, K=K, refs=refs, sparse=[np.zeros((0, 3))] * len(refs))
+        neighbours, couplings = [f.neighbours for f in found], [f.couplings for f in found]
+        inverse, rays = settle(clip, list(images[refs]), neighbours, [f.ray for f in found], [f.inverse for f in found], couplings, pool)
+    return _finished(np.maximum(np.stack(inverse), 0), rays, w2c[refs], K)
 
 
-def _one_frame(images: Array, grays: Array, w2c: Array, K: Array, ref: int) -> tuple[Array, RayDepth]:
-    """Filled inverse depth (H, W) and the last triangulation of one frame."""
+@dataclass(frozen=True)
+class _Found:
+    """Filled inverse depth (H, W), the last triangulation, the frames that it is from, and couplings of one frame."""
+
+    inverse: Array
+    ray: RayDepth
+    neighbours: list[int]
+    couplings: tuple[Array, Array]
+
+
+def _one_frame(images: Array, grays: Array, w2c: Array, K: Array, ref: int) -> _Found:
     couplings = edge_couplings(images[ref])
     posed = np.flatnonzero(np.isfinite(w2c[:, 0, 0]))
     at = int(np.searchsorted(posed, ref))
@@ -76,7 +89,7 @@ def _one_frame(images: Array, grays: Array, w2c: Array, K: Array, ref: int) -> t
     chosen = choose_neighbours(clip, 0) or near
     for strength in _STRENGTHS:
         inverse, ray = _round(grays, w2c, K, ref, chosen, inverse, couplings, strength)
-    return inverse, ray
+    return _Found(inverse, ray, chosen, couplings)
 
 
 def _round(
