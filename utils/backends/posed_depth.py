@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from utils.backends.depth_refine import edge_couplings, fill_and_smooth
-from utils.backends.depth_settle import PosedClip, settle
+from utils.backends.depth_settle import LAST_STRENGTH, PosedClip, settle
 from utils.backends.flow_depth import RayDepth, agreement, frame_threads, match_through_depth, triangulate
 from utils.backends.geometry_sfm import choose_neighbours
 from utils.errors import GeometryError
@@ -21,7 +21,7 @@ from utils.types import Array, Reporter, StepReport
 _FIRST_REACH = 2
 # Smoothing of inverse depth, from rough to fine: two rounds on the neighbours in time, three on the chosen ones.
 _FIRST_STRENGTHS = (1e3, 200.0)
-_STRENGTHS = (60.0, 15.0, 4.0)
+_STRENGTHS = (60.0, 15.0, LAST_STRENGTH)
 # Points of the rough depth that measure the angle between two views.
 _PROBES = 400
 # A frame of which less is measured has no usable depth.
@@ -115,4 +115,6 @@ def _finished(inverse: Array, rays: list[RayDepth], w2c: Array, K: Array) -> tup
     support = agreement(depth, w2c, K)
     strength = np.stack([np.minimum(ray.weight, 4.0) for ray in rays])
     confidence = 1.0 + np.where(measured, strength, 0.05) * (0.25 + support)
+    # What another frame confirms counts as measured, however weak; a guess stays below.
+    confidence += np.float32(0.1) * (measured & (support > 0))
     return depth, np.where(inverse <= nearest, 1.0, confidence).astype(np.float32)

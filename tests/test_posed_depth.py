@@ -1,0 +1,42 @@
+"""Depth along true cameras: what the frames settle together is better than each alone, and what they confirm counts."""
+
+import numpy as np
+import pytest
+
+from tests.box_world import make_box_world
+from utils.backends import posed_depth
+from utils.backends.flow_depth import RayDepth
+from utils.geometry.projection import transform, unproject_depth
+from utils.types import NULL_REPORTER
+
+
+def test_frames_settle_a_blank_patch_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make_box_world(frames=9, size=(84, 140), warp=0.0)
+    K, truth = world.true.K[0], world.true_depth
+    points = np.stack([transform(c2w, unproject_depth(depth, K)) for c2w, depth in zip(world.true.c2w, truth, strict=True)])
+    blank = (np.abs(points[..., 0] - 0.1) < 0.9) & (np.abs(points[..., 1]) < 0.7) & (points[..., 2] > 2.9)
+    images = np.where(blank[..., None], 128.0, world.scene.images) + np.random.default_rng(0).normal(0, 1.5, world.scene.images.shape)
+    images = np.clip(images, 0, 255).astype(np.uint8)
+
+    def off() -> np.ndarray:
+        return np.abs(posed_depth.depth_along_poses(images, world.true.w2c, K, np.arange(9), NULL_REPORTER)[0] / truth - 1)
+
+    settled = off()
+    monkeypatch.setattr(posed_depth, "settle", lambda clip, images, neighbours, rays, inverse, couplings, pool: (inverse, rays))
+    alone = off()
+    assert np.median(settled[blank]) < 0.025 < 0.035 < np.median(alone[blank])
+    assert (settled[blank] > 0.05).mean() < 0.1 and (alone[blank] > 0.05).mean() > 0.3
+    assert np.median(settled[~blank]) < 0.01 and np.median(settled) < np.median(alone)
+
+
+def test_what_other_frames_confirm_counts_as_measured_however_weak() -> None:
+    world = make_box_world(frames=4, size=(42, 70), warp=0.0)
+    inverse = (1 / world.true_depth).astype(np.float32)
+    wrong = np.s_[:, 10:20, 20:40]
+    inverse[wrong] *= 1.5
+    weight = np.full(inverse.shape[1:], 0.01, np.float32)
+    weight[:, :10] = 0
+    rays = [RayDepth(inverse=i, weight=weight, views=4 * np.ones_like(i), far=weight < 0) for i in inverse]
+    _, confidence = posed_depth._finished(inverse, rays, world.true.w2c, world.true.K[0])
+    assert (confidence[:, :, 10:] > 1.1).mean() > 0.7
+    assert confidence[:, :, :10].max() < 1.1 and (confidence[wrong] > 1.1).mean() < 0.1
