@@ -84,9 +84,12 @@ def test_quaternions_are_rotations(seed):
 
 
 def test_normal_to_quat_takes_z_to_the_normal():
-    normals = torch.nn.functional.normalize(torch.randn(50, 3, dtype=torch.float64), dim=-1)
-    normals = torch.cat([normals, torch.tensor([[0.0, 0, 1], [0, 0, -1]], dtype=torch.float64)])
+    draw = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    near = torch.tensor([[0.0, 0, 1], [0, 0, -1], [0.02, -0.01, -1], [1e-5, 0, -1]], dtype=torch.float64)
+    normals = torch.nn.functional.normalize(torch.cat([draw, near]), dim=-1)
     torch.testing.assert_close(quat_to_matrix(normal_to_quat(normals))[..., 2], normals, atol=1e-9, rtol=0)
+    single = quat_to_matrix(normal_to_quat(normals.float()))[..., 2]
+    torch.testing.assert_close(single, normals.float(), atol=1e-6, rtol=0)
 
 
 def example_cameras(frames: int = 3, size: tuple[int, int] = (6, 8)) -> CameraSet:

@@ -53,7 +53,8 @@ def quat_multiply(a: Tensor, b: Tensor) -> Tensor:
 def normal_to_quat(normal: Tensor) -> Tensor:
     """(..., 3) unit normals -> (..., 4) the shortest rotation that takes +z to the normal."""
     x, y, z = normal.unbind(-1)
-    quat = torch.stack([1 + z, -y, x, torch.zeros_like(z)], -1)
+    w = torch.where(z < 0, (x * x + y * y) / (1 - z), 1 + z)  # alike, but 1 + z loses its digits near -z
+    quat = torch.stack([w, -y, x, torch.zeros_like(z)], -1)
     flipped = torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=normal.dtype, device=normal.device)  # +z to -z: about x
-    quat = torch.where((z < -0.999)[..., None], flipped, quat)
+    quat = torch.where((quat.square().sum(-1) < 1e-12)[..., None], flipped, quat)
     return torch.nn.functional.normalize(quat, dim=-1)
