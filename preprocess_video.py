@@ -20,10 +20,10 @@ from utils.runtime import run_stage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from utils.backends.geometry import ClipFrames, GeometryBackend
-    from utils.backends.sfm_poses import SparseModel
+    from utils.geometry_backend import ClipFrames, GeometryBackend
     from utils.scene.captured import Straightener
     from utils.scene.layout import SceneLayout
+    from utils.sfm.mapping import SparseModel
     from utils.types import Array, Reporter, Scene
 
 SCHEMA = "geometry/1"
@@ -105,9 +105,9 @@ def run(config: PreprocessConfig, report: "Reporter") -> Path:
 
 def _resolve_backend(config: PreprocessConfig) -> str:
     """`auto`: given cameras if there are any; Depth Anything 3 where a GPU, its package and its weights are there; else `sfm`."""
-    from utils.backends.accelerator import accelerator
-    from utils.backends.da3_weights import ready
-    from utils.backends.geometry import GEOMETRY
+    from utils.da3.weights import ready
+    from utils.device.accelerator import accelerator
+    from utils.geometry_backend import GEOMETRY
     from utils.runtime import cuda_device_present
 
     name = config.backend
@@ -204,7 +204,7 @@ def _clip_frames(config: PreprocessConfig, source: Source, report: "Reporter") -
     """The frames for the backend, and the position of each of them in the source."""
     import numpy as np
 
-    from utils.backends.geometry import ClipFrames
+    from utils.geometry_backend import ClipFrames
     from utils.scene.frame_selection import between, choose_uniform, prefer_sharp, share_fairly
     from utils.scene.media import image_size, read_frames, working_size
 
@@ -250,7 +250,7 @@ def _sharpness(paths: list[Path]) -> "Array":
 
 
 def _make_backend(name: str, config: PreprocessConfig) -> "GeometryBackend":
-    from utils.backends.geometry import GEOMETRY
+    from utils.geometry_backend import GEOMETRY
 
     options: dict[str, object] = {"seed": config.seed}
     if name == "da3":
@@ -321,7 +321,7 @@ def _straightener(
     motion = ClipMotion(lambda position: read_image(source.frames[position]), source.totals)
     if config.lens != "estimate":
         return Straightener(parse_camera(config.lens), motion), None
-    from utils.backends.captured_camera import estimate_camera
+    from utils.sfm.captured_camera import estimate_camera
 
     report.note("lens and shutter: mapping the frames as they are")
     chosen = [read[row] for row in frames.chosen]
@@ -401,10 +401,10 @@ def _write_clip_cameras(
     """
     import numpy as np
 
-    from utils.backends.clip_cameras import place_clip
     from utils.exports.clip import write_clip
     from utils.scene.manifest import publish
     from utils.scene.media import image_size, read_image, write_image
+    from utils.sfm.clip_cameras import place_clip
 
     wholes = list(range(len(source.frames))) if config.every_frame else positions
     if not config.every_frame:

@@ -329,7 +329,7 @@ def resolve_device(device: str) -> Literal["cpu", "cuda"]:
 
 def computing_on(config: PipelineConfig) -> contextlib.AbstractContextManager[None]:
     """Keeps every stage off the GPU where the CPU is asked for, and within the memory limit where not."""
-    from utils.backends.accelerator import cap_accelerator, without_accelerator
+    from utils.device.accelerator import cap_accelerator, without_accelerator
 
     if config.device == "cpu":
         return without_accelerator()
@@ -339,13 +339,13 @@ def computing_on(config: PipelineConfig) -> contextlib.AbstractContextManager[No
 
 def compiling_ahead(config: PipelineConfig, calls: list[StageCall]) -> contextlib.AbstractContextManager[Any]:
     """Kernels of later stages are compiled while the first one works, where that is of use: on a GPU, ahead of geometry."""
-    from utils.backends.accelerator import accelerator
+    from utils.device.accelerator import accelerator
 
     capped = config.max_gpu_gb or any(getattr(call.config, "max_gpu_gb", 0.0) for call in calls)
     waiting = calls[0].module == "preprocess_video" and _created(calls[0].folder) is None
     if not config.precompile or capped or not waiting or accelerator() is None:
         return contextlib.nullcontext()
-    from utils.warm_up import warming_up
+    from video_to_world.warm_up import warming_up
 
     return warming_up(config.renderers)
 
@@ -373,7 +373,7 @@ def main(argv: list[str] | None = None) -> None:
         with computing_on(config), compiling_ahead(config, calls):
             summary = execute(config, calls, progress or console, progress)
     if not config.skip_eval:
-        from utils.report_html import write_report
+        from utils.report.html import write_report
 
         write_report(config.scene_root)
     print(closing_words(config, calls, summary))

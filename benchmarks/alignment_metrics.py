@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+from utils.cameras.similarity import Similarity, fit_points, fit_similarity
 from utils.errors import GeometryError
-from utils.geometry.similarity import Similarity, fit_points, fit_similarity
 from utils.synthetic import SyntheticWorld
 from utils.types import Array, CameraSet
 

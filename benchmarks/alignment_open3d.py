@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from utils.cameras.projection import unproject_depth
 from utils.errors import MissingDependencyError
-from utils.geometry.projection import unproject_depth
 from utils.types import Array, CameraSet, Scene
 
 VOXELS = (0.02, 0.01, 0.005)  # of the median depth, coarse to fine

@@ -17,10 +17,10 @@ from benchmarks.alignment_open3d import align_open3d
 from configs.icp import FieldName
 from configs.stage1_align import FrameToModelICPConfig, MatchingConfig, SolverConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
+from utils.matching.flow import FlowMatcher, match_grid, select_matches
+from utils.matching.pairs import choose_pairs, overlaps
+from utils.published import align_frame_to_model, align_leave_one_out, refine_matched
 from utils.registration import AlignedGeometry, Matcher, MatchSet, Registration, align_jointly, align_sequential, forward_points
-from utils.registration.icp import align_frame_to_model, align_leave_one_out, refine_matched
-from utils.registration.matching import FlowMatcher, match_grid, select_matches
-from utils.registration.pairs import choose_pairs, overlaps
 from utils.registration.sequential import unaligned
 from utils.synthetic import SyntheticWorld
 from utils.types import Array, CameraSet, Scene

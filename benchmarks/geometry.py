@@ -24,16 +24,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.backends.captured_camera import estimate_camera
-from utils.backends.clip_cameras import place_clip
-from utils.backends.geometry import ClipFrames
-from utils.backends.geometry_sfm import SfmGeometry
-from utils.backends.sfm_poses import SparseModel
 from utils.errors import V2WError
-from utils.pictures import colorize_depth, depth_range, grid, labelled
+from utils.geometry_backend import ClipFrames
+from utils.report.pictures import colorize_depth, depth_range, grid, labelled
 from utils.scene.captured import CapturedCamera, ClipMotion
 from utils.scene.frame_selection import between, choose_uniform
 from utils.scene.media import decode, extract_frames, list_frames, read_frames, resize_area, working_size, write_image
+from utils.sfm.backend import SfmGeometry
+from utils.sfm.captured_camera import estimate_camera
+from utils.sfm.clip_cameras import place_clip
+from utils.sfm.mapping import SparseModel
 from utils.synthetic.captured import CapturedConfig, capture
 from utils.synthetic.scenes import LAYOUTS
 from utils.synthetic.world import WorldConfig, make_world

@@ -25,18 +25,19 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu_pipeline, gpu_scaling
-from utils.backends.rasterizer import SplatMode
-from utils.backends.rasterizer_gsplat import GsplatRasterizer
-from utils.backends.rasterizer_torch import TorchRasterizer
-from utils.backends.rasterizer_triton import SHAPES, BlendShape, TritonRasterizer
-from utils.deformation import lattice_triton
+from utils.cameras import se3
 from utils.deformation.inverse import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWTON_STEPS, TOLERANCE, FixedPointInverseWarp, LocalWarp
-from utils.deformation.lattice import LatticeField
-from utils.geometry import se3
-from utils.points.confidence_torch import voxel_confident
-from utils.registration import flow_torch
-from utils.splats import gaussians, gaussians_triton
-from utils.splats.ssim import ssim
+from utils.deformation.lattice import triton as lattice_triton
+from utils.deformation.lattice.reference import LatticeField
+from utils.matching.optical_flow import reference as flow_torch
+from utils.points.confidence.torch import voxel_confident
+from utils.splatting.rasterize.contract import SplatMode
+from utils.splatting.rasterize.gsplat import GsplatRasterizer
+from utils.splatting.rasterize.reference import TorchRasterizer
+from utils.splatting.rasterize.triton import SHAPES, BlendShape, TritonRasterizer
+from utils.splatting.ssim.reference import ssim
+from utils.splatting.view import reference as gaussians
+from utils.splatting.view import triton as gaussians_triton
 from utils.types import CameraGaussians, CameraSet, Scene, Splats
 
 DEVICE = torch.device("cuda")

@@ -25,7 +25,7 @@ from frame_to_model_icp import stage as stage1
 from global_optimization import stage as stage2
 from train_gs import stage as stage32
 from train_inverse_deformation import stage as stage31
-from utils.backends.accelerator import accelerator, without_accelerator
+from utils.device.accelerator import accelerator, without_accelerator
 from utils.scene import artifacts
 from utils.synthetic.world import WorldConfig, make_world
 from utils.types import Array, Scene

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from utils.backends.rasterizer import Rasterizer, SplatMode, load_rasterizer
-from utils.splats.ssim import l1_and_ssim
+from utils.splatting.rasterize.contract import Rasterizer, SplatMode, load_rasterizer
+from utils.splatting.ssim.reference import l1_and_ssim
 from utils.types import CameraGaussians
 
 NUM_SPLATS = 30_000

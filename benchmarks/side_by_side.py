@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import pictures
 from utils.errors import V2WError
+from utils.report import pictures
 from utils.runtime import print_error
 from utils.scene.artifacts import load_scene
 from utils.scene.media import resize_area, write_image
-from utils.splats.checkpoint import load_checkpoint
-from utils.splats.view import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
+from utils.splatting.checkpoint import load_checkpoint
+from utils.splatting.render import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
 from utils.types import Array
 
 

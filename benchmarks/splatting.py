@@ -49,10 +49,10 @@ from frame_to_model_icp import stage as stage1
 from global_optimization import stage as stage2
 from train_gs import stage as stage32
 from train_inverse_deformation import stage as stage31
+from utils.cameras.projection import pixel_centers, project, transform, unproject
 from utils.deformation.artifact import trained_inverse
 from utils.errors import ConfigError
-from utils.geometry.projection import pixel_centers, project, transform, unproject
-from utils.points.confidence import confident_pixels
+from utils.points.confidence.reference import confident_pixels
 from utils.registration import build_cloud, forward_points, usable_pixels
 from utils.registration.result import Registration, to_alignment
 from utils.registration.sequential import unaligned
@@ -61,8 +61,8 @@ from utils.runtime import run_stage
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import publish, write_manifest
-from utils.splats.checkpoint import MODEL, load_checkpoint
-from utils.splats.view import SplatView, resolve_rasterizer, rgb_image
+from utils.splatting.checkpoint import MODEL, load_checkpoint
+from utils.splatting.render import SplatView, resolve_rasterizer, rgb_image
 from utils.synthetic.world import SyntheticWorld, WorldConfig, make_world
 from utils.types import Alignment, Array, Scene
 

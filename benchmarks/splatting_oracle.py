@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from utils.geometry.projection import project, transform, unproject
-from utils.registration.icp.lattice_fit import fit_lattice
-from utils.registration.lattice import zero_fields
+from utils.cameras.projection import project, transform, unproject
+from utils.deformation.lattice.numba import zero_fields
+from utils.deformation.lattice_fit import fit_lattice
 from utils.registration.result import Registration
 from utils.registration.sequential import unaligned
 from utils.synthetic.world import SyntheticWorld

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from configs.stage3_gs import GSConfig
-from utils.splats.lpips_term import load_lpips
+from utils.splatting.lpips import load_lpips
 
 Geometry = Literal["predicted", "aligned", "half_aligned", "true", "true_mean", "consistent"]
 

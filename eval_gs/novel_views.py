@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from eval_gs.metrics import psnr, ssim
+from utils.cameras.projection import pixel_centers, project, transform
+from utils.cameras.similarity import Similarity, fit_points
 from utils.deformation.inverse import FixedPointInverseWarp, InverseWarp
 from utils.errors import InputError
-from utils.geometry.projection import pixel_centers, project, transform
-from utils.geometry.similarity import Similarity, fit_points
 from utils.registration import forward_points
 from utils.scene.artifacts import read_json
 from utils.scene.layout import SceneLayout
-from utils.splats.view import SplatView, rgb_image
+from utils.splatting.render import SplatView, rgb_image
 from utils.synthetic import GroundTruth
 from utils.types import Alignment, Array, CameraSet, Scene
 

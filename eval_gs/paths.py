@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from train_gs.extend import blended
+from utils.cameras import se3
+from utils.cameras.blending import blended
 from utils.errors import ConfigError
-from utils.geometry import se3
+from utils.imports.cameras import read_transforms
 from utils.scene.artifacts import read_json
-from utils.scene.importers.cameras import read_transforms
 from utils.types import Array, CameraSet
 
 _ORBIT_DEGREES = 15.0

@@ -8,7 +8,7 @@ import numpy as np
 
 from eval_gs.metrics import PairConsistency, pair_consistency
 from utils.scene.media import write_image, write_mp4
-from utils.splats.view import SplatView, depth_image, rgb_image
+from utils.splatting.render import SplatView, depth_image, rgb_image
 from utils.types import Array, CameraSet, Reporter, StepReport
 
 # Measuring more pairs than this along one path takes longer than it tells.

@@ -12,19 +12,19 @@ from eval_gs.measure import FrameScore, lpips_or_reason, score_frame, summarize
 from eval_gs.novel_views import as_trained, novel_scores, point_pairs, source_positions
 from eval_gs.paths import clip_path, make_path
 from eval_gs.render import FilmOptions, film
-from utils import pictures
-from utils.backends.accelerator import cap_accelerator, or_on_cpu
 from utils.deformation.artifact import trained_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
-from utils.report_html import write_report
+from utils.device.accelerator import cap_accelerator, or_on_cpu
+from utils.report import pictures
+from utils.report.html import write_report
 from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import is_current, publish, read_manifest, sha256, write_manifest
 from utils.scene.masks import used_pixels
 from utils.scene.media import list_frames, read_frames, resize_area, write_image
 from utils.scene.trajectories import extend_path, load_trajectory, save_trajectory
-from utils.splats.checkpoint import GS_SCHEMA, load_checkpoint
-from utils.splats.view import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
+from utils.splatting.checkpoint import GS_SCHEMA, load_checkpoint
+from utils.splatting.render import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
 from utils.synthetic.world import ground_truth_file, load_ground_truth
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
 from utils.viewer.picture import normals_of_depth

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from configs.stage1_align import FrameToModelICPConfig
 from frame_to_model_icp.selection import select_frames
-from utils.alignment_report import publish_alignment
-from utils.backends.accelerator import cap_accelerator
-from utils.points.confidence import confident_pixels, sky_pixels
+from utils.device.accelerator import cap_accelerator
+from utils.points.confidence.reference import confident_pixels, sky_pixels
+from utils.published import align_frame_to_model
 from utils.registration import align_sequential, build_cloud, usable_pixels
-from utils.registration.icp import align_frame_to_model
 from utils.registration.result import to_alignment
+from utils.report.alignment_report import publish_alignment
 from utils.reporting import tensorboard
 from utils.scene import artifacts
 from utils.scene.checkpoints import CheckpointFolder

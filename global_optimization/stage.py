@@ -11,16 +11,16 @@ import numpy as np
 from configs.base import from_plain
 from configs.stage1_align import FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
-from utils.alignment_report import publish_alignment
-from utils.backends.accelerator import cap_accelerator
-from utils.points.confidence import confident_pixels, sky_pixels
+from utils.deformation.lattice.numba import zero_fields
+from utils.device.accelerator import cap_accelerator
+from utils.matching.flow import MATCHERS, match_grid, match_pairs, prepare_pairs
+from utils.matching.pairs import overlaps
+from utils.points.confidence.reference import confident_pixels, sky_pixels
+from utils.published import align_leave_one_out, refine_matched
 from utils.registration import AlignedGeometry, align_jointly, build_cloud, usable_pixels
 from utils.registration.heldout import held_blocks, heldout_pairs, heldout_words, measure_heldout
-from utils.registration.icp import align_leave_one_out, refine_matched
-from utils.registration.lattice import zero_fields
-from utils.registration.matching import MATCHERS, match_grid, match_pairs, prepare_pairs
-from utils.registration.pairs import overlaps
 from utils.registration.result import Diagnostics, Registration, to_alignment
+from utils.report.alignment_report import publish_alignment
 from utils.reporting import tensorboard
 from utils.scene import artifacts
 from utils.scene.checkpoints import CheckpointFolder

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from utils.geometry import se3
-from utils.geometry.projection import pixel_centers, project, transform, unproject, unproject_depth
+from utils.cameras import se3
+from utils.cameras.projection import pixel_centers, project, transform, unproject, unproject_depth
 from utils.types import Array, CameraSet, Scene
 
 HALF = np.array([2.0, 1.5, 3.0])

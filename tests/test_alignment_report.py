@@ -15,18 +15,18 @@ from run_reconstruction import alignment_words
 from tests.box_world import make_box_world
 from tests.test_registration import STAGE1, STAGE2, ExactMatcher
 from tests.test_stage1 import FAST, write_box
-from utils.alignment_pictures import displacement_plot, residual_matrix
-from utils.alignment_report import write_alignment_report
+from utils.cameras.projection import transform, unproject_depth
+from utils.deformation.lattice.numba import zero_fields
 from utils.errors import ConfigError
-from utils.geometry.projection import transform, unproject_depth
+from utils.matching.flow import FlowMatcher
 from utils.registration import AlignedGeometry, align_jointly, build_cloud
 from utils.registration.displacement import displacements
 from utils.registration.heldout import held_blocks, heldout_pairs, measure_heldout, reprojection
-from utils.registration.lattice import zero_fields
-from utils.registration.matching import FlowMatcher
 from utils.registration.result import PairDiagnostics, to_alignment
 from utils.registration.sequential import unaligned
-from utils.report_html import write_report
+from utils.report.alignment_pictures import displacement_plot, residual_matrix
+from utils.report.alignment_report import write_alignment_report
+from utils.report.html import write_report
 from utils.scene import artifacts
 from utils.types import NULL_REPORTER, Scene
 

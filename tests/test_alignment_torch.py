@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-import utils.backends.accelerator as backend
+import utils.device.accelerator as backend
 from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig, MatchingConfig, PointFilterConfig, SolverConfig
 from tests.box_world import make_box_world
-from utils.points import confidence
+from utils.deformation.lattice.numba import zero_fields
+from utils.points.confidence import reference as confidence
 from utils.registration import build_cloud, forward_points, sequential, usable_pixels
-from utils.registration import cloud as cloud_module
-from utils.registration.lattice import zero_fields
+from utils.registration.cloud import reference as cloud_module
 
 CPU = torch.device("cpu")
 
@@ -74,7 +74,7 @@ def test_the_cpu_is_asked_for_when_the_device_is_full(device, monkeypatch, caplo
     scene, _ = box()
     expected = confidence.confident_pixels(scene, AlignmentDataConfig())
     device()
-    monkeypatch.setattr("utils.points.confidence_torch.voxel_confident", full)
+    monkeypatch.setattr("utils.points.confidence.torch.voxel_confident", full)
     np.testing.assert_array_equal(confidence.confident_pixels(scene, AlignmentDataConfig()), expected)
     assert caplog.text.count("out of GPU memory") == 1
 

@@ -13,8 +13,8 @@ import preprocess_video
 from configs.preprocess import PreprocessConfig
 from tests.test_media import moving_frames
 from tests.test_preprocess import FlatGeometry, Notes
-from utils.backends.geometry import GEOMETRY
 from utils.errors import InputError, V2WError
+from utils.geometry_backend import GEOMETRY
 from utils.scene import media
 from utils.scene.artifacts import load_scene
 from utils.scene.masks import load_masks

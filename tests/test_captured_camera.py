@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from tests.notes import Notes
-from utils.backends import captured_camera, flow_bundle
-from utils.backends.captured_camera import estimate_camera
+from utils.cameras.lens import Lens
 from utils.errors import ConfigError
 from utils.scene.captured import CapturedCamera, ClipMotion, Straightener, image_motion, parse_camera, read_share
-from utils.scene.lens import Lens
+from utils.sfm import captured_camera
+from utils.sfm import dense_bundle_adjustment as flow_bundle
+from utils.sfm.captured_camera import estimate_camera
 from utils.synthetic.captured import CapturedConfig, capture, global_shutter
 from utils.types import NULL_REPORTER, Array
 

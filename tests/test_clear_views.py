@@ -8,7 +8,7 @@ import torch
 from tests.test_train_gs import build, make_config, make_world
 from train_gs.clear_views import in_the_way
 from train_gs.stage import starting_splats, training_data
-from utils.geometry.projection import transform
+from utils.cameras.projection import transform
 from utils.synthetic.inconsistency import rotation_matrices
 from utils.types import CameraSet, CanonicalCloud
 

@@ -11,11 +11,11 @@ import torch
 
 from eval_gs.paths import clip_path
 from tests.box_world import BoxWorld, make_box_world
-from utils.backends.clip_cameras import ClipCameras, _reduced, place_clip
+from utils.cameras import se3
+from utils.cameras.lens import Lens
 from utils.exports.clip import write_clip
-from utils.geometry import se3
-from utils.scene.importers.cameras import read_cameras
-from utils.scene.lens import Lens
+from utils.imports.cameras import read_cameras
+from utils.sfm.clip_cameras import ClipCameras, _reduced, place_clip
 from utils.types import NULL_REPORTER, CameraSet, Scene
 
 FRAMES, SIZE = 9, (84, 140)

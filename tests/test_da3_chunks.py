@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from utils.backends.da3_chunks import Chunk, Similarity, chunk_ranges, fit_overlap, join_chunks, umeyama
+from utils.cameras.projection import unproject_depth
+from utils.da3.chunks import Chunk, Similarity, chunk_ranges, fit_overlap, join_chunks, umeyama
 from utils.errors import GeometryError
-from utils.geometry.projection import unproject_depth
 
 SIZE = (28, 42)
 

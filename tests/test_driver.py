@@ -185,7 +185,7 @@ def test_one_memory_limit_reaches_every_stage_and_a_stages_own_wins():
 def test_the_limit_caps_the_allocator_and_device_cpu_keeps_off_the_gpu(monkeypatch):
     import torch
 
-    from utils.backends import accelerator
+    from utils.device import accelerator
 
     fractions = []
     monkeypatch.setattr(accelerator, "accelerator", lambda: torch.device("cuda", 0))

@@ -15,18 +15,18 @@ from eval_gs.metrics import psnr
 from eval_gs.paths import look_at, make_path
 from eval_gs.stage import run as evaluate
 from tests.trained_world import FRAMES, RUN, SIZE, write_trained_scene, write_trained_world
+from utils.cameras.similarity import Similarity
 from utils.errors import ConfigError, InputError, MissingArtifactError
 from utils.exports.ply import read_splat_ply
 from utils.exports.select import transform_cameras, upright
 from utils.exports.stage import run as export
-from utils.geometry.similarity import Similarity
 from utils.scene.artifacts import write_json
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import write_manifest
 from utils.scene.media import read_image
 from utils.scene.trajectories import load_trajectory
-from utils.splats.checkpoint import GS_SCHEMA, load_checkpoint
-from utils.splats.view import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
+from utils.splatting.checkpoint import GS_SCHEMA, load_checkpoint
+from utils.splatting.render import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
 from utils.synthetic.inconsistency import rotation_matrices
 from utils.synthetic.world import WorldConfig, make_world, save_world
 from utils.types import Scene

@@ -15,7 +15,7 @@ from tests.trained_world import FRAMES, SIZE, write_trained_world
 from utils.exports.select import rotation_between, scene_up
 from utils.exports.stage import export_splats
 from utils.exports.stage import run as export
-from utils.splats.checkpoint import TrainedScene, load_checkpoint
+from utils.splatting.checkpoint import TrainedScene, load_checkpoint
 
 SCALE, KEPT = 2.0, 700
 UP = np.array([0, 0, 1.0])

@@ -9,15 +9,15 @@ import torch
 
 from configs.stage1_align import MatchingConfig, PointFilterConfig
 from tests.box_world import make_box_world
-from utils.backends.accelerator import in_chunks, or_on_cpu
-from utils.geometry.projection import project, transform, unproject_depth
+from utils.cameras.projection import project, transform, unproject_depth
+from utils.deformation.lattice.batched import DeviceGeometry
+from utils.deformation.lattice.numba import zero_fields
+from utils.device.accelerator import in_chunks, or_on_cpu
+from utils.matching.flow import FlowMatcher, match_pairs, patches_agree
+from utils.matching.flow_torch import TorchFlowMatcher
+from utils.matching.flow_torch import patches_agree as patches_agree_torch
+from utils.matching.optical_flow.reference import dense_flow, pixel_grid, relax, sample
 from utils.registration import AlignedGeometry, usable_pixels
-from utils.registration.flow_torch import dense_flow, pixel_grid, relax, sample
-from utils.registration.lattice import zero_fields
-from utils.registration.lattice_torch import DeviceGeometry
-from utils.registration.matching import FlowMatcher, match_pairs, patches_agree
-from utils.registration.matching_torch import TorchFlowMatcher
-from utils.registration.matching_torch import patches_agree as patches_agree_torch
 
 CPU = torch.device("cpu")
 MATCHING = MatchingConfig(matches_per_frame=2000)
@@ -135,7 +135,7 @@ def test_flow_that_diverged_matches_nothing(matched, monkeypatch, value):
         flow[:, :, : flow.shape[2] // 2] = value
         return flow
 
-    monkeypatch.setattr("utils.registration.matching_torch.dense_flow", diverging)
+    monkeypatch.setattr("utils.matching.flow_torch.dense_flow", diverging)
     found = TorchFlowMatcher(world.scene, usable, 2, MATCHING).match(*pairs[0], geometry)
     right = matches[0].source_px[:, 0] > 64 + 4
     assert 0.8 * right.sum() < len(found) <= right.sum() + 200

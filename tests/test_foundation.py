@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.base import from_plain
-from utils.backends.registry import Registry
+from utils.cameras import se3
+from utils.cameras.projection import project, transform, unproject_depth
+from utils.cameras.rotations import matrix_to_quat, normal_to_quat, quat_multiply, quat_to_matrix
 from utils.errors import (
     ArtifactError,
     ConfigError,
@@ -23,9 +25,7 @@ from utils.errors import (
     StaleArtifactError,
     UnknownBackendError,
 )
-from utils.geometry import se3
-from utils.geometry.projection import project, transform, unproject_depth
-from utils.geometry.rotations import matrix_to_quat, normal_to_quat, quat_multiply, quat_to_matrix
+from utils.registry import Registry
 from utils.reporting import number_ranges
 from utils.scene.artifacts import artifact_id, load_alignment, load_scene, save_alignment, save_results
 from utils.scene.layout import SceneLayout

@@ -10,10 +10,10 @@ import torch
 
 import preprocess_video
 from configs.preprocess import PreprocessConfig
-from utils.backends import geometry_da3
-from utils.backends.accelerator import without_accelerator
-from utils.backends.da3_chunks import Chunk
-from utils.backends.da3_weights import (
+from utils.da3 import backend as geometry_da3
+from utils.da3.backend import Da3Geometry, frames_in_memory, half, infer
+from utils.da3.chunks import Chunk
+from utils.da3.weights import (
     COMMERCIAL_METRIC_MODEL,
     COMMERCIAL_MODEL,
     DEFAULT_MODEL,
@@ -23,9 +23,9 @@ from utils.backends.da3_weights import (
     metric_weights,
     ready,
 )
-from utils.backends.geometry import GEOMETRY, ClipFrames
-from utils.backends.geometry_da3 import Da3Geometry, frames_in_memory, half, infer
+from utils.device.accelerator import without_accelerator
 from utils.errors import BackendError, ConfigError, CorruptArtifactError, MissingDependencyError
+from utils.geometry_backend import GEOMETRY, ClipFrames
 from utils.scene.artifacts import load_scene, save_results
 from utils.scene.layout import SceneLayout
 from utils.scene.media import working_size, write_image

@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from utils.backends import depth_settle, flow_bundle, flow_depth, sfm_poses
-from utils.backends.depth_refine import edge_couplings, fill_and_smooth, fill_doubting, fill_layers, steadiness
-from utils.backends.depth_settle import PosedClip
-from utils.backends.depth_sweep import doubted, sweep
-from utils.backends.flow_depth import RayDepth
-from utils.backends.geometry import GEOMETRY, ClipFrames
-from utils.backends.geometry_sfm import MEDIAN_DEPTH, SfmGeometry, _match, choose_neighbours
+from utils.cameras import se3
+from utils.cameras.projection import invert_rigid
 from utils.errors import GeometryError, InputError, UnknownBackendError
-from utils.geometry import se3
-from utils.geometry.projection import invert_rigid
+from utils.geometry_backend import GEOMETRY, ClipFrames
+from utils.sfm import dense_bundle_adjustment as flow_bundle
+from utils.sfm import depth_completion as depth_settle
+from utils.sfm import flow_depth
+from utils.sfm import mapping as sfm_poses
+from utils.sfm.backend import MEDIAN_DEPTH, SfmGeometry, _match, choose_neighbours
+from utils.sfm.depth_completion import PosedClip
+from utils.sfm.depth_filling import edge_couplings, fill_and_smooth, fill_doubting, fill_layers, steadiness
+from utils.sfm.flow_depth import RayDepth
+from utils.sfm.plane_sweep import doubted, sweep
 from utils.synthetic.world import SyntheticWorld, WorldConfig, make_world
 from utils.types import NULL_REPORTER, CameraSet
 

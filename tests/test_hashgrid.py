@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from configs.icp import TwistFieldConfig
-from utils.deformation.hashgrid import HashGridEncoding, encode, make_levels
-from utils.deformation.twist_fields import FrameBox, HashGridTwists, make_field, resolve_backend
+from utils.cameras import se3
 from utils.errors import MissingDependencyError
-from utils.geometry import se3
+from utils.published.hashgrid.reference import HashGridEncoding, encode, make_levels
+from utils.published.twist_fields import FrameBox, HashGridTwists, make_field, resolve_backend
 
 CPU = torch.device("cpu")
 SMALL = TwistFieldConfig(levels=6, log2_table_size=10, max_resolution=128, neurons=16, lattice=(5, 4, 3))

@@ -15,24 +15,24 @@ from global_optimization import stage as stage2
 from tests.box_world import make_box_world
 from tests.test_registration import ExactMatcher
 from tests.test_stage1 import FAST, write_box
-from utils.deformation.twist_fields import make_field
+from utils.cameras import se3
+from utils.cameras.projection import unproject
+from utils.deformation.lattice.numba import forward_kernel
+from utils.deformation.lattice_fit import fit_lattice
 from utils.errors import ConfigError
-from utils.geometry import se3
-from utils.geometry.projection import unproject
+from utils.matching.flow import MatchSet
 from utils.points.surface import color_gradients, fit_normals, make_tree
+from utils.published import align_frame_to_model, align_leave_one_out, matched, refine_matched, terms
+from utils.published.filtering import ResidualHistory, threshold
+from utils.published.frame_to_model import _NonRigid, search_radius
+from utils.published.frames import frame_points
+from utils.published.image_matches import matched_rows, reference_frames
+from utils.published.leave_one_out import Frames, SharedSurface, draw_pairs
+from utils.published.model import CanonicalModel
+from utils.published.rigid import align_rigid
+from utils.published.stopping import EarlyStopping
+from utils.published.twist_fields import make_field
 from utils.registration import align_jointly, forward_points, usable_pixels
-from utils.registration.icp import align_frame_to_model, align_leave_one_out, matched, refine_matched, terms
-from utils.registration.icp.filtering import ResidualHistory, threshold
-from utils.registration.icp.frame_to_model import _NonRigid, search_radius
-from utils.registration.icp.frames import frame_points
-from utils.registration.icp.image_matches import matched_rows, reference_frames
-from utils.registration.icp.lattice_fit import fit_lattice
-from utils.registration.icp.leave_one_out import Frames, SharedSurface, draw_pairs
-from utils.registration.icp.model import CanonicalModel
-from utils.registration.icp.rigid import align_rigid
-from utils.registration.icp.stopping import EarlyStopping
-from utils.registration.lattice import forward_kernel
-from utils.registration.matching import MatchSet
 from utils.registration.sequential import unaligned
 from utils.scene import artifacts
 from utils.types import NullReporter
@@ -192,7 +192,7 @@ def test_early_stopping_waits_for_every_term():
 
 def test_rigid_icp_finds_a_motion():
     world = make_box_world(1, (48, 80))
-    from utils.registration.icp.frames import frame_points
+    from utils.published.frames import frame_points
 
     frame = frame_points(world.scene, world.scene.valid)[0]
     motion = se3.exp(torch.tensor([0.004, -0.003, 0.002, 0.012, -0.008, 0.01], dtype=torch.float64)).numpy()

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tests.box_world import make_box_world
-from utils.backends.geometry import ClipFrames
-from utils.backends.geometry_import import ImportGeometry
+from utils.cameras.projection import project, transform
 from utils.errors import ArtifactError, ConfigError, CorruptArtifactError, GeometryError, InputError, MissingArtifactError
-from utils.geometry.projection import project, transform
-from utils.scene.importers.cameras import read_cameras
+from utils.geometry_backend import ClipFrames
+from utils.imports.backend import ImportGeometry
+from utils.imports.cameras import read_cameras
 from utils.types import NULL_REPORTER
 
 GL = np.diag([1.0, -1.0, -1.0, 1.0])

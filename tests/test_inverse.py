@@ -5,16 +5,12 @@ import pytest
 import torch
 
 from train_inverse_deformation.validate import round_trip
-from utils.deformation.inverse import (
-    FixedPointInverseWarp,
-    IdentityInverseWarp,
-    InverseWarp,
-    inverse_from_state,
-)
-from utils.deformation.lattice import LatticeField
+from utils.cameras import se3
+from utils.cameras.rotations import quat_to_matrix
+from utils.deformation.artifact import inverse_from_state
+from utils.deformation.inverse import FixedPointInverseWarp, IdentityInverseWarp, InverseWarp
+from utils.deformation.lattice.reference import LatticeField
 from utils.errors import CorruptArtifactError
-from utils.geometry import se3
-from utils.geometry.rotations import quat_to_matrix
 from utils.types import CameraSet, LatticeFields
 
 SIZE = (48, 64)

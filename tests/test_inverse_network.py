@@ -12,8 +12,9 @@ from tests.test_train_gs import make_world
 from train_inverse_deformation.network import fit_network
 from train_inverse_deformation.stage import make_inverse
 from train_inverse_deformation.validate import round_trip, surface_points
-from utils.deformation.inverse import FixedPointInverseWarp, IdentityInverseWarp, inverse_from_state
-from utils.deformation.lattice import LatticeField
+from utils.deformation.artifact import inverse_from_state
+from utils.deformation.inverse import FixedPointInverseWarp, IdentityInverseWarp
+from utils.deformation.lattice.reference import LatticeField
 from utils.deformation.network import NetworkInverseWarp
 from utils.errors import CorruptArtifactError
 from utils.types import NULL_REPORTER

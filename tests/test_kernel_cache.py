@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from utils.kernel_cache import drop_stale_kernels
+from utils.device.kernel_cache import drop_stale_kernels
 
 
 def package(tmp_path: Path) -> Path:

@@ -24,9 +24,9 @@ from configs.stage3_inverse_deformation import InverseDeformationConfig
 from eval_gs import metrics
 from eval_gs.stage import run as evaluate
 from tests.box_world import make_box_world
+from utils.cameras.projection import transform, unproject_depth
 from utils.exports.stage import run as export
-from utils.geometry.projection import transform, unproject_depth
-from utils.registration.matching import FlowMatcher
+from utils.matching.flow import FlowMatcher
 from utils.scene.artifacts import load_alignment, load_scene
 from utils.scene.layout import SceneLayout
 from utils.scene.masks import SKY_CONFIDENCE

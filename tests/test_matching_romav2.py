@@ -13,11 +13,11 @@ import torch
 from configs.stage1_align import FrameToModelICPConfig, MatchingConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from tests.box_world import make_box_world
-from utils.backends import matching_romav2
-from utils.backends.matching_romav2 import PairWarp, RomaEngine, RomaMatcher, highest_precision, load_model, to_pixels
 from utils.errors import CorruptArtifactError, MissingDependencyError
+from utils.matching import romav2 as matching_romav2
+from utils.matching.flow import FlowMatcher
+from utils.matching.romav2 import PairWarp, RomaEngine, RomaMatcher, highest_precision, load_model, to_pixels
 from utils.registration import MATCHERS, align_jointly, align_sequential
-from utils.registration.matching import FlowMatcher
 from utils.types import NULL_REPORTER, CameraSet, Scene
 
 CPU = torch.device("cpu")
@@ -243,7 +243,7 @@ def random_romav2(monkeypatch):
     """The real network with random weights; only its DINOv3 backbone, whose code is not in the package, is a small stand-in."""
     if importlib.util.find_spec("romav2") is None:  # importing it needs ensure_torchvision first
         pytest.skip("the package romav2 is not installed")
-    from utils.backends.torchvision_compat import ensure_torchvision
+    from utils.device.torchvision_compat import ensure_torchvision
 
     ensure_torchvision()
     from romav2 import RoMaV2

@@ -11,9 +11,9 @@ from configs.stage3_gs import GSConfig
 from tests.test_train_gs import build, make_config
 from train_gs.population import EMPTY_LOGIT, SplatRows, living, relocate, shake, shared_between, with_spare_slots
 from train_gs.train import SplatParameters, train
-from utils.backends.rasterizer import load_rasterizer
 from utils.errors import ConfigError
-from utils.splats.gaussians import CameraGaussians
+from utils.splatting.rasterize.contract import load_rasterizer
+from utils.splatting.view.reference import CameraGaussians
 from utils.types import Splats
 
 

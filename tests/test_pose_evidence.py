@@ -10,13 +10,13 @@ import torch
 from configs.stage1_align import SolverConfig
 from tests.box_world import make_box_world
 from tests.test_registration import COARSE, STAGE1, STAGE2, ExactMatcher
+from utils.cameras import se3
+from utils.deformation.lattice.numba import zero_fields
 from utils.errors import ConfigError
-from utils.geometry import se3
 from utils.registration import align_jointly, align_sequential
-from utils.registration.lattice import zero_fields
 from utils.registration.pose_evidence import held_or_free, rigid_share
 from utils.registration.sequential import unaligned
-from utils.registration.solver import LatticeShape, build_problem, initial_state, solve
+from utils.registration.solver.numba import LatticeShape, build_problem, initial_state, solve
 from utils.types import NullReporter
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.box_world import make_box_world
-from utils.backends import posed_depth
-from utils.backends.flow_depth import RayDepth
-from utils.geometry.projection import transform, unproject_depth
+from utils.cameras.projection import transform, unproject_depth
+from utils.sfm import posed_depth
+from utils.sfm.flow_depth import RayDepth
 from utils.types import NULL_REPORTER
 
 

@@ -11,13 +11,13 @@ import pytest
 import preprocess_video
 from configs.preprocess import PreprocessConfig
 from tests.notes import Notes
-from utils.backends.geometry import GEOMETRY, ClipFrames
+from utils.cameras.lens import Lens
 from utils.errors import ArtifactError, ConfigError, GeometryError, InputError, UnknownBackendError
+from utils.geometry_backend import GEOMETRY, ClipFrames
+from utils.imports.cameras import read_cameras, read_transforms
 from utils.scene import media
 from utils.scene.artifacts import load_scene
-from utils.scene.importers.cameras import read_cameras, read_transforms
 from utils.scene.layout import SceneLayout
-from utils.scene.lens import Lens
 from utils.scene.trajectories import load_trajectory
 from utils.types import CameraSet, Reporter, Scene
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from utils.backends.rasterizer import RASTERIZERS, SplatMode, load_rasterizer
-from utils.backends.rasterizer_numba import depth_order
 from utils.errors import MissingDependencyError, UnknownBackendError
+from utils.splatting.rasterize.contract import RASTERIZERS, SplatMode, load_rasterizer
+from utils.splatting.rasterize.numba import depth_order
 from utils.types import CameraGaussians, RenderOutput
 
 MODES: list[SplatMode] = ["3dgs", "2dgs"]

@@ -10,23 +10,15 @@ import pytest
 from configs.stage1_align import FrameToModelICPConfig, MatchingConfig, PointFilterConfig, SolverConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from tests.box_world import make_box_world
-from utils.geometry.projection import pixel_centers, project, transform, unproject_depth
-from utils.registration import (
-    AlignedGeometry,
-    MatchSet,
-    align_jointly,
-    align_sequential,
-    build_cloud,
-    forward_points,
-    solver,
-    usable_pixels,
-)
+from utils.cameras.projection import pixel_centers, project, transform, unproject_depth
+from utils.deformation.lattice.numba import resampled, zero_fields
+from utils.matching.flow import FlowMatcher, match_trust
+from utils.matching.pairs import choose_pairs
+from utils.registration import AlignedGeometry, MatchSet, align_jointly, align_sequential, build_cloud, forward_points, usable_pixels
 from utils.registration.gauge import CORRELATION_FRAMES, Votes, common_displacement, motions
-from utils.registration.lattice import resampled, zero_fields
-from utils.registration.matching import FlowMatcher, match_trust
-from utils.registration.pairs import choose_pairs
 from utils.registration.sequential import unaligned
-from utils.registration.solver import LatticeShape, build_problem, from_fields, initial_state, relative_errors, solve, to_fields
+from utils.registration.solver import numba as solver
+from utils.registration.solver.numba import LatticeShape, build_problem, from_fields, initial_state, relative_errors, solve, to_fields
 
 COARSE = SolverConfig(lattice=(10, 6, 3), cg_iterations=25)
 MATCHING = MatchingConfig(matches_per_frame=2000)

@@ -14,9 +14,9 @@ from configs.evaluation import EvalConfig
 from eval_gs.stage import run as evaluate
 from tests.browser import Browser, browser_or_skip
 from tests.trained_world import write_trained_world
-from utils import pictures
-from utils.charts import bar_chart, line_chart
-from utils.report_html import write_report
+from utils.report import pictures
+from utils.report.charts import bar_chart, line_chart
+from utils.report.html import write_report
 
 VOID = {"meta", "img", "br", "line", "rect", "polyline"}
 
@@ -97,7 +97,7 @@ def test_report_without_evaluation_or_with_broken_files(tmp_path: Path) -> None:
 
 
 def test_before_and_after_clouds_agree_when_alignment_changed_nothing(tmp_path: Path) -> None:
-    from utils.alignment_pictures import unaligned_cloud
+    from utils.report.alignment_pictures import unaligned_cloud
     from utils.scene.artifacts import load_alignment, load_scene
 
     run = write_trained_world(tmp_path)

@@ -10,14 +10,15 @@ import torch
 
 from tests.box_world import box_images
 from tests.notes import Notes
-from utils.backends import geometry_sfm, sfm_poses
-from utils.backends.captured_camera import estimate_camera
-from utils.backends.geometry import ClipFrames
-from utils.backends.geometry_sfm import SfmGeometry
+from utils.cameras import se3
+from utils.cameras.lens import Lens
 from utils.errors import GeometryError
-from utils.geometry import se3
+from utils.geometry_backend import ClipFrames
 from utils.scene.captured import ClipMotion
-from utils.scene.lens import Lens
+from utils.sfm import backend as geometry_sfm
+from utils.sfm import mapping as sfm_poses
+from utils.sfm.backend import SfmGeometry
+from utils.sfm.captured_camera import estimate_camera
 from utils.synthetic.captured import bent
 from utils.synthetic.world import WorldConfig, make_world
 from utils.types import NULL_REPORTER, Reporter, Scene

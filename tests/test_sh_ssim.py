@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from utils.splats.sh import evaluate_sh, sh_basis
-from utils.splats.ssim import gaussian_blur, l1_and_ssim, ssim
+from utils.splatting.sh import evaluate_sh, sh_basis
+from utils.splatting.ssim.reference import gaussian_blur, l1_and_ssim, ssim
 
 
 def test_sh_are_orthonormal() -> None:

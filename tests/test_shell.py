@@ -10,12 +10,12 @@ from tests.test_train_gs import DEPTH, FRAMES, SIZE, make_config, make_world
 from tests.trained_world import write_trained_world
 from train_gs.shell import joined, shell_splats
 from train_gs.stage import make_trainer, training_data
-from utils.backends.rasterizer import load_rasterizer
 from utils.deformation.inverse import IdentityInverseWarp
 from utils.exports.mesh import fuse_mesh
-from utils.splats.checkpoint import load_checkpoint
-from utils.splats.gaussians import rigid, view_gaussians
-from utils.splats.view import SplatView
+from utils.splatting.checkpoint import load_checkpoint
+from utils.splatting.rasterize.contract import load_rasterizer
+from utils.splatting.render import SplatView
+from utils.splatting.view.reference import rigid, view_gaussians
 from utils.types import NULL_REPORTER, Alignment, Scene
 
 SKY = (40, 90, 220)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from train_gs.memory import LARGE, SMALLEST, Load, within_memory
-from utils.backends.accelerator import cap_memory
+from utils.device.accelerator import cap_memory
 from utils.errors import OptimizationError
 
 

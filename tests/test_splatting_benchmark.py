@@ -15,9 +15,9 @@ from benchmarks.splatting_oracle import mean_displacement, true_registration
 from benchmarks.splatting_tables import read_lines, tables
 from benchmarks.splatting_variants import INGREDIENTS, VARIANTS, ablation
 from configs.stage3_gs import GSConfig
+from utils.cameras.projection import pixel_centers, project, transform, unproject
 from utils.deformation.inverse import FixedPointInverseWarp, camera_from_world
-from utils.deformation.lattice import LatticeField
-from utils.geometry.projection import pixel_centers, project, transform, unproject
+from utils.deformation.lattice.reference import LatticeField
 from utils.registration import forward_points
 from utils.synthetic.world import WorldConfig, make_world
 

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+from utils.cameras.projection import project, transform
 from utils.errors import ConfigError, CorruptArtifactError, MissingArtifactError
-from utils.geometry.projection import project, transform
 from utils.synthetic import LAYOUTS, WorldConfig, load_ground_truth, make_world, save_world
 from utils.synthetic.inconsistency import drift
 from utils.synthetic.scenes import build_place

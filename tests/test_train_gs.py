@@ -17,12 +17,12 @@ from train_gs.normals_torch import smallest_eigenvectors
 from train_gs.stage import heldout_frames, make_trainer, training_data
 from train_gs.train import Trainer, train
 from train_gs.warp import WarpCache
+from utils.cameras import se3
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp, inverse_of_alignment
 from utils.errors import ConfigError, CorruptArtifactError, MissingArtifactError, NonFiniteError
-from utils.geometry import se3
 from utils.scene.masks import apply_masks
-from utils.splats.checkpoint import load_checkpoint, save_checkpoint
-from utils.splats.gaussians import view_gaussians
+from utils.splatting.checkpoint import load_checkpoint, save_checkpoint
+from utils.splatting.view.reference import view_gaussians
 from utils.types import Alignment, Array, CameraSet, CanonicalCloud, LatticeFields, Scene, Splats
 
 SIZE, FRAMES, DEPTH, SLOPE = (24, 32), 6, 3.0, 0.4
@@ -232,7 +232,7 @@ def test_view_gaussians_follow_pose_and_deformation() -> None:
     local = IdentityInverseWarp().linearize(torch.zeros(1, 3), 0)
     seen = view_gaussians(splats, c2w, local, active_degree=0, turn=True)
     torch.testing.assert_close(seen.means, torch.tensor([[0.0, 0.0, 4.0]]), atol=1e-5, rtol=0)
-    from utils.geometry.rotations import quat_to_matrix
+    from utils.cameras.rotations import quat_to_matrix
 
     torch.testing.assert_close(quat_to_matrix(seen.quats)[0], c2w[:3, :3].T, atol=1e-5, rtol=0)
     torch.testing.assert_close(seen.opacities, torch.tensor([0.5]))
@@ -320,7 +320,7 @@ def test_without_merging_the_splats_are_points_of_the_cloud() -> None:
 def test_initial_splats_lie_flat_on_the_surface() -> None:
     scene, alignment = make_world(0.0)
     splats = initial_splats(alignment.cloud, scene.cameras, make_config(), DEPTH)
-    from utils.geometry.rotations import quat_to_matrix
+    from utils.cameras.rotations import quat_to_matrix
 
     normals = quat_to_matrix(splats.quats)[:, :, 2]
     expected = torch.tensor([-SLOPE, 0.0, 1.0]) / (1 + SLOPE**2) ** 0.5

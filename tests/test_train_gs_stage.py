@@ -20,7 +20,7 @@ from utils.errors import ConfigError, InputError, MissingArtifactError
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import publish, write_manifest
-from utils.splats.checkpoint import load_checkpoint
+from utils.splatting.checkpoint import load_checkpoint
 
 
 class Notes:

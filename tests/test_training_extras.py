@@ -12,15 +12,15 @@ import torch
 
 import train_gs.stage
 from tests.test_train_gs import FRAMES, build, make_config, make_world
-from train_gs.extend import with_frames_between
 from train_gs.left_out import with_left_out
 from train_gs.plateau import Plateau
 from train_gs.train import train
+from utils.cameras.blending import with_frames_between
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import publish, write_manifest
-from utils.splats.checkpoint import load_checkpoint
-from utils.splats.lpips_term import load_lpips
+from utils.splatting.checkpoint import load_checkpoint
+from utils.splatting.lpips import load_lpips
 from utils.types import Alignment
 
 
@@ -67,7 +67,7 @@ def test_lpips_is_left_out_with_a_notice(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_lpips_is_a_term_of_the_loss_with_a_backbone_of_random_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("lpips", reason="the package lpips is not installed")
-    from utils.backends.torchvision_compat import ensure_torchvision
+    from utils.device.torchvision_compat import ensure_torchvision
 
     ensure_torchvision()
     import torchvision

@@ -16,20 +16,23 @@ if not CUDA:
 from configs.stage1_align import SolverConfig  # noqa: E402
 from train_gs import cameras_triton  # noqa: E402
 from train_gs.refine import interpolation  # noqa: E402
-from utils.backends.rasterizer_torch import TorchRasterizer  # noqa: E402
-from utils.backends.rasterizer_triton import BlendShape, TritonRasterizer  # noqa: E402
-from utils.deformation import (  # noqa: E402
-    inverse,
-    lattice_triton,
-    node_shift,
-)
+from utils.cameras import se3  # noqa: E402
+from utils.cameras.rotations import matrix_to_quat  # noqa: E402
+from utils.deformation import inverse, node_shift  # noqa: E402
 from utils.deformation.inverse import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWTON_STEPS, TOLERANCE, FixedPointInverseWarp, LocalWarp  # noqa: E402
-from utils.deformation.lattice import LatticeField  # noqa: E402
-from utils.geometry import se3  # noqa: E402
-from utils.geometry.rotations import matrix_to_quat  # noqa: E402
-from utils.registration import flow_torch, flow_triton, solver, solver_triton  # noqa: E402
-from utils.registration.matching import MatchSet  # noqa: E402
-from utils.splats import gaussians, gaussians_triton, ssim, ssim_triton  # noqa: E402
+from utils.deformation.lattice import triton as lattice_triton  # noqa: E402
+from utils.deformation.lattice.reference import LatticeField  # noqa: E402
+from utils.matching.flow import MatchSet  # noqa: E402
+from utils.matching.optical_flow import reference as flow_torch  # noqa: E402
+from utils.matching.optical_flow import triton as flow_triton  # noqa: E402
+from utils.registration.solver import numba as solver  # noqa: E402
+from utils.registration.solver import triton as solver_triton  # noqa: E402
+from utils.splatting.rasterize.reference import TorchRasterizer  # noqa: E402
+from utils.splatting.rasterize.triton import BlendShape, TritonRasterizer  # noqa: E402
+from utils.splatting.ssim import reference as ssim  # noqa: E402
+from utils.splatting.ssim import triton as ssim_triton  # noqa: E402
+from utils.splatting.view import reference as gaussians  # noqa: E402
+from utils.splatting.view import triton as gaussians_triton  # noqa: E402
 from utils.types import CameraGaussians, CameraSet, Splats  # noqa: E402
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")

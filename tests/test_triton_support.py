@@ -9,8 +9,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from utils.backends import triton_support
-from utils.backends.triton_support import triton_ready
+from utils.device import triton_support
+from utils.device.triton_support import triton_ready
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from utils.cameras import se3
 from utils.deformation.inverse import LocalWarp
-from utils.geometry import se3
-from utils.splats.gaussians import view_gaussians
+from utils.splatting.view.reference import view_gaussians
 from utils.types import Splats
 
 COUNT = 5000  # more than two blocks of sums

@@ -13,8 +13,8 @@ from eval_gs.metrics import psnr
 from tests.trained_world import SIZE, write_trained_world
 from utils.errors import ConfigError, MissingArtifactError
 from utils.scene.trajectories import load_trajectory
-from utils.splats.checkpoint import MODEL, PREVIEW, save_checkpoint, unfinished
-from utils.splats.view import locate_checkpoint, rgb_image
+from utils.splatting.checkpoint import MODEL, PREVIEW, save_checkpoint, unfinished
+from utils.splatting.render import locate_checkpoint, rgb_image
 from utils.viewer.app import Exhibit, ViewerApp, _Visitor, free_port, load_exhibit
 from utils.viewer.picture import normals_of_depth, picture
 from utils.viewer.pose import ViewPose, from_page, path_through, render_size, to_page, vertical_fov

@@ -16,8 +16,8 @@ from eval_gs.stage import run as evaluate
 from tests.browser import Browser, browser_or_skip, until
 from tests.trained_world import write_trained_world
 from utils.scene.trajectories import load_trajectory
-from utils.splats.checkpoint import MODEL, PREVIEW, load_checkpoint, save_checkpoint, unfinished
-from utils.splats.view import rgb_image
+from utils.splatting.checkpoint import MODEL, PREVIEW, load_checkpoint, save_checkpoint, unfinished
+from utils.splatting.render import rgb_image
 from utils.viewer.app import ViewerApp, load_exhibit
 from utils.viewer.picture import picture
 from utils.viewer.pose import render_size

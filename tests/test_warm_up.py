@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs.stage3_gs import GSConfig
-from utils import warm_up
+from video_to_world import warm_up
 
 
 def test_every_stage_runs_on_the_made_scene(tmp_path: Path) -> None:

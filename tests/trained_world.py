@@ -11,14 +11,14 @@ from configs.stage3_gs import GSConfig
 from configs.stage3_inverse_deformation import InverseDeformationConfig
 from tests.box_world import make_box_world
 from train_gs.initialize import initial_splats
+from utils.cameras.projection import transform, unproject_depth
 from utils.deformation.artifact import INVERSE_SCHEMA, save_inverse
 from utils.deformation.inverse import inverse_of_alignment
 from utils.exports.nerfstudio import OPENGL_FROM_OPENCV
-from utils.geometry.projection import transform, unproject_depth
 from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import publish, write_manifest
-from utils.splats.checkpoint import GS_SCHEMA, MODEL, TrainedScene, save_checkpoint
+from utils.splatting.checkpoint import GS_SCHEMA, MODEL, TrainedScene, save_checkpoint
 from utils.types import Alignment, CanonicalCloud, LatticeFields, Scene
 
 FRAMES, SIZE = 5, (48, 80)

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.backends.triton_support import triton_ready
-from utils.geometry import se3
+from utils.cameras import se3
+from utils.device.triton_support import triton_ready
 from utils.types import CameraSet
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 _TERMS = tl.constexpr(14)  # of the series of J^T: float32 accuracy up to half a turn
-_SERIES_BELOW = tl.constexpr(1e-2)  # see `utils.geometry.se3`
+_SERIES_BELOW = tl.constexpr(1e-2)  # see `utils.cameras.se3`
 
 
 @triton.jit

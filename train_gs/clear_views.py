@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-from utils.backends.accelerator import accelerator, or_on_cpu
+from utils.device.accelerator import accelerator, or_on_cpu
 from utils.types import Array, CameraSet
 
 # Depth is taken as the nearest within so many pixels around, so that an edge that is a little off hides nothing.

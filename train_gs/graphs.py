@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from utils.backends.rasterizer_triton import PairBudget
+    from utils.splatting.rasterize.triton import PairBudget
 
 _EAGER_STEPS = 2
 """Steps taken kernel by kernel first: they compile the kernels, which must not happen while recording."""

@@ -9,12 +9,12 @@ import torch
 from scipy.spatial import cKDTree
 
 from configs.stage3_gs import GSConfig
-from utils.backends.accelerator import accelerator, or_on_cpu
+from utils.cameras.rotations import normal_to_quat
+from utils.device.accelerator import accelerator, or_on_cpu
 from utils.errors import DegenerateCloudError
-from utils.geometry.rotations import normal_to_quat
 from utils.points.voxels import mean_by_key, voxel_keys
 from utils.runtime import cpu_count
-from utils.splats.sh import C0
+from utils.splatting.sh import C0
 from utils.types import Array, CameraSet, CanonicalCloud, Splats
 
 _LEVELS_PER_OCTAVE = 2

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from train_gs.train import TrainingData, image_psnr
-from utils.backends.rasterizer import Rasterizer
 from utils.deformation.inverse import InverseWarp, camera_from_world
-from utils.splats.checkpoint import TrainedScene
-from utils.splats.gaussians import apply_appearance, near_plane, rigid, view_gaussians
+from utils.splatting.checkpoint import TrainedScene
+from utils.splatting.rasterize.contract import Rasterizer
+from utils.splatting.view.reference import apply_appearance, near_plane, rigid, view_gaussians
 from utils.types import RenderOutput
 
 

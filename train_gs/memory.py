@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from utils.backends.accelerator import release_memory
+from utils.device.accelerator import release_memory
 from utils.errors import OptimizationError
 from utils.types import Reporter
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from utils.geometry.rotations import quat_to_matrix
+from utils.cameras.rotations import quat_to_matrix
 from utils.types import Splats
 
 EMPTY_LOGIT = -20.0

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from train_gs.cameras import interpolate_untrained
-from utils.backends.triton_support import triton_ready
 from utils.deformation.inverse import FixedPointInverseWarp, LocalWarp
 from utils.deformation.node_shift import node_shift
+from utils.device.triton_support import triton_ready
 
 
 class FieldRefinement(nn.Module):
@@ -51,7 +51,7 @@ class FieldRefinement(nn.Module):
         """Whether one kernel takes the gradient of a frame's corrections."""
         if self._cameras.device.type != "cuda" or not triton_ready():
             return False
-        from utils.deformation import lattice_triton
+        from utils.deformation.lattice import triton as lattice_triton
 
         return lattice_triton.fits(tuple(self.corrections[0].shape[:3]))  # type: ignore[arg-type]
 
@@ -142,7 +142,7 @@ class _WithCorrection(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        from utils.deformation import lattice_triton
+        from utils.deformation.lattice import triton as lattice_triton
 
         camera, layers, points, jacobian = ctx.saved_tensors
         found = lattice_triton.correction_vjp(ctx.counts, ctx.coarse, camera, layers, points, jacobian, grads[0])

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from configs.stage3_gs import GSConfig
 from train_gs.train import Trainer, TrainingData
-from utils.backends.accelerator import cap_memory
-from utils.backends.rasterizer import Rasterizer, load_rasterizer
 from utils.deformation.inverse import InverseWarp
+from utils.device.accelerator import cap_memory
 from utils.errors import ConfigError, OptimizationError
+from utils.splatting.rasterize.contract import Rasterizer, load_rasterizer
 from utils.types import Splats
 
 _BETAS = (0.9, 0.999)

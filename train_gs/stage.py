@@ -14,7 +14,6 @@ import torch
 
 from configs.stage3_gs import GSConfig
 from train_gs.clear_views import in_the_way
-from train_gs.extend import with_frames_between
 from train_gs.initialize import initial_splats
 from train_gs.left_out import with_left_out
 from train_gs.measure import averages, measure
@@ -23,10 +22,10 @@ from train_gs.population import with_spare_slots
 from train_gs.shared import SharedTrainer, share_of, together
 from train_gs.shell import joined, shell_splats
 from train_gs.train import Trainer, TrainingData, train
-from utils.backends.accelerator import cap_memory
-from utils.backends.rasterizer import choose_rasterizer, load_rasterizer
+from utils.cameras.blending import with_frames_between
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse, save_inverse
 from utils.deformation.inverse import FixedPointInverseWarp, IdentityInverseWarp, InverseWarp, inverse_of_alignment
+from utils.device.accelerator import cap_memory
 from utils.errors import ConfigError, InputError
 from utils.exports.ply import write_splat_ply
 from utils.exports.stage import export_splats
@@ -35,8 +34,9 @@ from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import content_hash, is_current, publish, to_plain, write_manifest
 from utils.scene.masks import used_pixels
-from utils.splats.checkpoint import GS_SCHEMA, MODEL, PREVIEW, TrainedScene, save_checkpoint, unfinished
-from utils.splats.sh import C0
+from utils.splatting.checkpoint import GS_SCHEMA, MODEL, PREVIEW, TrainedScene, save_checkpoint, unfinished
+from utils.splatting.rasterize.contract import choose_rasterizer, load_rasterizer
+from utils.splatting.sh import C0
 from utils.types import NULL_REPORTER, Alignment, Array, Reporter, Scene, Splats
 
 # Seconds between two previews, or this many times as long as writing one takes if that is longer.

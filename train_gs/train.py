@@ -19,13 +19,13 @@ from train_gs.population import SplatRows, living, relocate, shake
 from train_gs.refine import FieldRefinement
 from train_gs.trust import PixelTrust, weighted_pair
 from train_gs.warp import WarpCache
-from utils.backends.rasterizer import Rasterizer
 from utils.deformation.inverse import FixedPointInverseWarp, InverseWarp
 from utils.errors import NonFiniteError
-from utils.splats.checkpoint import TrainedScene
-from utils.splats.gaussians import rigid, view_gaussians
-from utils.splats.lpips_term import load_lpips
-from utils.splats.ssim import l1_and_ssim
+from utils.splatting.checkpoint import TrainedScene
+from utils.splatting.lpips import load_lpips
+from utils.splatting.rasterize.contract import Rasterizer
+from utils.splatting.ssim.reference import l1_and_ssim
+from utils.splatting.view.reference import rigid, view_gaussians
 from utils.types import NULL_REPORTER, Array, CameraSet, RenderOutput, Reporter, Splats, StepReport
 
 NEAR_IN_MEDIAN_DEPTHS = 0.01

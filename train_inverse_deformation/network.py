@@ -8,7 +8,7 @@ from torch import Tensor
 
 from configs.stage3_inverse_deformation import InverseDeformationConfig
 from train_inverse_deformation.validate import surface_points
-from utils.deformation.lattice import LatticeField
+from utils.deformation.lattice.reference import LatticeField
 from utils.deformation.network import NetworkInverseWarp
 from utils.types import NULL_REPORTER, Reporter, Scene, StepReport
 

@@ -11,7 +11,7 @@ from train_inverse_deformation.network import fit_network
 from train_inverse_deformation.validate import RoundTrip, round_trip, surface_points
 from utils.deformation.artifact import INVERSE_SCHEMA, save_inverse
 from utils.deformation.inverse import InverseWarp, inverse_of_alignment
-from utils.deformation.lattice import LatticeField
+from utils.deformation.lattice.reference import LatticeField
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import is_current, publish, write_manifest

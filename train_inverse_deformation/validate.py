@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.deformation.inverse import InverseWarp
-from utils.deformation.lattice import LatticeField
+from utils.deformation.lattice.reference import LatticeField
 from utils.types import CameraSet, Scene
 
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from utils.kernel_cache import drop_stale_kernels
+from utils.device.kernel_cache import drop_stale_kernels
 
 # OpenMP threads that have run out of work spin for milliseconds, on cores that the kernels' own threads then lack: a 3DGS step
 # on two busy cores took 90 to 190 ms of CPU time instead of 42. Read once, when torch loads OpenMP.

@@ -23,7 +23,7 @@ _FILM_WORDS = {
     "input_poses": "From the cameras of the clip",
     "optimised_poses": "From the refined cameras",
 }
-# Names of `utils.splats.checkpoint`, which is not imported: it would load PyTorch into the server.
+# Names of `utils.splatting.checkpoint`, which is not imported: it would load PyTorch into the server.
 _CHECKPOINT, _UNFINISHED = "model_final.pt", "gs_*.resume/preview.pt"
 _METRICS = {"psnr": "PSNR {:.1f} dB", "ssim": "SSIM {:.3f}"}
 

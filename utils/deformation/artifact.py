@@ -1,10 +1,15 @@
 """Files of stage 3.1: `inverse_local.pt` (tensors) and `config.pt` (plain values); `convention.json` for other readers."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from utils.deformation.inverse import InverseWarp, inverse_from_state
+from utils.deformation.inverse import FixedPointInverseWarp, IdentityInverseWarp, InverseWarp
+from utils.deformation.lattice.reference import LatticeField
+from utils.deformation.network import network_from_state
+from utils.errors import CorruptArtifactError
 from utils.scene.artifacts import load_tensors, write_json
 from utils.scene.manifest import read_manifest
 from utils.types import CONVENTIONS
@@ -39,3 +44,23 @@ def trained_inverse(checkpoint: Path, stage_folder: Path) -> InverseWarp:
     if not (checkpoint / "inverse_local.pt").is_file():
         return load_inverse(stage_folder)
     return inverse_from_state(load_tensors(checkpoint / "config.pt"), load_tensors(checkpoint / "inverse_local.pt"))
+
+
+def inverse_from_state(config: dict[str, Any], state: dict[str, Tensor]) -> InverseWarp:
+    """The warp that `InverseWarp.config()` and `state_dict()` describe.
+
+    Raises:
+        CorruptArtifactError: an unknown method or missing tensors.
+    """
+    method = config.get("method")
+    if method == "identity":
+        return IdentityInverseWarp()
+    if method == "fixed_point":
+        try:
+            parts = {name: state[f"field.{name}"] for name in ("nodes", "inv_depth_range", "K", "size")}
+        except KeyError as error:
+            raise CorruptArtifactError(f"inverse_local.pt has no tensor {error}", "re-run train_inverse_deformation") from error
+        return FixedPointInverseWarp(LatticeField(**parts))
+    if method == "network":
+        return network_from_state(config, state)
+    raise CorruptArtifactError(f"inverse deformation of unknown method {method!r}", "re-run train_inverse_deformation")

@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.backends.rasterizer_numba_threads import ranges, run_chunks
-from utils.backends.triton_support import triton_ready
-from utils.deformation.lattice import LatticeField
-from utils.deformation.lattice_numba import invert_lattice
-from utils.errors import CorruptArtifactError
+from utils.deformation.lattice.numba_inverse import invert_lattice
+from utils.deformation.lattice.reference import LatticeField
+from utils.device.threads import ranges, run_chunks
+from utils.device.triton_support import triton_ready
 from utils.types import Alignment
 
 FIXED_POINT_STEPS = 4
@@ -125,7 +124,7 @@ class FixedPointInverseWarp(InverseWarp):
 
     def _linearize_cuda(self, y: Tensor, frame_index: int) -> LocalWarp:
         """The Triton kernel; the frames' coordinate maps go to the device once."""
-        from utils.deformation import lattice_triton
+        from utils.deformation.lattice import triton as lattice_triton
 
         if self._cameras is None or self._cameras.device != y.device:
             # One more column: rows of 32 bytes are aligned alike, so that one compiled kernel serves all frames.
@@ -190,28 +189,6 @@ class FixedPointInverseWarp(InverseWarp):
 def inverse_of_alignment(alignment: Alignment, dtype: torch.dtype = torch.float32) -> FixedPointInverseWarp:
     """The direct inverse of an alignment's forward fields; frame_index is the camera's position in the alignment."""
     return FixedPointInverseWarp(LatticeField.from_fields(alignment.fields, alignment.cameras, dtype))
-
-
-def inverse_from_state(config: dict[str, Any], state: dict[str, Tensor]) -> InverseWarp:
-    """The warp that `InverseWarp.config()` and `state_dict()` describe.
-
-    Raises:
-        CorruptArtifactError: an unknown method or missing tensors.
-    """
-    method = config.get("method")
-    if method == "identity":
-        return IdentityInverseWarp()
-    if method == "fixed_point":
-        try:
-            parts = {name: state[f"field.{name}"] for name in ("nodes", "inv_depth_range", "K", "size")}
-        except KeyError as error:
-            raise CorruptArtifactError(f"inverse_local.pt has no tensor {error}", "re-run train_inverse_deformation") from error
-        return FixedPointInverseWarp(LatticeField(**parts))
-    if method == "network":
-        from utils.deformation.network import network_from_state
-
-        return network_from_state(config, state)
-    raise CorruptArtifactError(f"inverse deformation of unknown method {method!r}", "re-run train_inverse_deformation")
 
 
 def _plus_identity(matrices: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.cameras import se3
 from utils.deformation.inverse import InverseWarp, LocalWarp
-from utils.deformation.lattice import NEAR_FRACTION
+from utils.deformation.lattice.reference import NEAR_FRACTION
 from utils.errors import CorruptArtifactError
-from utils.geometry import se3
 
 _TYPICAL_TWIST = 0.01
 """The network's outputs are of the order of 1, deformations of a hundredth (radians and depths): steps of the optimiser then fit."""

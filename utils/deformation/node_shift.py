@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.backends.rasterizer_numba_threads import ranges, run_chunks
-from utils.backends.triton_support import triton_ready
 from utils.deformation.inverse import LocalWarp
-from utils.deformation.lattice_numba import shift_points, shift_points_vjp
+from utils.deformation.lattice.numba_inverse import shift_points, shift_points_vjp
+from utils.device.threads import ranges, run_chunks
+from utils.device.triton_support import triton_ready
 
 
 def node_shift(change: Tensor, local: LocalWarp, camera: Tensor, *, is_zero: bool) -> Tensor:
@@ -57,7 +57,7 @@ class _NodeShift(torch.autograd.Function):
             run_chunks(shift_points_vjp, jobs, ctx.counts, *arrays)
             result = torch.from_numpy(sums.sum(0)).reshape(*ctx.counts, 3)
         elif points.dtype == torch.float32 and triton_ready():
-            from utils.deformation import lattice_triton
+            from utils.deformation.lattice import triton as lattice_triton
 
             result = lattice_triton.shift_vjp(ctx.counts, camera, points, jacobian, gradient)
         else:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.backends.clip_cameras import ClipCameras
+from utils.cameras.lens import Lens
+from utils.cameras.projection import transform, unproject_depth
 from utils.exports.colmap import write_colmap_binary
 from utils.exports.nerfstudio import write_transforms
-from utils.geometry.projection import transform, unproject_depth
 from utils.scene.artifacts import write_points_ply
-from utils.scene.lens import Lens
+from utils.sfm.clip_cameras import ClipCameras
 from utils.types import Array, CameraSet, Scene
 
 # Points of the scene that go with the cameras: enough to start splats from.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import DegenerateCloudError, MissingDependencyError
-from utils.splats.view import SplatView, depth_image, rgb_image
+from utils.splatting.render import SplatView, depth_image, rgb_image
 from utils.types import Array, Reporter, StepReport
 
 _TRUNCATION_VOXELS = 4.0

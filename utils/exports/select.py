@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.cameras.rotations import matrix_to_quat, quat_multiply
 from utils.errors import GeometryError
-from utils.geometry.rotations import matrix_to_quat, quat_multiply
 from utils.types import Array, CameraSet, Splats
 
 # Where "up" points in the exported file, by the name users give it.

@@ -10,7 +10,7 @@ import torch
 
 from utils.exports.ply import host
 from utils.exports.select import importance
-from utils.splats.sh import C0
+from utils.splatting.sh import C0
 from utils.types import Splats
 
 RECORD = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])

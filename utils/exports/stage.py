@@ -18,9 +18,9 @@ from utils.exports.spz import write_spz
 from utils.scene import artifacts
 from utils.scene.manifest import writing
 from utils.scene.media import write_image
-from utils.splats.checkpoint import TrainedScene, load_checkpoint
-from utils.splats.sh import sh_basis
-from utils.splats.view import SplatView, locate_checkpoint, resolve_rasterizer, training_settings
+from utils.splatting.checkpoint import TrainedScene, load_checkpoint
+from utils.splatting.render import SplatView, locate_checkpoint, resolve_rasterizer, training_settings
+from utils.splatting.sh import sh_basis
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, Splats
 
 _FILE_NAMES = {

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from utils.geometry.projection import pixel_centers, transform, unproject
-from utils.registration.geometry import AlignedGeometry
+from utils.cameras.projection import pixel_centers, transform, unproject
+from utils.deformation.aligned_geometry import AlignedGeometry
 from utils.runtime import cpu_count
 from utils.types import Array, CameraSet, LatticeFields, Scene
 

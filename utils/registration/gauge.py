@@ -19,10 +19,10 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import LinearOperator, lsmr
 from scipy.spatial import cKDTree
 
-from utils.geometry.projection import unproject
-from utils.registration.geometry import AlignedGeometry
-from utils.registration.icp.lattice_fit import fit_lattice
-from utils.registration.lattice import resampled
+from utils.cameras.projection import unproject
+from utils.deformation.aligned_geometry import AlignedGeometry
+from utils.deformation.lattice.numba import resampled
+from utils.deformation.lattice_fit import fit_lattice
 from utils.runtime import cpu_count
 from utils.types import Array, LatticeFields
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from configs.stage1_align import MatchingConfig
-from utils.registration.geometry import AlignedGeometry
-from utils.registration.matching import MatchSet
+from utils.deformation.aligned_geometry import AlignedGeometry
+from utils.matching.flow import MatchSet
 from utils.types import Array
 
 _BLOCK = 16  # pixels of the edge of the blocks that are kept out, wider than the window of the flow

@@ -10,12 +10,12 @@ import numpy as np
 
 from configs.stage1_align import MatchingConfig, SolverConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
+from utils.deformation.aligned_geometry import AlignedGeometry
 from utils.errors import NoOverlapError
-from utils.registration.colour import estimate_color_maps
+from utils.matching.flow import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, match_trust, prepare_pairs, supported_matches
+from utils.matching.pairs import choose_pairs, overlaps
+from utils.registration.colour.reference import estimate_color_maps
 from utils.registration.gauge import common_displacement
-from utils.registration.geometry import AlignedGeometry
-from utils.registration.matching import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, match_trust, prepare_pairs, supported_matches
-from utils.registration.pairs import choose_pairs, overlaps
 from utils.registration.pose_evidence import held_or_free
 from utils.registration.result import (
     AGREEING_SIGMAS,
@@ -28,7 +28,7 @@ from utils.registration.result import (
     to_arrays,
 )
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
-from utils.registration.solver import (
+from utils.registration.solver.numba import (
     LatticeShape,
     StepsKept,
     build_problem,

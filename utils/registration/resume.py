@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from utils.registration.geometry import AlignedGeometry
-from utils.registration.matching import BatchMatcher, Matcher, MatchSet, prepare_pairs
+from utils.deformation.aligned_geometry import AlignedGeometry
+from utils.matching.flow import BatchMatcher, Matcher, MatchSet, prepare_pairs
 from utils.types import Array, Reporter
 
 

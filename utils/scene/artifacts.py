@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils.cameras import se3
+from utils.cameras.projection import invert_rigid, orthonormalized, to_4x4
 from utils.errors import CorruptArtifactError, MissingArtifactError
-from utils.geometry import se3
-from utils.geometry.projection import invert_rigid, orthonormalized, to_4x4
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import content_hash, read_manifest, require_fresh, sha256, to_plain, writing
 from utils.types import CONVENTIONS, Alignment, Array, CameraSet, CanonicalCloud, LatticeFields, Scene

@@ -15,8 +15,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from utils.cameras.lens import Lens, parse_lens
 from utils.errors import ConfigError
-from utils.scene.lens import Lens, parse_lens
 from utils.scene.media import resize_area
 from utils.types import Array
 

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from utils.cameras.projection import orthonormalized, to_4x4
 from utils.errors import CorruptArtifactError
-from utils.geometry.projection import orthonormalized, to_4x4
 from utils.scene.artifacts import read_json, write_json
 from utils.types import Array, CameraSet
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from utils.scene.lens import Lens
+from utils.cameras.lens import Lens
 from utils.synthetic.inconsistency import make_inconsistency, tint
 from utils.synthetic.raycast import View, render_view
 from utils.synthetic.scenes import Place, build_place

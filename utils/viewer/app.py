@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from configs.evaluation import ViewerConfig
+from utils.cameras.projection import invert_rigid
 from utils.errors import ArtifactError, ConfigError, MissingArtifactError, MissingDependencyError, V2WError
 from utils.exports.select import scene_up
-from utils.geometry.projection import invert_rigid
-from utils.pictures import fit_width
+from utils.report.pictures import fit_width
 from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.trajectories import load_trajectory, save_trajectory
-from utils.splats.checkpoint import PREVIEW, load_checkpoint
-from utils.splats.view import SplatView, median_depth, resolve_rasterizer
+from utils.splatting.checkpoint import PREVIEW, load_checkpoint
+from utils.splatting.render import SplatView, median_depth, resolve_rasterizer
 from utils.types import NULL_REPORTER, Alignment, Array, CameraSet, Reporter, Scene
 from utils.viewer.picture import MODES, picture
 from utils.viewer.pose import ViewPose, from_page, path_through, render_size, to_page, vertical_fov

@@ -5,8 +5,8 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from utils import pictures
-from utils.splats.view import SplatView, depth_image, rgb_image
+from utils.report import pictures
+from utils.splatting.render import SplatView, depth_image, rgb_image
 from utils.types import Array
 from utils.viewer.pose import ViewPose
 

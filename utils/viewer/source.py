@@ -6,8 +6,8 @@ from pathlib import Path
 from configs.evaluation import ViewerConfig
 from utils.errors import MissingArtifactError
 from utils.scene.layout import RunLayout, SceneLayout
-from utils.splats.checkpoint import MODEL, PREVIEW, unfinished
-from utils.splats.view import locate_checkpoint
+from utils.splatting.checkpoint import MODEL, PREVIEW, unfinished
+from utils.splatting.render import locate_checkpoint
 
 
 @dataclass(frozen=True)

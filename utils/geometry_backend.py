@@ -1,0 +1,66 @@
+"""What every geometry backend offers: cameras, depth and confidence of the chosen frames of a clip.
+
+Adding one is a class with `estimate` and an entry in `GEOMETRY`.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.registry import Registry
+from utils.types import Array, Reporter, Scene
+
+if TYPE_CHECKING:
+    from utils.sfm.mapping import SparseModel
+
+GEOMETRY = Registry(
+    "geometry backend",
+    sfm="utils.sfm.backend:SfmGeometry",
+    da3="utils.da3.backend:Da3Geometry",
+    **{"import": "utils.imports.backend:ImportGeometry"},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFrames:
+    """The frames a backend may look at.
+
+    Attributes:
+        images: (T, h, w, 3) uint8 sRGB in the order of the clip, square pixels; the chosen frames and perhaps some in between.
+        chosen: (N,) int64, increasing positions in `images`: the frames that become the scene.
+        size: (H, W) of the scene's images and depth.
+        names: (T,) what to call each frame in messages.
+        keep: (T, h, w) bool, pixels that may be matched: not an overlay, nothing that moves by itself. None: all.
+        mapped: sparse model of the chosen frames, if mapping them was necessary before; None leaves it to the backend.
+    """
+
+    images: Array
+    chosen: Array
+    size: tuple[int, int]
+    names: tuple[str, ...]
+    keep: Array | None = None
+    mapped: "SparseModel | None" = None
+
+    def __post_init__(self) -> None:
+        if len(self.chosen) < 2:
+            raise InputError(
+                f"{len(self.chosen)} frame was given, at least 2 are needed",
+                "use a clip or folder that shows the scene from several positions",
+            )
+        if not (np.diff(self.chosen) > 0).all() or self.chosen[0] < 0 or self.chosen[-1] >= len(self.images):
+            raise ValueError("chosen must be increasing positions in images")
+        if self.keep is not None and self.keep.shape != self.images.shape[:3]:
+            raise ValueError("keep must be as large as the images")
+
+
+class GeometryBackend(Protocol):
+    """Estimates geometry from images.
+
+    The scene holds one entry for each chosen frame that could be placed; `scene.cameras.frame_ids` are rows of `frames.chosen`.
+    """
+
+    def estimate(self, frames: ClipFrames, report: Reporter) -> Scene:
+        """Cameras, depth and confidence; raises `GeometryError` if the frames do not determine them."""
+        ...

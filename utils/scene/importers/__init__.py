@@ -1,1 +1,0 @@
-"""Readers of other programs' cameras: COLMAP models and nerfstudio's transforms.json."""

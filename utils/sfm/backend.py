@@ -1,0 +1,315 @@
+"""The weight-free geometry backend: structure from motion, then depth from flow along its poses. Runs on any CPU.
+
+Result: cameras that share one focal length, depth with every pixel filled, confidence 1 (a guess) upwards. The scene is scaled so
+that its median depth is 3 units.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import cv2
+import numpy as np
+
+from utils.cameras.projection import invert_rigid
+from utils.geometry_backend import ClipFrames
+from utils.sfm.dense_bundle_adjustment import Matches, adjust, join
+from utils.sfm.depth_completion import LAST_STRENGTH, PosedClip, anchor_images, hints_of, known_layers, relative_poses, settle
+from utils.sfm.depth_filling import edge_couplings, fill_and_smooth, fill_layers, flatness
+from utils.sfm.flow_depth import RayDepth, agreement, frame_threads, match_through_depth, triangulate
+from utils.sfm.mapping import (
+    SparseModel,
+    UnmatchedError,
+    check_parallax,
+    focal_prior,
+    map_frames,
+    place_between,
+    restricted,
+    settle_focal,
+)
+from utils.sfm.plane_sweep import all_kept
+from utils.types import Array, CameraSet, Reporter, Scene, StepReport
+
+# Depth of the middle of the scene, in scene units; arbitrary, but the same for every clip.
+MEDIAN_DEPTH = 3.0
+# Triangulation angles (degrees) of the neighbours looked for, on either side in time: small ones match best, wide ones measure best.
+_ANGLES_DEG = (1.5, 3.0, 6.0, 10.0, 16.0)
+# Percentile of the sparse points' angles that is compared with them.
+_NEARER_SHARE = 75
+# What a neighbour costs that comes k times later than the first one with enough angle, in log k: generated frames far apart in time
+# contradict each other even where the camera has come back.
+_LATE_COST = 0.5
+# Smoothing of inverse depth after each round; the first only has to start the second well.
+_FIRST_STRENGTH = 1e5
+_STRENGTHS = (60.0, 15.0, LAST_STRENGTH)
+# Weight that a pixel needs to be carried into other frames between the rounds.
+_CARRIED_LEAST = 0.1
+# Points of each frame that enter bundle adjustment: more add time, not accuracy.
+_BUNDLE_POINTS = 150
+# The far shell lies at this multiple of the 99th percentile of the measured depth.
+_SHELL = 1.5
+# And at most at this multiple of the median depth: beyond, depth is noise and only harms what scales with it.
+_FARTHEST = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SfmGeometry:
+    """Structure from motion and flow depth; see the module.
+
+    Attributes:
+        seed: makes mapping repeatable.
+    """
+
+    seed: int = 0
+
+    def estimate(self, frames: ClipFrames, report: Reporter) -> Scene:
+        """Cameras, depth and confidence of the chosen frames that could be registered.
+
+        Raises:
+            GeometryError: the camera stands still or only turns, or too few frames match.
+        """
+        model = self._mapped(frames, report)
+        report.note(
+            f"poses: {len(model.frames)} of {len(frames.chosen)} frames, {len(model.points)} points, reprojection"
+            f" {model.error_px:.2f} px, focal {model.focal / max(frames.images.shape[1:3]):.2f} x longest side"
+        )
+        clip = _posed_clip(frames, model)
+        clip, inverse, rays = _depth_rounds(clip, frames, report)
+        return _to_scene(frames, model, clip, inverse, rays)
+
+    def _mapped(self, frames: ClipFrames, report: Reporter) -> SparseModel:
+        """Poses of the chosen frames; those in between are mapped with them where the chosen ones alone do not match."""
+        if frames.mapped is not None and len(frames.mapped.frames) == len(frames.chosen):
+            check_parallax(frames.mapped)
+            return frames.mapped
+        report.note(f"poses: mapping {len(frames.chosen)} frames")
+        size, everything, keep = frames.images.shape[1:3], len(frames.images) > len(frames.chosen), frames.keep
+        chosen_keep = None if keep is None else keep[frames.chosen]
+        try:
+            model = map_frames(frames.images[frames.chosen], seed=self.seed, report=report, keep=chosen_keep)
+        except UnmatchedError:
+            if not everything:
+                raise
+            report.note(f"poses: too few match each other, mapping all {len(frames.images)} frames around them")
+            model = settle_focal(map_frames(frames.images, seed=self.seed, report=report, keep=keep), size, report)
+            check_parallax(model)
+            return restricted(model, frames.images, frames.chosen)
+        model = settle_focal(model, size, report)
+        check_parallax(model)
+        return model
+
+
+def _posed_clip(frames: ClipFrames, model: SparseModel) -> PosedClip:
+    (height, width), size = frames.images.shape[1:3], frames.size
+    scale = np.array([size[1] / width, size[0] / height])
+    grays = np.stack([cv2.cvtColor(_working_image(frames, position), cv2.COLOR_RGB2GRAY) for position in range(len(frames.images))])
+    refs = frames.chosen[model.frames]
+    w2c = np.full((len(frames.images), 4, 4), np.nan)
+    w2c[refs] = model.w2c
+    w2c = place_between(frames.images, w2c, refs, model)
+    sparse = []
+    for row in range(len(refs)):
+        mine = model.seen_by == row
+        camera = model.points[model.seen_point[mine]] @ model.w2c[row, :3, :3].T + model.w2c[row, :3, 3]
+        front = camera[:, 2] > 0
+        sparse.append(np.column_stack([model.seen_at[mine][front] * scale, 1 / camera[front, 2]]))
+    keep = frames.keep
+    if keep is not None:
+        keep = np.stack([all_kept(mask, size[::-1]) for mask in keep])
+    return PosedClip(grays=grays, w2c=w2c, K=np.diag([*scale, 1.0]) @ model.K, refs=refs, sparse=sparse, keep=keep)
+
+
+def choose_neighbours(clip: PosedClip, row: int) -> list[int]:
+    """Frames from which to triangulate ref `row`: for each wanted angle the best frame before and after it in the clip.
+
+    Angles are those of the nearer points: seen past far buildings, the ground in front would otherwise be looked at from so far
+    away that it is not recognised. At either end of the clip the one side that is left gives as many frames as two.
+    """
+    ref = int(clip.refs[row])
+    posed = np.flatnonzero(np.isfinite(clip.w2c[:, 0, 0]))
+    points = _sparse_world(clip, row)
+    offsets = points[None] - invert_rigid(clip.w2c[posed])[:, None, :3, 3]
+    distance = np.linalg.norm(offsets, axis=-1)
+    rays = offsets / distance[..., None]
+    own = int(np.flatnonzero(posed == ref)[0])
+    angle = np.degrees(np.percentile(np.arccos(np.clip((rays * rays[own]).sum(-1), -1, 1)), _NEARER_SHARE, axis=1))
+    zoom = np.abs(np.log(np.median(distance / distance[own], axis=1)))
+    overlap = _shares_inside(clip, posed, points)
+    gap = np.abs(posed - ref)
+    sides = [side for side in (posed < ref, posed > ref) if side.any()]
+    wanted_angles = _ANGLES_DEG if len(sides) == 2 else tuple(a * k for a in _ANGLES_DEG for k in (1.0, 1.4))
+    # The first frame on each side shows what soon leaves the view, and little motion to find it by.
+    chosen = [int(posed[np.where(side, gap, len(clip.w2c)).argmin()]) for side in sides if angle[side].max() > 0.3]
+    for wanted in wanted_angles:
+        for side in sides:
+            allowed = side & (overlap > 0.5) & (angle > 0.3) & ~np.isin(posed, chosen)
+            if allowed.any():
+                enough = side & (angle > 0.7 * wanted)
+                soonest = gap[enough].min() if enough.any() else gap.max()
+                late = _LATE_COST * np.log(np.maximum(gap / soonest, 1))
+                cost = np.where(allowed, np.abs(np.log(np.maximum(angle, 1e-3) / wanted)) + zoom + late, np.inf)
+                if cost.min() < np.log(2.5) or len(chosen) < 2:
+                    chosen.append(int(posed[cost.argmin()]))
+    if not chosen:
+        widest = np.argsort(-angle * (overlap > 0.3))
+        chosen = [int(posed[i]) for i in widest[:4] if posed[i] != ref]
+    return chosen
+
+
+def _sparse_world(clip: PosedClip, row: int) -> Array:
+    """World points (M, 3) of the sparse points that a ref sees."""
+    x, y, inverse = clip.sparse[row].T
+    depth = 1 / inverse
+    K = clip.K
+    camera = np.column_stack([(x - K[0, 2]) / K[0, 0] * depth, (y - K[1, 2]) / K[1, 1] * depth, depth])
+    c2w = invert_rigid(clip.w2c[clip.refs[row]])
+    return camera @ c2w[:3, :3].T + c2w[:3, 3]
+
+
+def _shares_inside(clip: PosedClip, posed: Array, points: Array) -> Array:
+    """(N,) share of the world points (M, 3) that each of the frames (N,) has in its picture."""
+    w2c = clip.w2c[posed]
+    camera = points @ w2c[:, :3, :3].transpose(0, 2, 1) + w2c[:, None, :3, 3]
+    front = camera[..., 2] > 1e-6
+    x, y = (clip.K[i, i] * camera[..., i] / np.where(front, camera[..., 2], 1) + clip.K[i, 2] for i in (0, 1))
+    height, width = clip.grays.shape[1:]
+    inside = front & (x > 0) & (x < width) & (y > 0) & (y < height)
+    return inside.sum(1) / max(len(points), 1)
+
+
+def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tuple[PosedClip, list[Array], list[RayDepth]]:
+    """Refined cameras, filled inverse depth and the raw triangulation of every ref.
+
+    Every round matches through the current depth and triangulates; between rounds the dense matches refine poses and focal length. At
+    the end what looks guessed, or contradicts a plane sweep, loses its weight, and depth is filled from the rest.
+    """
+    rows = range(len(clip.refs))
+    hints: Sequence[tuple[Array, Array] | None] = [None for _ in rows]
+    found: list[_Found] = []
+    with frame_threads() as pool:
+        images = list(pool.map(lambda ref: _working_image(frames, int(ref)), clip.refs))
+        couplings = list(pool.map(edge_couplings, images))
+        neighbours = [choose_neighbours(clip, row) for row in rows]
+        inverse = list(pool.map(lambda row: fill_and_smooth(*anchor_images(clip, row), couplings[row], _FIRST_STRENGTH)[0], rows))
+        for number, strength in enumerate(_STRENGTHS):
+            improve = partial(_improve, clip, strength=strength)
+            found = []
+            for row, result in enumerate(pool.map(improve, rows, neighbours, inverse, couplings, hints)):
+                found.append(result)
+                report.step(StepReport("depth", number * len(rows) + row, len(_STRENGTHS) * len(rows)))
+            inverse = [result.inverse for result in found]
+            if number + 1 < len(_STRENGTHS):
+                hints = hints_of(clip, [result.ray for result in found], _CARRIED_LEAST, pool)
+                clip = _refine_cameras(clip, [r.sample for r in found], [r.sample_inverse for r in found], report)
+        inverse, rays = settle(clip, images, neighbours, [result.ray for result in found], inverse, couplings, pool)
+    return clip, inverse, rays
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one round found for one ref: filled 1/z, its triangulation, and matches for bundle adjustment with their 1/z."""
+
+    inverse: Array
+    ray: RayDepth
+    sample: Matches
+    sample_inverse: Array
+
+
+def _improve(
+    clip: PosedClip,
+    row: int,
+    neighbours: list[int],
+    inverse: Array,
+    couplings: tuple[Array, Array],
+    hint: tuple[Array, Array] | None,
+    *,
+    strength: float,
+) -> _Found:
+    """One round for one ref: match through the current 1/z, triangulate and fill."""
+    matches, trusted = _match(clip, row, neighbours, inverse)
+    ray = triangulate(matches, trusted, *relative_poses(clip, row, neighbours), clip.K)
+    filled = fill_layers(*known_layers(clip, row, ray, hint), couplings, strength)
+    sample, start = _sample_matches(clip, row, neighbours, ray, matches, trusted)
+    return _Found(filled, ray, sample, start)
+
+
+def _working_image(frames: ClipFrames, position: int) -> Array:
+    return cv2.resize(frames.images[position], (frames.size[1], frames.size[0]), interpolation=cv2.INTER_AREA)
+
+
+def _match(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> tuple[Array, Array]:
+    """Matches (V, H, W, 2) of a ref in its neighbours and whether they are trusted (V, H, W)."""
+    rotations, translations = relative_poses(clip, row, neighbours)
+    reference = clip.grays[clip.refs[row]]
+    found = [
+        match_through_depth(reference, clip.grays[k], inverse, (R, t), clip.K)
+        for k, R, t in zip(neighbours, rotations, translations, strict=True)
+    ]
+    matches, trusted = np.stack([match for match, _ in found]), np.stack([trusted for _, trusted in found])
+    if clip.keep is not None:
+        there = [
+            cv2.remap(clip.keep[k].astype(np.uint8), match[..., 0] - 0.5, match[..., 1] - 0.5, cv2.INTER_NEAREST) > 0
+            for k, match in zip(neighbours, matches, strict=True)
+        ]
+        trusted &= clip.keep[clip.refs[row]] & np.stack(there)
+    return matches, trusted
+
+
+def _sample_matches(
+    clip: PosedClip, row: int, neighbours: list[int], ray: RayDepth, matches: Array, trusted: Array
+) -> tuple[Matches, Array]:
+    """Matches of well measured pixels, one for each cell of a grid, and their inverse depth."""
+    height, width = ray.inverse.shape
+    step = max(2, round((height * width / _BUNDLE_POINTS) ** 0.5))
+    good = (ray.views >= 3) & (ray.inverse > 0) & (ray.weight > 0)
+    y, x = (grid.ravel() for grid in np.mgrid[step // 2 : height : step, step // 2 : width : step])
+    y, x = y[good[y, x]], x[good[y, x]]
+    point, view = np.nonzero(trusted[:, y, x].T)
+    host_px = np.column_stack([x + 0.5, y + 0.5])[point]
+    target = np.array(neighbours, np.int64)[view]
+    sample = Matches(
+        host=np.full(len(point), clip.refs[row], np.int64),
+        target=target,
+        point=point.astype(np.int64),
+        host_px=host_px,
+        target_px=matches[view, y[point], x[point]].astype(np.float64),
+    )
+    return sample, ray.inverse[y, x]
+
+
+def _refine_cameras(clip: PosedClip, samples: list[Matches], starts: list[Array], report: Reporter) -> PosedClip:
+    """The clip with poses and focal length from bundle adjustment on the dense matches."""
+    # In pixels of x the longest side is as wide as the image, or as high times the pixels' aspect.
+    height, width = clip.grays.shape[1:]
+    longest = max(width, height * clip.K[0, 0] / clip.K[1, 1])
+    prior = focal_prior(longest, len(clip.refs))
+    bundle = adjust(clip.w2c, clip.K, join(samples), np.concatenate(starts), focal=prior)
+    report.note(
+        f"poses: dense matches off by {bundle.before_px:.2f} px before, {bundle.after_px:.2f} px after refinement;"
+        f" focal {bundle.K[0, 0] / clip.K[0, 0]:.3f} x"
+    )
+    return replace(clip, w2c=bundle.w2c, K=bundle.K)
+
+
+def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, inverse: list[Array], rays: list[RayDepth]) -> Scene:
+    """Depth with its far shell, confidence from agreement between the frames, and the scale of the scene."""
+    measured = np.stack([(ray.weight > 0) & ~ray.far for ray in rays])
+    stacked = np.stack(inverse)
+    known = stacked[measured] if measured.any() else stacked
+    lowest = max(np.percentile(known, 1.0) / _SHELL, np.median(known) / _FARTHEST)
+    shell = stacked <= lowest
+    depth = (1 / np.maximum(stacked, lowest)).astype(np.float32)
+    support = agreement(depth, clip.w2c[clip.refs], clip.K)
+    own = np.stack([2 * ray.weight / (ray.weight + 0.5) for ray in rays])
+    with frame_threads() as pool:
+        smooth = np.stack(list(pool.map(flatness, inverse)))
+    confidence = 1.0 + np.where(measured, own, 0.05) * (0.25 + support) * smooth
+    # What another frame confirms counts as measured, however weak; a guess stays below.
+    confidence += np.float32(0.1) * (measured & (support > 0))
+    confidence[shell] = 1.0
+    scale = MEDIAN_DEPTH / float(np.median(depth))
+    c2w = invert_rigid(clip.w2c[clip.refs])
+    c2w[:, :3, 3] *= scale
+    images = np.stack([_working_image(frames, int(ref)) for ref in clip.refs])
+    cameras = CameraSet(c2w=c2w, K=np.repeat(clip.K[None], len(c2w), 0), size=frames.size, frame_ids=model.frames.astype(np.int64))
+    return Scene(cameras=cameras, images=images, depth=depth * np.float32(scale), confidence=confidence.astype(np.float32))

@@ -1,0 +1,141 @@
+"""The end of measuring depth along poses: what looks guessed loses its weight, and every pixel is filled from the rest.
+
+Flow says where a pixel went even where it cannot know. Its values count less where they scatter, and where plane sweeps over the same
+frames contradict them; what remains is carried between the frames and filled along image edges.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from utils.cameras.projection import invert_rigid
+from utils.sfm.depth_filling import fill_doubting, steadiness
+from utils.sfm.flow_depth import RayDepth, carried
+from utils.sfm.plane_sweep import doubted, sweep
+from utils.types import Array
+
+# Smoothing of the inverse depth that is handed on.
+LAST_STRENGTH = 4.0
+# Weight of a carried value for each frame that says so, and the weight that a pixel needs to be carried when guesses have lost theirs.
+_HINT, _STEADY_LEAST = 0.02, 0.03
+# Sweeps of other frames that must reach a pixel for their median to count instead of its own frame's sweep.
+_SWEEPS = 3
+# Weight of a sparse point once flow has measured: as much as any other weak hint, or single points show as dots in far depth.
+_ANCHOR = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosedClip:
+    """Grey images and cameras on the working grid.
+
+    Attributes:
+        grays: (T, H, W) uint8.
+        w2c: (T, 4, 4), NaN where a frame has no pose.
+        K: (3, 3) pixels of (H, W), shared.
+        refs: (R,) int64 positions of the frames that get depth.
+        sparse: for each ref, (M, 3) column, row and 1/z of the sparse points it sees.
+        keep: (T, H, W) bool, pixels that may be matched; None: all.
+    """
+
+    grays: Array
+    w2c: Array
+    K: Array
+    refs: Array
+    sparse: list[Array]
+    keep: Array | None = None
+
+
+def settle(
+    clip: PosedClip,
+    images: list[Array],
+    neighbours: list[list[int]],
+    rays: list[RayDepth],
+    inverse: list[Array],
+    couplings: list[tuple[Array, Array]],
+    pool: ThreadPoolExecutor,
+) -> tuple[list[Array], list[RayDepth]]:
+    """The final inverse depth (H, W) of every ref, every pixel filled, and the rays with little weight where flow guessed.
+
+    Args:
+        clip: R refs among T frames.
+        images: R images (H, W, 3) uint8 of the refs.
+        neighbours: for each ref the frames that it was matched with.
+        rays: what these matches say of each ref.
+        inverse: (H, W) 1/z of each ref found so far, of which only the range is used.
+        couplings: of each ref, see `depth_refine.edge_couplings`.
+        pool: takes one ref at a time.
+    """
+    rows = range(len(rays))
+    steady = list(pool.map(_steady, rays))
+    confirmed = _confirmed(clip, images, neighbours, steady, inverse, pool)
+    hints = hints_of(clip, confirmed, _STEADY_LEAST, pool)
+
+    def filled(row: int) -> Array:
+        return fill_doubting(*known_layers(clip, row, confirmed[row], hints[row]), couplings[row], LAST_STRENGTH)
+
+    return list(pool.map(filled, rows)), steady
+
+
+def hints_of(clip: PosedClip, rays: list[RayDepth], least: float, pool: ThreadPoolExecutor) -> list[tuple[Array, Array]]:
+    """For every ref the inverse depth that the others' pixels of more than the `least` weight give it, and how many frames say so."""
+    inverse = np.stack([ray.inverse for ray in rays])
+    trusted = np.stack([(ray.weight > least) & (ray.views >= 3) for ray in rays])
+    return list(pool.map(partial(carried, inverse, trusted, clip.w2c[clip.refs], clip.K), range(len(rays))))
+
+
+def known_layers(clip: PosedClip, row: int, ray: RayDepth, hint: tuple[Array, Array] | None) -> tuple[Array, Array]:
+    """What is known of a ref's inverse depth, and its weight, (L, H, W) float32 each: measured values, sparse points and hints."""
+    anchors, anchor_weight = anchor_images(clip, row)
+    values = [np.where(ray.far, np.maximum(ray.inverse, 0), ray.inverse), anchors]
+    weights = [np.where(ray.far, np.float32(1), ray.weight), _ANCHOR * anchor_weight]
+    if hint is not None:
+        values.append(hint[0])
+        weights.append(_HINT * hint[1])
+    return np.stack(values), np.stack(weights)
+
+
+def anchor_images(clip: PosedClip, row: int) -> tuple[Array, Array]:
+    """Sparse inverse depth and its weight on the grid, (H, W) float32 each."""
+    _, h, w = clip.grays.shape
+    anchors, weight = np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)
+    x, y, inverse = clip.sparse[row].T
+    inside = (x >= 0) & (y >= 0) & (x < w) & (y < h)
+    at = (y[inside].astype(int), x[inside].astype(int))
+    anchors[at], weight[at] = inverse[inside], 1.0
+    return anchors, weight
+
+
+def relative_poses(clip: PosedClip, row: int, neighbours: list[int]) -> tuple[Array, Array]:
+    """Rotations (V, 3, 3) and translations (V, 3), neighbour camera from ref camera."""
+    relative = clip.w2c[neighbours] @ invert_rigid(clip.w2c[clip.refs[row]])
+    return np.ascontiguousarray(relative[:, :3, :3]), np.ascontiguousarray(relative[:, :3, 3])
+
+
+def _steady(ray: RayDepth) -> RayDepth:
+    """The triangulation with little weight where flow guessed. Only at the end: between rounds it keeps thin things from being found."""
+    return replace(ray, weight=ray.weight * steadiness(ray.inverse, ray.weight))
+
+
+def _confirmed(
+    clip: PosedClip, images: list[Array], neighbours: list[list[int]], rays: list[RayDepth], inverse: list[Array], pool: ThreadPoolExecutor
+) -> list[RayDepth]:
+    """The triangulations with little weight where plane sweeps over the same neighbours contradict them: there flow drifted."""
+
+    def swept_of(row: int) -> tuple[Array, float]:
+        shown = [int(clip.refs[row]), *neighbours[row]]
+        keep = None if clip.keep is None else clip.keep[shown]
+        return sweep(images[row], clip.grays[shown], relative_poses(clip, row, neighbours[row]), clip.K, inverse[row], keep)
+
+    rows = range(len(rays))
+    swept, spacings = zip(*pool.map(swept_of, rows), strict=True)
+    stacked = np.stack(swept)
+    # what masks hide may stand elsewhere in the frames that show it
+    says = np.isfinite(stacked) if clip.keep is None else np.isfinite(stacked) & clip.keep[clip.refs]
+    others = pool.map(partial(carried, stacked, says, clip.w2c[clip.refs], clip.K), rows)
+    voted = [np.where(count >= _SWEEPS, value, own) for (value, count), own in zip(others, swept, strict=True)]
+    return [
+        replace(ray, weight=doubted(ray.inverse, ray.weight, vote, spacing))
+        for ray, vote, spacing in zip(rays, voted, spacings, strict=True)
+    ]

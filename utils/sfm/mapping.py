@@ -1,0 +1,494 @@
+"""Camera poses and sparse points of a clip by global structure from motion (pycolmap; SIFT on the CPU, no weights).
+
+One camera of unknown focal length is shared by all frames. Poses of further frames are found by tracking the sparse points into them.
+COLMAP's pixel centres are at +0.5, as ours.
+"""
+
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycolmap
+
+from utils.errors import GeometryError
+from utils.reporting import number_ranges
+from utils.runtime import cpu_count
+from utils.sfm.dense_bundle_adjustment import Bundle, FocalPrior, Matches, adjust
+from utils.sfm.flow_depth import frame_threads
+from utils.types import Array, Reporter
+
+# Between a fish-eye's and a long telephoto's; a focal length outside means that mapping went wrong.
+FOCAL_RANGE = (0.3, 3.0)
+# Field of view of 58 degrees along the longest side: the middle of what cameras and video models show.
+FOCAL_PRIOR = 0.9
+MIN_REGISTERED = 8
+
+# Importing pycolmap installs a handler that answers the polite request to end (SIGTERM) with a stack trace; Python's own comes back.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+# Up to here all pairs are matched: 48 frames are 1128 pairs, about 10 s on two cores.
+MAX_EXHAUSTIVE_FRAMES = 48
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseModel:
+    """Registered cameras and the points they see.
+
+    Attributes:
+        frames: (R,) int64, position of each registered image in the list given, increasing.
+        w2c: (R, 4, 4) camera from world.
+        K: (3, 3) pixels of the images given; one camera for all.
+        points: (P, 3) world.
+        seen_by: (M,) int64, row of `frames` of each observation.
+        seen_point: (M,) int64, row of `points` of each observation.
+        seen_at: (M, 2) pixel of each observation.
+        error_px: mean reprojection error.
+    """
+
+    frames: Array
+    w2c: Array
+    K: Array
+    points: Array
+    seen_by: Array
+    seen_point: Array
+    seen_at: Array
+    error_px: float
+
+    @property
+    def focal(self) -> float:
+        """Focal length in pixels."""
+        return float(self.K[0, 0])
+
+
+class UnmatchedError(GeometryError):
+    """Frames that move and show texture, but do not match each other well enough."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences COLMAP's log, which goes to stderr for every step otherwise."""
+    before = pycolmap.logging.minloglevel
+    pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value
+    try:
+        yield
+    finally:
+        pycolmap.logging.minloglevel = before
+
+
+def map_frames(images: Array, *, seed: int, report: Reporter, keep: Array | None = None) -> SparseModel:
+    """Poses, focal length and sparse points from images of one moving camera.
+
+    Global mapping first estimates the focal length from a prior of `FOCAL_PRIOR` times the longest side. If it registers too
+    little or ends at an implausible focal length, it is repeated with the focal length held at the prior.
+
+    Args:
+        images: (F, h, w, 3) uint8, square pixels, in the order of the clip.
+        seed: makes RANSAC and the solver repeatable.
+        report: told which frames are missing and whether the focal length was fixed.
+        keep: (F, h, w) bool, where features may lie; None: everywhere.
+
+    Raises:
+        GeometryError: fewer than two frames, or too few could be registered; says why as far as that can be seen.
+    """
+    if len(images) < 2:
+        raise GeometryError("one frame shows no parallax", "use a clip or folder with at least two different views")
+    needed = min(MIN_REGISTERED, len(images))
+    with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder, _quiet():
+        database = _match(images, Path(folder), seed, keep)
+        model = _map(database, Path(folder), images.shape[1:3], seed, fixed_focal=False)
+        if model is None or len(model.frames) < needed or not _plausible(model, images):
+            report.note("poses: mapping with a free focal length failed, trying again with a fixed one")
+            model = _map(database, Path(folder), images.shape[1:3], seed, fixed_focal=True)
+    if model is None or len(model.frames) < needed:
+        raise _explain(images, 0 if model is None else len(model.frames))
+    missing = sorted(set(range(len(images))) - set(model.frames.tolist()))
+    if missing:
+        report.note(f"poses: {len(missing)} of {len(images)} frames could not be registered: {number_ranges(missing)}")
+    return model
+
+
+# Features keep this far, as a share of the longest side, from what is masked: their descriptors look at what surrounds them.
+_MASK_MARGIN = 0.01
+
+
+def _match(images: Array, folder: Path, seed: int, keep: Array | None = None) -> Path:
+    """The feature database of the images, matched and geometrically verified; features lie only where `keep` (F, h, w) holds."""
+    pictures, database = folder / "images", folder / "database.db"
+    pictures.mkdir()
+    for index, image in enumerate(images):
+        cv2.imwrite(str(pictures / f"{index:06d}.png"), image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    height, width = images.shape[1:3]
+    pycolmap.set_random_seed(seed)
+    reader = pycolmap.ImageReaderOptions()
+    if keep is not None:
+        reader.mask_path = _write_masks(keep, folder / "masks")
+    reader.camera_model = "SIMPLE_PINHOLE"
+    reader.camera_params = f"{FOCAL_PRIOR * max(height, width)},{width / 2},{height / 2}"
+    cpu = pycolmap.Device.cpu
+    extraction, matching = pycolmap.FeatureExtractionOptions(), pycolmap.FeatureMatchingOptions()
+    extraction.num_threads = matching.num_threads = cpu_count()
+    # Images are numbered before their features are found, or they would be in the order in which threads end. What is found in
+    # an image or a pair is the same on any thread, since RANSAC is seeded for each pair.
+    pycolmap.Database.open(database).close()
+    pycolmap.import_images(database, pictures, camera_mode=pycolmap.CameraMode.SINGLE, options=reader)
+    pycolmap.extract_features(
+        database,
+        pictures,
+        camera_mode=pycolmap.CameraMode.SINGLE,
+        reader_options=reader,
+        extraction_options=extraction,
+        device=cpu,
+    )
+    verification = pycolmap.TwoViewGeometryOptions()
+    verification.ransac.random_seed = seed
+    if len(images) <= MAX_EXHAUSTIVE_FRAMES:
+        pycolmap.match_exhaustive(database, matching_options=matching, verification_options=verification, device=cpu)
+    else:
+        pairs = folder / "pairs.txt"
+        pairs.write_text("".join(f"{a:06d}.png {b:06d}.png\n" for a, b in sparse_pairs(len(images))))
+        pairing = pycolmap.ImportedPairingOptions()
+        pairing.match_list_path = pairs
+        pycolmap.match_image_pairs(
+            database, matching_options=matching, pairing_options=pairing, verification_options=verification, device=cpu
+        )
+    return database
+
+
+def _write_masks(keep: Array, folder: Path) -> Path:
+    """Masks as COLMAP reads them: `<image name>.png`, black where no feature may lie."""
+    folder.mkdir()
+    reach = 1 + round(_MASK_MARGIN * max(keep.shape[1:]))
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    for index, mask in enumerate(keep):
+        cv2.imwrite(str(folder / f"{index:06d}.png.png"), cv2.erode(mask.astype(np.uint8), kernel) * 255)
+    return folder
+
+
+def sparse_pairs(count: int) -> list[tuple[int, int]]:
+    """Pairs for long clips: every gap up to 6, then gaps growing by a half, and all pairs of every 8th frame for loops."""
+    gaps, gap = list(range(1, 7)), 9.0
+    while gap < count:
+        gaps.append(int(gap))
+        gap *= 1.5
+    pairs = {(a, a + gap) for gap in gaps for a in range(0, count - gap, 1 if gap < 12 else 2)}
+    anchors = range(0, count, max(8, count // 24))
+    pairs |= {(a, b) for a in anchors for b in anchors if a < b}
+    return sorted(pairs)
+
+
+def _map(database: Path, folder: Path, size: tuple[int, int], seed: int, *, fixed_focal: bool) -> SparseModel | None:
+    """The largest model of global mapping, `None` if there is none."""
+    found = _reconstruct(database, folder, seed, fixed_focal=fixed_focal)
+    return None if found is None else supported(_to_model(found))
+
+
+# Points that a frame must see: with fewer its pose, six numbers, rests on chance.
+_LEAST_SEEN = 10
+
+
+def supported(model: SparseModel) -> SparseModel:
+    """The model without frames that mapping has placed by next to no points."""
+    return _only(model, np.bincount(model.seen_by, minlength=len(model.frames)) >= _LEAST_SEEN)
+
+
+def restricted(model: SparseModel, images: Array, chosen: Array) -> SparseModel:
+    """The model of the chosen ones (N,) of its images (T, h, w, 3), renumbered; points that only others see stay.
+
+    Raises:
+        GeometryError: too few of them are registered.
+    """
+    model = _only(model, np.isin(model.frames, chosen))
+    if len(model.frames) < min(MIN_REGISTERED, len(chosen)):
+        raise _explain(images[chosen], len(model.frames))
+    return replace(model, frames=np.searchsorted(chosen, model.frames))
+
+
+def _only(model: SparseModel, kept: Array) -> SparseModel:
+    """The model with these of its frames (R,) bool."""
+    mine = kept[model.seen_by]
+    return replace(
+        model,
+        frames=model.frames[kept],
+        w2c=model.w2c[kept],
+        seen_by=(np.cumsum(kept) - 1)[model.seen_by[mine]],
+        seen_point=model.seen_point[mine],
+        seen_at=model.seen_at[mine],
+    )
+
+
+def map_distorted(images: Array, *, seed: int, keep: Array | None = None) -> SparseModel:
+    """Sparse model of frames (F, h, w, 3) whose lens and shutter are still unknown, mapped as if there were none.
+
+    Points are taken from where `keep` (F, h, w) holds.
+
+    With a lens among the unknowns mapping itself was seen to fail.
+
+    Raises:
+        GeometryError: too few frames could be placed.
+    """
+    with tempfile.TemporaryDirectory(prefix="v2w_lens_") as folder, _quiet():
+        model = _map(_match(images, Path(folder), seed, keep), Path(folder), images.shape[1:3], seed, fixed_focal=False)
+    if model is None or len(model.frames) < min(MIN_REGISTERED, len(images)):
+        raise GeometryError("too few frames could be placed to estimate the lens", "give it as FOCAL,K or leave it at none")
+    return model
+
+
+def _reconstruct(database: Path, folder: Path, seed: int, *, fixed_focal: bool) -> "pycolmap.Reconstruction | None":
+    """The largest reconstruction of global mapping."""
+    options = pycolmap.GlobalPipelineOptions()
+    options.random_seed = seed
+    # One thread: the solver's sums run in the order in which threads end, and contradictory frames make much of a rounding error
+    # (focal length of one clip 0.69 to 0.75 of the longest side from run to run).
+    options.num_threads = options.mapper.num_threads = 1
+    options.mapper.bundle_adjustment.ceres.solver_options.num_threads = 1
+    options.mapper.random_seed = seed
+    options.mapper.rotation_averaging.random_seed = seed
+    options.mapper.global_positioning.random_seed = seed
+    options.mapper.global_positioning.use_gpu = False
+    options.mapper.bundle_adjustment.ceres.use_gpu = False
+    options.mapper.bundle_adjustment.refine_focal_length = not fixed_focal
+    output = folder / ("fixed" if fixed_focal else "free")
+    output.mkdir()
+    models = pycolmap.global_mapping(database, folder / "images", output, options)
+    if not models:
+        return None
+    return max(models.values(), key=lambda model: model.num_reg_images())
+
+
+def _to_model(reconstruction: "pycolmap.Reconstruction") -> SparseModel:
+    camera = next(iter(reconstruction.cameras.values()))
+    row_of_point = {identity: row for row, identity in enumerate(sorted(reconstruction.points3D))}
+    images = sorted((reconstruction.images[i] for i in reconstruction.reg_image_ids()), key=lambda image: image.name)
+    w2c = np.tile(np.eye(4), (len(images), 1, 1))
+    seen_by, seen_point, seen_at = [], [], []
+    for row, image in enumerate(images):
+        w2c[row, :3] = image.cam_from_world().matrix()
+        for observation in image.points2D:
+            if observation.has_point3D():
+                seen_by.append(row)
+                seen_point.append(row_of_point[observation.point3D_id])
+                seen_at.append(observation.xy)
+    return SparseModel(
+        frames=np.array([int(Path(image.name).stem) for image in images], np.int64),
+        w2c=w2c,
+        K=camera.calibration_matrix(),
+        points=np.array([reconstruction.points3D[identity].xyz for identity in row_of_point]).reshape(-1, 3),
+        seen_by=np.array(seen_by, np.int64),
+        seen_point=np.array(seen_point, np.int64),
+        seen_at=np.array(seen_at, np.float64).reshape(-1, 2),
+        error_px=float(reconstruction.compute_mean_reprojection_error()),
+    )
+
+
+def _plausible(model: SparseModel, images: Array) -> bool:
+    low, high = (factor * max(images.shape[1:3]) for factor in FOCAL_RANGE)
+    return low <= model.focal <= high
+
+
+def _explain(images: Array, registered: int) -> GeometryError:
+    """Why poses could not be found, as far as motion and texture between the first, middle and last frame tell."""
+    grays = [cv2.cvtColor(images[i], cv2.COLOR_RGB2GRAY) for i in (0, len(images) // 2, len(images) - 1)]
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    moved = max(float(np.percentile(np.abs(flow.calc(grays[0], other, None)), 90)) for other in grays[1:])
+    texture = float(np.median([np.abs(cv2.Laplacian(gray, cv2.CV_32F)).mean() for gray in grays]))
+    if moved < 1.0:
+        return GeometryError(
+            "the camera does not move, so nothing tells how far things are",
+            "use a clip in which the camera moves sideways, forwards or around the scene",
+        )
+    if texture < 1.0:
+        return GeometryError("the frames hold too little texture to be matched", "use a sharper clip that shows more detail")
+    return UnmatchedError(
+        f"poses were found for only {registered} of {len(images)} frames: too little parallax (a camera that only turns"
+        " or zooms), or neighbouring frames that differ too much",
+        "use a clip in which the camera moves through a static scene, raise --max_frames, or choose another --backend",
+    )
+
+
+# Points that must be seen from directions this far apart (degrees): with fewer, positions are noise and depth has no scale.
+_MIN_WIDE_POINTS, _WIDE_DEG = 30, 0.5
+
+
+def check_parallax(model: SparseModel) -> None:
+    """Refuses what mapping makes of a camera that only turns: poses that fit, with depth from noise.
+
+    Raises:
+        GeometryError: too few points are seen from different directions.
+    """
+    centers = np.linalg.inv(model.w2c)[:, :3, 3]
+    rays = model.points[model.seen_point] - centers[model.seen_by]
+    rays /= np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-12)
+    # The widest of all pairs is within a factor of two of the widest from any one of the rays.
+    first = np.full(len(model.points), -1)
+    first[model.seen_point[::-1]] = np.arange(len(rays))[::-1]
+    angle = np.degrees(np.arccos(np.clip((rays * rays[first[model.seen_point]]).sum(1), -1, 1)))
+    wide = len(np.unique(model.seen_point[angle > _WIDE_DEG]))
+    if wide < _MIN_WIDE_POINTS:
+        raise GeometryError(
+            f"only {wide} points are seen from different directions: the camera turns or zooms, but hardly changes its place",
+            "use a clip in which the camera moves sideways, forwards or around the scene",
+        )
+
+
+# Focal lengths of cameras and video models scatter by about this much (standard deviation of the logarithm) around the prior.
+_FOCAL_SIGMA = 0.25
+
+
+def focal_prior(longest: float, frames: int) -> FocalPrior:
+    """The prior for a shared focal length; each frame counts as one independent observation.
+
+    Args:
+        longest: longest side of the images, in pixels of x.
+        frames: number of frames.
+    """
+    return FocalPrior(center_px=FOCAL_PRIOR * longest, sigma=_FOCAL_SIGMA, independent=float(frames))
+
+
+def by_point(model: SparseModel) -> SparseModel:
+    """The model with the observations of each point one after another."""
+    order = np.lexsort((model.seen_by, model.seen_point))
+    return replace(model, seen_by=model.seen_by[order], seen_point=model.seen_point[order], seen_at=model.seen_at[order])
+
+
+def hosted(model: SparseModel) -> tuple[Matches, Array]:
+    """Matches of every point from the first frame that sees it to the others, and its 1/z there; for a model `by_point`."""
+    first, row, rest, z = _hosts(model)
+    host_px, target_px = hosted_values(model, model.seen_at)
+    matches = Matches(
+        host=model.seen_by[first][row[rest]], target=model.seen_by[rest], point=row[rest], host_px=host_px, target_px=target_px
+    )
+    return matches, 1 / np.maximum(z, 1e-9)
+
+
+def hosted_values(model: SparseModel, values: Array) -> tuple[Array, Array]:
+    """Values of the model's observations (M, ...) for host and target of each match of `hosted`."""
+    first, row, rest, _ = _hosts(model)
+    return values[first][row[rest]], values[rest]
+
+
+def _hosts(model: SparseModel) -> tuple[Array, Array, Array, Array]:
+    """For a model `by_point`: which observations (M,) are hosts, the point of each, which are targets, and the points' z in their hosts."""
+    first = np.r_[True, model.seen_point[1:] != model.seen_point[:-1]]
+    row, host = np.cumsum(first) - 1, model.seen_by[first]
+    z = np.einsum("mj,mj->m", model.w2c[host, 2, :3], model.points[model.seen_point[first]]) + model.w2c[host, 2, 3]
+    return first, row, ~first & (z[row] > 0), z
+
+
+def settle_focal(model: SparseModel, size: tuple[int, int], report: Reporter) -> SparseModel:
+    """The model adjusted again with a prior on the focal length, which contradictory frames and forward motion leave open.
+
+    Args:
+        model: as mapped.
+        size: (h, w) of the images.
+        report: told the change.
+    """
+    model = by_point(model)
+    matches, start = hosted(model)
+    prior = focal_prior(max(size), len(model.frames))
+    K = model.K.copy()
+    K[[0, 1], [0, 1]] = prior.center_px
+    held = adjust(model.w2c, K, matches, start, focal=None, steps=30)
+    bundle = adjust(held.w2c, held.K, matches, held.inverse, focal=prior, steps=30)
+    report.note(f"poses: focal {model.focal / max(size):.2f} -> {bundle.K[0, 0] / max(size):.2f} x longest side with its prior")
+    return adjusted(model, bundle)
+
+
+def adjusted(model: SparseModel, bundle: Bundle) -> SparseModel:
+    """A model `by_point` with the poses, focal length and points of its bundle adjustment; points at or behind infinity are left out."""
+    first = np.r_[True, model.seen_point[1:] != model.seen_point[:-1]]
+    row, host = np.cumsum(first) - 1, model.seen_by[first]
+    ray = np.column_stack([(model.seen_at[first] - bundle.K[:2, 2]) / bundle.K[0, 0], np.ones(len(host))])
+    front = np.flatnonzero(bundle.inverse > 1e-9)
+    c2w = np.linalg.inv(bundle.w2c[host])
+    local = ray / np.maximum(bundle.inverse, 1e-9)[:, None]
+    world = np.einsum("mij,mj->mi", c2w[:, :3, :3], local) + c2w[:, :3, 3]
+    renumbered = np.full(len(host), -1)
+    renumbered[front] = np.arange(len(front))
+    kept = renumbered[row] >= 0
+    return replace(
+        model,
+        w2c=bundle.w2c,
+        K=bundle.K,
+        points=world[front],
+        seen_by=model.seen_by[kept],
+        seen_point=renumbered[row][kept],
+        seen_at=model.seen_at[kept],
+    )
+
+
+# A frame in between is kept if this many tracked points agree with its pose.
+_MIN_TRACKED = 20
+
+
+def place_between(images: Array, w2c: Array, refs: Array, model: SparseModel) -> Array:
+    """`w2c` (T, 4, 4) with poses for the frames between registered ones; NaN stays where none can be found.
+
+    The sparse points seen by the registered frame before and after are tracked into the frame by dense flow, and the pose is
+    solved from them (PnP in RANSAC, then least squares).
+
+    Args:
+        images: (T, h, w, 3) uint8.
+        w2c: (T, 4, 4), NaN where unknown.
+        refs: (R,) positions of the registered frames in `images`.
+        model: the sparse model of those frames.
+    """
+    placed = w2c.copy()
+    grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
+
+    def one(frame: int) -> Array | None:
+        after = int(np.searchsorted(refs, frame))
+        around = [row for row in (after - 1, after) if 0 <= row < len(refs)]
+        world, pixels = zip(*(_tracked(grays, frame, int(refs[row]), row, model) for row in around), strict=True)
+        nearest = min(around, key=lambda row: abs(int(refs[row]) - frame))
+        return _solve_pose(np.concatenate(world), np.concatenate(pixels), model.K, w2c[refs[nearest]])
+
+    missing = np.flatnonzero(~np.isfinite(w2c[:, 0, 0])).tolist()
+    with frame_threads() as pool:
+        for frame, pose in zip(missing, pool.map(one, missing), strict=True):
+            if pose is not None:
+                placed[frame] = pose
+    return placed
+
+
+def _tracked(grays: list[Array], frame: int, source: int, row: int, model: SparseModel) -> tuple[Array, Array]:
+    """World points (M, 3) of a registered frame and their pixels (M, 2) in another, kept where the flow returns."""
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    forward, backward = flow.calc(grays[source], grays[frame], None), flow.calc(grays[frame], grays[source], None)
+    mine = model.seen_by == row
+    at = model.seen_at[mine].astype(np.float32)
+    moved = at + _sample(forward, at)
+    back = moved + _sample(backward, moved)
+    kept = np.abs(back - at).max(-1) < 1.0
+    return model.points[model.seen_point[mine]][kept], moved[kept].astype(np.float64)
+
+
+def _sample(field: Array, at: Array) -> Array:
+    """(M, 2) bilinear values of an (h, w, 2) field at pixel coordinates; outside is far off."""
+    picked = cv2.remap(
+        field, at[None, :, 0] - 0.5, at[None, :, 1] - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(1e4, 1e4)
+    )
+    return picked[0]
+
+
+def _solve_pose(world: Array, pixels: Array, K: Array, start: Array) -> Array | None:
+    if len(world) < _MIN_TRACKED:
+        return None
+    rotation, translation = cv2.Rodrigues(start[:3, :3])[0], start[:3, 3:].copy()
+    cv2.setRNGSeed(0)
+    found, rotation, translation, inliers = cv2.solvePnPRansac(
+        world, pixels, K, None, rotation, translation, useExtrinsicGuess=True, reprojectionError=2.0, flags=cv2.SOLVEPNP_ITERATIVE
+    )
+    if not found or inliers is None or len(inliers) < _MIN_TRACKED:
+        return None
+    rows = inliers[:, 0]
+    rotation, translation = cv2.solvePnPRefineLM(world[rows], pixels[rows], K, None, rotation, translation)
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(rotation)[0], translation[:, 0]
+    return pose
