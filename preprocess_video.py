@@ -20,10 +20,9 @@ from utils.runtime import run_stage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from utils.geometry_backend import ClipFrames, GeometryBackend
+    from utils.geometry_backend import ClipFrames, GeometryBackend, SparseModel
     from utils.scene.captured import Straightener
     from utils.scene.layout import SceneLayout
-    from utils.sfm.mapping import SparseModel
     from utils.types import Array, Reporter, Scene
 
 SCHEMA = "geometry/1"

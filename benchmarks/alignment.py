@@ -28,7 +28,7 @@ from benchmarks.alignment_variants import ABLATIONS, COMPARED, VARIANTS, Outcome
 from configs.stage1_align import FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.errors import MissingDependencyError
-from utils.points.confidence.reference import confident_pixels
+from utils.points.confidence import confident_pixels
 from utils.registration import usable_pixels
 from utils.runtime import run_stage
 from utils.synthetic import WorldConfig, make_world

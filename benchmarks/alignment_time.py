@@ -18,7 +18,7 @@ from benchmarks.alignment_variants import Task, both_stages
 from benchmarks.gpu_scaling import enlarged
 from configs.stage1_align import FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
-from utils.points.confidence.reference import confident_pixels
+from utils.points.confidence import confident_pixels
 from utils.registration import build_cloud, usable_pixels
 from utils.report.charts import line_chart
 from utils.synthetic import WorldConfig, make_world

@@ -17,7 +17,9 @@ from benchmarks.alignment_open3d import align_open3d
 from configs.icp import FieldName
 from configs.stage1_align import FrameToModelICPConfig, MatchingConfig, SolverConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
-from utils.matching.flow import FlowMatcher, match_grid, select_matches
+from utils.matching.checks import select_matches
+from utils.matching.contract import match_grid
+from utils.matching.flow.dis import FlowMatcher
 from utils.matching.pairs import choose_pairs, overlaps
 from utils.published import align_frame_to_model, align_leave_one_out, refine_matched
 from utils.registration import AlignedGeometry, Matcher, MatchSet, Registration, align_jointly, align_sequential, forward_points

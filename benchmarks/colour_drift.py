@@ -19,11 +19,11 @@ import numpy as np
 
 from configs.stage1_align import FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
-from utils.matching.flow import FlowMatcher
+from utils.matching.flow.dis import FlowMatcher
 from utils.matching.pairs import overlaps
-from utils.points.confidence.reference import confident_pixels
+from utils.points.confidence import confident_pixels
 from utils.registration import AlignedGeometry, align_jointly, align_sequential, usable_pixels
-from utils.registration.colour.reference import corrected
+from utils.registration.colour import corrected
 from utils.registration.heldout import heldout_pairs
 from utils.runtime import run_stage
 from utils.synthetic import WorldConfig, make_world

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 
 from utils.errors import V2WError
-from utils.geometry_backend import ClipFrames
+from utils.geometry_backend import ClipFrames, SparseModel
 from utils.report.pictures import colorize_depth, depth_range, grid, labelled
 from utils.scene.captured import CapturedCamera, ClipMotion
 from utils.scene.frame_selection import between, choose_uniform
@@ -33,7 +33,6 @@ from utils.scene.media import decode, extract_frames, list_frames, read_frames, 
 from utils.sfm.backend import SfmGeometry
 from utils.sfm.captured_camera import estimate_camera
 from utils.sfm.clip_cameras import place_clip
-from utils.sfm.mapping import SparseModel
 from utils.synthetic.captured import CapturedConfig, capture
 from utils.synthetic.scenes import LAYOUTS
 from utils.synthetic.world import WorldConfig, make_world

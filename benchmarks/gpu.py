@@ -35,7 +35,7 @@ from utils.splatting.rasterize.contract import SplatMode
 from utils.splatting.rasterize.gsplat import GsplatRasterizer
 from utils.splatting.rasterize.reference import TorchRasterizer
 from utils.splatting.rasterize.triton import SHAPES, BlendShape, TritonRasterizer
-from utils.splatting.ssim.reference import ssim
+from utils.splatting.ssim import ssim
 from utils.splatting.view import reference as gaussians
 from utils.splatting.view import triton as gaussians_triton
 from utils.types import CameraGaussians, CameraSet, Scene, Splats
@@ -280,9 +280,7 @@ def time_warp_and_view(num: int, size: tuple[int, int], bandwidth: float, genera
     rows = [measure("inverse deformation, Triton", lambda: warp.linearize(means, 0), num * 64 / bandwidth)]
     rows.append(measure("inverse deformation, torch", lambda: warp.linearize_torch(means, 0), num * 64 / bandwidth, 5))
     leaves = [t.requires_grad_() for t in (means, quats, log_scales, logits, sh)]
-    ready = gaussians.triton_ready
     for name, function in (("Triton", gaussians_triton.view_gaussians), ("torch", gaussians.view_gaussians)):
-        gaussians.triton_ready = lambda: False  # the torch form even where it would hand over to the kernel
 
         def both(function: Callable[..., CameraGaussians] = function) -> None:
             view = function(Splats(*leaves), pose, local, active_degree=3, turn=True)
@@ -291,7 +289,6 @@ def time_warp_and_view(num: int, size: tuple[int, int], bandwidth: float, genera
 
         moved = 2 * num * (11 + 48 + 14 + 15) * 4
         rows.append(measure(f"view of the splats, forward + backward, {name}", both, moved / bandwidth, 10))
-    gaussians.triton_ready = ready
     optimizer = torch.optim.Adam(leaves, lr=1e-4, fused=True)
     for leaf in leaves:
         leaf.grad = torch.randn_like(leaf)

@@ -27,7 +27,7 @@ from global_optimization import stage as stage2
 from train_gs import stage as stage32
 from train_inverse_deformation import stage as stage31
 from utils.device.accelerator import without_accelerator
-from utils.points.confidence.reference import confident_pixels
+from utils.points.confidence import confident_pixels
 from utils.registration import forward_points, usable_pixels
 from utils.registration.sequential import unaligned
 from utils.scene import artifacts

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from utils.splatting.rasterize.contract import Rasterizer, SplatMode, load_rasterizer
-from utils.splatting.ssim.reference import l1_and_ssim
+from utils.splatting.ssim import l1_and_ssim
 from utils.types import CameraGaussians
 
 NUM_SPLATS = 30_000

@@ -52,7 +52,7 @@ from train_inverse_deformation import stage as stage31
 from utils.cameras.projection import pixel_centers, project, transform, unproject
 from utils.deformation.artifact import trained_inverse
 from utils.errors import ConfigError
-from utils.points.confidence.reference import confident_pixels
+from utils.points.confidence import confident_pixels
 from utils.registration import build_cloud, forward_points, usable_pixels
 from utils.registration.result import Registration, to_alignment
 from utils.registration.sequential import unaligned

@@ -7,7 +7,7 @@ from pathlib import Path
 from configs.stage1_align import FrameToModelICPConfig
 from frame_to_model_icp.selection import select_frames
 from utils.device.accelerator import cap_accelerator
-from utils.points.confidence.reference import confident_pixels, sky_pixels
+from utils.points.confidence import confident_pixels, sky_pixels
 from utils.published import align_frame_to_model
 from utils.registration import align_sequential, build_cloud, usable_pixels
 from utils.registration.result import to_alignment

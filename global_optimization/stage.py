@@ -13,9 +13,9 @@ from configs.stage1_align import FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.deformation.lattice.numba import zero_fields
 from utils.device.accelerator import cap_accelerator
-from utils.matching.flow import MATCHERS, match_grid, match_pairs, prepare_pairs
+from utils.matching.contract import MATCHERS, match_grid, match_pairs, prepare_pairs
 from utils.matching.pairs import overlaps
-from utils.points.confidence.reference import confident_pixels, sky_pixels
+from utils.points.confidence import confident_pixels, sky_pixels
 from utils.published import align_leave_one_out, refine_matched
 from utils.registration import AlignedGeometry, align_jointly, build_cloud, usable_pixels
 from utils.registration.heldout import held_blocks, heldout_pairs, heldout_words, measure_heldout

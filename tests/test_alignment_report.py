@@ -18,7 +18,7 @@ from tests.test_stage1 import FAST, write_box
 from utils.cameras.projection import transform, unproject_depth
 from utils.deformation.lattice.numba import zero_fields
 from utils.errors import ConfigError
-from utils.matching.flow import FlowMatcher
+from utils.matching.flow.dis import FlowMatcher
 from utils.registration import AlignedGeometry, align_jointly, build_cloud
 from utils.registration.displacement import displacements
 from utils.registration.heldout import held_blocks, heldout_pairs, measure_heldout, reprojection

@@ -15,6 +15,20 @@ import utils
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("frame_to_model_icp", "global_optimization", "train_inverse_deformation", "train_gs", "eval_gs")
+LAYERS_ABOVE = (*STAGES, "video_to_world", "web")
+# From the bottom up; a module imports from its own folder and from the layers before it.
+LAYERS = (
+    ("utils.types", "utils.errors", "utils.runtime", "utils.reporting", "utils.registry", "configs"),
+    ("utils.device", "utils.cameras"),
+    ("utils.scene", "utils.points", "utils.synthetic"),
+    ("utils.deformation", "utils.geometry_backend"),
+    ("utils.matching", "utils.splatting"),
+    ("utils.registration", "utils.sfm", "utils.da3"),
+    ("utils.published", "utils.imports", "utils.exports", "utils.report"),
+    ("utils.viewer",),
+    (*STAGES, "utils.view_checkpoint", "utils.export_checkpoint_to_ply"),
+    ("video_to_world", "web", "utils"),
+)
 CONFIG_MODULES = [f"configs.{m.name}" for m in pkgutil.iter_modules(configs.__path__)]
 
 
@@ -34,11 +48,57 @@ def test_utils_is_ours():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_do_not_import_each_other(stage):
-    allowed = {"eval_gs": {"train_gs"}}.get(stage, set())  # evaluation renders exactly what training rendered
     for path in (ROOT / stage).glob("*.py"):
         for name in imports_of(path):
             top = name.split(".")[0]
-            assert top not in STAGES or top == stage or top in allowed, f"{path} imports {name}"
+            assert top not in STAGES or top == stage, f"{path} imports {name}"
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Module -> modules of this project that it imports, lazily or at the top."""
+    paths = [p for top in (*LAYERS_ABOVE, "configs", "utils") for p in (ROOT / top).rglob("*.py")]
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+    graph: dict[str, set[str]] = {}
+    for module, path in names.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.update(f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in names else node.module for a in node.names)
+        graph[module] = (found & names.keys()) - {module}
+    return graph
+
+
+def test_no_import_circles():
+    graph = import_graph()
+    assert len(graph) > 150
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"import circle: {' -> '.join((*path[path.index(module) :], module))}"
+        if module not in done:
+            for other in sorted(graph[module]):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_imports_go_down():
+    def place(module: str) -> tuple[int, str]:
+        for rank, names in enumerate(LAYERS):
+            for name in names:
+                if module == name or module.startswith(f"{name}."):
+                    return rank, name
+        raise AssertionError(f"{module} has no place in LAYERS")
+
+    for module, imported in import_graph().items():
+        rank, folder = place(module)
+        for other in imported - {"utils"}:  # its __init__ only makes process-wide settings
+            other_rank, other_folder = place(other)
+            assert other_rank < rank or other_folder == folder or rank == 0, f"{module} imports {other}, which is not in a layer below"
 
 
 def test_utils_do_not_import_the_driver():

@@ -14,9 +14,9 @@ from tests.box_world import make_box_world
 from tests.test_registration import ExactMatcher
 from tests.test_stage1 import FAST
 from train_gs.appearance import Appearance
-from utils.matching.flow import MatchSet
+from utils.matching.contract import MatchSet
+from utils.registration.colour import corrected, estimate_color_maps
 from utils.registration.colour import reference as colour
-from utils.registration.colour.reference import corrected, estimate_color_maps
 from utils.registration.colour.torch import DeviceSums
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout

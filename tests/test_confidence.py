@@ -9,7 +9,7 @@ from configs.stage1_align import AlignmentDataConfig
 from tests.box_world import make_box_world
 from utils.cameras.projection import transform, unproject_depth
 from utils.errors import ConfigError
-from utils.points.confidence.reference import confident_pixels, sky_pixels
+from utils.points.confidence import confident_pixels, sky_pixels
 from utils.points.edges import depth_edges
 from utils.points.voxels import GroupedValues, voxel_keys, voxel_mean
 from utils.synthetic import WorldConfig, make_world

@@ -9,14 +9,17 @@ import torch
 
 from configs.stage1_align import MatchingConfig, PointFilterConfig
 from tests.box_world import make_box_world
+from utils.cameras.pixels import pixel_grid
 from utils.cameras.projection import project, transform, unproject_depth
 from utils.deformation.lattice.batched import DeviceGeometry
 from utils.deformation.lattice.numba import zero_fields
 from utils.device.accelerator import in_chunks, or_on_cpu
-from utils.matching.flow import FlowMatcher, match_pairs, patches_agree
-from utils.matching.flow_torch import TorchFlowMatcher
-from utils.matching.flow_torch import patches_agree as patches_agree_torch
-from utils.matching.optical_flow.reference import dense_flow, pixel_grid, relax, sample
+from utils.matching.checks import patches_agree
+from utils.matching.contract import match_pairs
+from utils.matching.flow.dis import FlowMatcher
+from utils.matching.flow.torch import TorchFlowMatcher
+from utils.matching.flow.torch import patches_agree as patches_agree_torch
+from utils.matching.optical_flow.reference import dense_flow, relax, sample
 from utils.registration import AlignedGeometry, usable_pixels
 
 CPU = torch.device("cpu")
@@ -135,7 +138,7 @@ def test_flow_that_diverged_matches_nothing(matched, monkeypatch, value):
         flow[:, :, : flow.shape[2] // 2] = value
         return flow
 
-    monkeypatch.setattr("utils.matching.flow_torch.dense_flow", diverging)
+    monkeypatch.setattr("utils.matching.flow.torch.dense_flow", diverging)
     found = TorchFlowMatcher(world.scene, usable, 2, MATCHING).match(*pairs[0], geometry)
     right = matches[0].source_px[:, 0] > 64 + 4
     assert 0.8 * right.sum() < len(found) <= right.sum() + 200

@@ -7,7 +7,9 @@ import torch
 from configs.icp import TwistFieldConfig
 from utils.cameras import se3
 from utils.errors import MissingDependencyError
-from utils.published.hashgrid.reference import HashGridEncoding, encode, make_levels
+from utils.published.hashgrid import HashGridEncoding
+from utils.published.hashgrid.levels import make_levels
+from utils.published.hashgrid.reference import encode
 from utils.published.twist_fields import FrameBox, HashGridTwists, make_field, resolve_backend
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from utils.cameras.projection import unproject
 from utils.deformation.lattice.numba import forward_kernel
 from utils.deformation.lattice_fit import fit_lattice
 from utils.errors import ConfigError
-from utils.matching.flow import MatchSet
+from utils.matching.contract import MatchSet
 from utils.points.surface import color_gradients, fit_normals, make_tree
 from utils.published import align_frame_to_model, align_leave_one_out, matched, refine_matched, terms
 from utils.published.filtering import ResidualHistory, threshold

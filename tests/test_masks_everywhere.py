@@ -26,7 +26,7 @@ from eval_gs.stage import run as evaluate
 from tests.box_world import make_box_world
 from utils.cameras.projection import transform, unproject_depth
 from utils.exports.stage import run as export
-from utils.matching.flow import FlowMatcher
+from utils.matching.flow.dis import FlowMatcher
 from utils.scene.artifacts import load_alignment, load_scene
 from utils.scene.layout import SceneLayout
 from utils.scene.masks import SKY_CONFIDENCE

@@ -15,7 +15,7 @@ from configs.stage2_global_optimization import GlobalOptimizationConfig
 from tests.box_world import make_box_world
 from utils.errors import CorruptArtifactError, MissingDependencyError
 from utils.matching import romav2 as matching_romav2
-from utils.matching.flow import FlowMatcher
+from utils.matching.flow.dis import FlowMatcher
 from utils.matching.romav2 import PairWarp, RomaEngine, RomaMatcher, highest_precision, load_model, to_pixels
 from utils.registration import MATCHERS, align_jointly, align_sequential
 from utils.types import NULL_REPORTER, CameraSet, Scene

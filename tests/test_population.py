@@ -13,7 +13,7 @@ from train_gs.population import EMPTY_LOGIT, SplatRows, living, relocate, shake,
 from train_gs.train import SplatParameters, train
 from utils.errors import ConfigError
 from utils.splatting.rasterize.contract import load_rasterizer
-from utils.splatting.view.reference import CameraGaussians
+from utils.splatting.view import CameraGaussians
 from utils.types import Splats
 
 

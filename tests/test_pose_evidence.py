@@ -16,7 +16,8 @@ from utils.errors import ConfigError
 from utils.registration import align_jointly, align_sequential
 from utils.registration.pose_evidence import held_or_free, rigid_share
 from utils.registration.sequential import unaligned
-from utils.registration.solver.numba import LatticeShape, build_problem, initial_state, solve
+from utils.registration.solver import solve
+from utils.registration.solver.problem import LatticeShape, build_problem, initial_state
 from utils.types import NullReporter
 
 

@@ -12,13 +12,15 @@ from configs.stage2_global_optimization import GlobalOptimizationConfig
 from tests.box_world import make_box_world
 from utils.cameras.projection import pixel_centers, project, transform, unproject_depth
 from utils.deformation.lattice.numba import resampled, zero_fields
-from utils.matching.flow import FlowMatcher, match_trust
+from utils.matching.flow.dis import FlowMatcher
 from utils.matching.pairs import choose_pairs
+from utils.matching.support import match_trust
 from utils.registration import AlignedGeometry, MatchSet, align_jointly, align_sequential, build_cloud, forward_points, usable_pixels
 from utils.registration.gauge import CORRELATION_FRAMES, Votes, common_displacement, motions
 from utils.registration.sequential import unaligned
 from utils.registration.solver import numba as solver
-from utils.registration.solver.numba import LatticeShape, build_problem, from_fields, initial_state, relative_errors, solve, to_fields
+from utils.registration.solver import solve
+from utils.registration.solver.problem import LatticeShape, build_problem, from_fields, initial_state, relative_errors, to_fields
 
 COARSE = SolverConfig(lattice=(10, 6, 3), cg_iterations=25)
 MATCHING = MatchingConfig(matches_per_frame=2000)

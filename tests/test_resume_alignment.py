@@ -10,7 +10,7 @@ from configs.stage2_global_optimization import GlobalOptimizationConfig
 from frame_to_model_icp import stage as stage1
 from global_optimization import stage as stage2
 from tests.test_stage1 import FAST, write_box
-from utils.matching.flow import FlowMatcher
+from utils.matching.flow.dis import FlowMatcher
 from utils.registration import sequential
 from utils.registration.solver import numba as solver
 from utils.scene.checkpoints import CheckpointFolder

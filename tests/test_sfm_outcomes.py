@@ -13,7 +13,7 @@ from tests.notes import Notes
 from utils.cameras import se3
 from utils.cameras.lens import Lens
 from utils.errors import GeometryError
-from utils.geometry_backend import ClipFrames
+from utils.geometry_backend import ClipFrames, SparseModel
 from utils.scene.captured import ClipMotion
 from utils.sfm import backend as geometry_sfm
 from utils.sfm import mapping as sfm_poses
@@ -70,9 +70,9 @@ def test_low_texture_is_explained() -> None:
         estimate(faint)
 
 
-def model_of(frames: int, focal: float) -> sfm_poses.SparseModel:
+def model_of(frames: int, focal: float) -> SparseModel:
     """A model of the first `frames` frames of 100x60 pixels."""
-    return sfm_poses.SparseModel(
+    return SparseModel(
         frames=np.arange(frames),
         w2c=np.tile(np.eye(4), (frames, 1, 1)),
         K=np.diag([focal, focal, 1.0]),
@@ -84,8 +84,8 @@ def model_of(frames: int, focal: float) -> sfm_poses.SparseModel:
     )
 
 
-def stub_mapping(monkeypatch: pytest.MonkeyPatch, free: sfm_poses.SparseModel, fixed: sfm_poses.SparseModel) -> None:
-    def mapped(database: Path, folder: Path, size: tuple[int, int], seed: int, *, fixed_focal: bool) -> sfm_poses.SparseModel:
+def stub_mapping(monkeypatch: pytest.MonkeyPatch, free: SparseModel, fixed: SparseModel) -> None:
+    def mapped(database: Path, folder: Path, size: tuple[int, int], seed: int, *, fixed_focal: bool) -> SparseModel:
         return fixed if fixed_focal else free
 
     monkeypatch.setattr(sfm_poses, "_match", lambda images, folder, seed, keep: folder)
@@ -127,7 +127,7 @@ def test_frames_that_do_not_match_are_mapped_with_those_in_between(monkeypatch: 
     images, c2w = clip(forward=0.8)
     real, asked = sfm_poses.map_frames, []
 
-    def mapped(images: np.ndarray, *, seed: int, report: Reporter, keep: np.ndarray | None) -> sfm_poses.SparseModel:
+    def mapped(images: np.ndarray, *, seed: int, report: Reporter, keep: np.ndarray | None) -> SparseModel:
         asked.append(len(images))
         if len(images) < 10:
             raise sfm_poses.UnmatchedError("poses were found for only 3 of 4 frames", "")
@@ -154,7 +154,7 @@ def test_a_model_restricted_to_some_frames_keeps_their_points() -> None:
     kept = sfm_poses.restricted(model, images, np.array([1, 4, 7, 11]))
     assert kept.frames.tolist() == [0, 1, 2, 3] and len(kept.points) == 30
     np.testing.assert_array_equal(kept.seen_at[kept.seen_by == 2], model.seen_at[model.seen_by == 7])
-    few = sfm_poses.SparseModel(**{**vars(model), "frames": np.arange(12) + 3})
+    few = SparseModel(**{**vars(model), "frames": np.arange(12) + 3})
     with pytest.raises(GeometryError, match="only 1 of 2"):
         sfm_poses.restricted(few, images, np.array([0, 8]))
 
@@ -185,7 +185,7 @@ def test_lens_is_estimated_from_the_clip_and_no_shutter_where_there_is_none(k: f
     assert abs(camera.readout) < 0.08
 
 
-def wander(model: sfm_poses.SparseModel, c2w: np.ndarray) -> float:
+def wander(model: SparseModel, c2w: np.ndarray) -> float:
     """RMS error of the camera centres as a share of the path, in the first camera's axes after the best scale."""
     pose, truth = np.linalg.inv(model.w2c), c2w[model.frames]
     centers, wanted = ((p[:, :3, 3] - p[0, :3, 3]) @ p[0, :3, :3] for p in (pose, truth))

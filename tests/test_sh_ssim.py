@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from utils.splatting.sh import evaluate_sh, sh_basis
-from utils.splatting.ssim.reference import gaussian_blur, l1_and_ssim, ssim
+from utils.splatting.ssim import l1_and_ssim, ssim
+from utils.splatting.ssim.reference import gaussian_blur
 
 
 def test_sh_are_orthonormal() -> None:

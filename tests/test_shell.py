@@ -15,7 +15,7 @@ from utils.exports.mesh import fuse_mesh
 from utils.splatting.checkpoint import load_checkpoint
 from utils.splatting.rasterize.contract import load_rasterizer
 from utils.splatting.render import SplatView
-from utils.splatting.view.reference import rigid, view_gaussians
+from utils.splatting.view import rigid, view_gaussians
 from utils.types import NULL_REPORTER, Alignment, Scene
 
 SKY = (40, 90, 220)

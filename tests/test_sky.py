@@ -9,14 +9,13 @@ import pytest
 import preprocess_video
 from configs.preprocess import PreprocessConfig
 from tests.box_world import make_box_world
-from utils.geometry_backend import ClipFrames
+from utils.geometry_backend import ClipFrames, SparseModel
 from utils.scene.artifacts import load_scene
 from utils.scene.masks import SKY_CONFIDENCE, is_sky, mark_sky
 from utils.scene.media import write_image
 from utils.sfm.backend import MEDIAN_DEPTH, _to_scene
 from utils.sfm.depth_completion import PosedClip
 from utils.sfm.flow_depth import RayDepth
-from utils.sfm.mapping import SparseModel
 from utils.sfm.posed_depth import _finished
 from utils.types import NULL_REPORTER, Reporter, Scene
 

@@ -22,7 +22,7 @@ from utils.deformation.inverse import IdentityInverseWarp, InverseWarp, inverse_
 from utils.errors import ConfigError, CorruptArtifactError, MissingArtifactError, NonFiniteError
 from utils.scene.masks import apply_masks
 from utils.splatting.checkpoint import load_checkpoint, save_checkpoint
-from utils.splatting.view.reference import view_gaussians
+from utils.splatting.view import view_gaussians
 from utils.types import Alignment, Array, CameraSet, CanonicalCloud, LatticeFields, Scene, Splats
 
 SIZE, FRAMES, DEPTH, SLOPE = (24, 32), 6, 3.0, 0.4

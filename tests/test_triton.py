@@ -22,7 +22,7 @@ from utils.deformation import inverse, node_shift  # noqa: E402
 from utils.deformation.inverse import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWTON_STEPS, TOLERANCE, FixedPointInverseWarp, LocalWarp  # noqa: E402
 from utils.deformation.lattice import triton as lattice_triton  # noqa: E402
 from utils.deformation.lattice.reference import LatticeField  # noqa: E402
-from utils.matching.flow import MatchSet  # noqa: E402
+from utils.matching.contract import MatchSet  # noqa: E402
 from utils.matching.optical_flow import reference as flow_torch  # noqa: E402
 from utils.matching.optical_flow import triton as flow_triton  # noqa: E402
 from utils.registration.solver import numba as solver  # noqa: E402

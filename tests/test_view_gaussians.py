@@ -5,7 +5,7 @@ import torch
 
 from utils.cameras import se3
 from utils.deformation.inverse import LocalWarp
-from utils.splatting.view.reference import view_gaussians
+from utils.splatting.view import view_gaussians
 from utils.types import Splats
 
 COUNT = 5000  # more than two blocks of sums

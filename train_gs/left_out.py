@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from configs.stage1_align import AlignmentDataConfig, PointFilterConfig
-from utils.points.confidence.reference import confident_pixels
+from utils.points.confidence import confident_pixels
 from utils.registration import build_cloud, usable_pixels
 from utils.types import Alignment, CanonicalCloud, Reporter, Scene
 

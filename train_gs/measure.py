@@ -9,7 +9,7 @@ from train_gs.train import TrainingData, image_psnr
 from utils.deformation.inverse import InverseWarp, camera_from_world
 from utils.splatting.checkpoint import TrainedScene
 from utils.splatting.rasterize.contract import Rasterizer
-from utils.splatting.view.reference import apply_appearance, near_plane, rigid, view_gaussians
+from utils.splatting.view import apply_appearance, near_plane, rigid, view_gaussians
 from utils.types import RenderOutput
 
 

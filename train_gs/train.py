@@ -24,8 +24,8 @@ from utils.errors import NonFiniteError
 from utils.splatting.checkpoint import TrainedScene
 from utils.splatting.lpips import load_lpips
 from utils.splatting.rasterize.contract import Rasterizer
-from utils.splatting.ssim.reference import l1_and_ssim
-from utils.splatting.view.reference import rigid, view_gaussians
+from utils.splatting.ssim import l1_and_ssim
+from utils.splatting.view import rigid, view_gaussians
 from utils.types import NULL_REPORTER, Array, CameraSet, RenderOutput, Reporter, Splats, StepReport
 
 NEAR_IN_MEDIAN_DEPTHS = 0.01

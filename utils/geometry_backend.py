@@ -4,7 +4,7 @@ Adding one is a class with `estimate` and an entry in `GEOMETRY`.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -12,15 +12,42 @@ from utils.errors import InputError
 from utils.registry import Registry
 from utils.types import Array, Reporter, Scene
 
-if TYPE_CHECKING:
-    from utils.sfm.mapping import SparseModel
-
 GEOMETRY = Registry(
     "geometry backend",
     sfm="utils.sfm.backend:SfmGeometry",
     da3="utils.da3.backend:Da3Geometry",
     **{"import": "utils.imports.backend:ImportGeometry"},
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseModel:
+    """Registered cameras and the points they see.
+
+    Attributes:
+        frames: (R,) int64, position of each registered image in the list given, increasing.
+        w2c: (R, 4, 4) camera from world.
+        K: (3, 3) pixels of the images given; one camera for all.
+        points: (P, 3) world.
+        seen_by: (M,) int64, row of `frames` of each observation.
+        seen_point: (M,) int64, row of `points` of each observation.
+        seen_at: (M, 2) pixel of each observation.
+        error_px: mean reprojection error.
+    """
+
+    frames: Array
+    w2c: Array
+    K: Array
+    points: Array
+    seen_by: Array
+    seen_point: Array
+    seen_at: Array
+    error_px: float
+
+    @property
+    def focal(self) -> float:
+        """Focal length in pixels."""
+        return float(self.K[0, 0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +68,7 @@ class ClipFrames:
     size: tuple[int, int]
     names: tuple[str, ...]
     keep: Array | None = None
-    mapped: "SparseModel | None" = None
+    mapped: SparseModel | None = None
 
     def __post_init__(self) -> None:
         if len(self.chosen) < 2:

@@ -29,7 +29,8 @@ from configs.stage1_align import MatchingConfig
 from utils.deformation.aligned_geometry import AlignedGeometry
 from utils.device.torchvision_compat import ensure_torchvision
 from utils.errors import BackendError, CorruptArtifactError, MissingDependencyError
-from utils.matching.flow import MatchSet, select_matches
+from utils.matching.checks import select_matches
+from utils.matching.contract import MatchSet
 from utils.scene.manifest import content_hash
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
 

@@ -14,7 +14,7 @@ from utils.deformation.aligned_geometry import AlignedGeometry
 from utils.deformation.lattice.numba import zero_fields
 from utils.device.accelerator import accelerator
 from utils.errors import DegenerateCloudError, NonFiniteError
-from utils.matching.flow import MATCHERS, Matcher, MatchSet, match_pairs, prepare_pairs
+from utils.matching.contract import MATCHERS, Matcher, MatchSet, match_pairs, prepare_pairs
 from utils.points.surface import fit_normals, make_tree
 from utils.published import terms
 from utils.published.filtering import ResidualHistory

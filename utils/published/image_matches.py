@@ -3,7 +3,7 @@
 import numpy as np
 
 from configs.icp import IcpConfig
-from utils.matching.flow import MatchSet
+from utils.matching.contract import MatchSet
 from utils.published.model import CanonicalModel
 from utils.types import Array
 

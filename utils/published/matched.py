@@ -13,8 +13,9 @@ from utils.cameras import se3
 from utils.cameras.projection import unproject
 from utils.deformation.aligned_geometry import AlignedGeometry
 from utils.errors import NonFiniteError, NoOverlapError
-from utils.matching.flow import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs, supported_matches
+from utils.matching.contract import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs
 from utils.matching.pairs import choose_pairs, overlaps
+from utils.matching.support import supported_matches
 from utils.published import terms
 from utils.published.frame_to_model import torch_device
 from utils.published.frames import UNITS_PER_DEPTH, displaced_points, field_displacement, frame_points, stored_fields, unit_scale

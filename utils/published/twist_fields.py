@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from configs.icp import TwistFieldConfig
 from utils.errors import MissingDependencyError
-from utils.published.hashgrid.reference import HashGridEncoding, make_levels
+from utils.published.hashgrid import HashGridEncoding
+from utils.published.hashgrid.levels import make_levels
 from utils.types import Array
 
 _MARGIN = 0.01  # of the box's extent, added on each side

@@ -1,8 +1,8 @@
 """Alignment of inconsistent frames into one canonical space; used by stages 1 and 2, no disk access."""
 
 from utils.deformation.aligned_geometry import AlignedGeometry, forward_points
-from utils.matching.flow import MATCHERS, Matcher, MatchSet
-from utils.registration.cloud.reference import build_cloud, usable_pixels
+from utils.matching.contract import MATCHERS, Matcher, MatchSet
+from utils.registration.cloud import build_cloud, usable_pixels
 from utils.registration.joint import align_jointly
 from utils.registration.result import Diagnostics, Registration
 from utils.registration.sequential import align_sequential

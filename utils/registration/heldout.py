@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.stage1_align import MatchingConfig
 from utils.deformation.aligned_geometry import AlignedGeometry
-from utils.matching.flow import MatchSet
+from utils.matching.contract import MatchSet
 from utils.types import Array
 
 _BLOCK = 16  # pixels of the edge of the blocks that are kept out, wider than the window of the flow

@@ -12,9 +12,10 @@ from configs.stage1_align import MatchingConfig, SolverConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.deformation.aligned_geometry import AlignedGeometry
 from utils.errors import NoOverlapError
-from utils.matching.flow import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, match_trust, prepare_pairs, supported_matches
+from utils.matching.contract import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs
 from utils.matching.pairs import choose_pairs, overlaps
-from utils.registration.colour.reference import estimate_color_maps
+from utils.matching.support import match_trust, supported_matches
+from utils.registration.colour import estimate_color_maps
 from utils.registration.gauge import common_displacement
 from utils.registration.pose_evidence import held_or_free
 from utils.registration.result import (
@@ -28,16 +29,8 @@ from utils.registration.result import (
     to_arrays,
 )
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
-from utils.registration.solver.numba import (
-    LatticeShape,
-    StepsKept,
-    build_problem,
-    from_fields,
-    initial_state,
-    relative_errors,
-    solve,
-    to_fields,
-)
+from utils.registration.solver import solve
+from utils.registration.solver.problem import LatticeShape, StepsKept, build_problem, from_fields, initial_state, relative_errors, to_fields
 from utils.reporting import number_ranges
 from utils.runtime import cpu_count
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport

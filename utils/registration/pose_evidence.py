@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from configs.stage1_align import SolverConfig
-from utils.matching.flow import MatchSet
-from utils.registration.solver.numba import LatticeShape, StepsKept, build_problem, initial_state, relative_errors, solve
+from utils.matching.contract import MatchSet
+from utils.registration.solver import solve
+from utils.registration.solver.problem import LatticeShape, StepsKept, build_problem, initial_state, relative_errors
 from utils.types import Array, Reporter, Scene
 
 _MATCHES = 1000  # of a frame, that are looked at

@@ -7,8 +7,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from utils.matching.flow import MatchSet
-from utils.registration.solver.numba import LatticeShape, Problem, State, relative_errors
+from utils.matching.contract import MatchSet
+from utils.registration.solver.problem import LatticeShape, Problem, State, relative_errors
 from utils.types import Alignment, Array, CameraSet, CanonicalCloud, LatticeFields, Scene
 
 AGREEING_SIGMAS = 3.0  # matches closer than this many sigmas count as agreeing

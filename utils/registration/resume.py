@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from utils.deformation.aligned_geometry import AlignedGeometry
-from utils.matching.flow import BatchMatcher, Matcher, MatchSet, prepare_pairs
+from utils.matching.contract import BatchMatcher, Matcher, MatchSet, prepare_pairs
 from utils.types import Array, Reporter
 
 

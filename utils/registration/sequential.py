@@ -9,12 +9,14 @@ from configs.stage1_align import FrameToModelICPConfig, SolverConfig
 from utils.deformation.aligned_geometry import AlignedGeometry
 from utils.deformation.lattice.numba import zero_fields
 from utils.device.accelerator import accelerator
-from utils.matching.flow import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, match_trust, prepare_pairs, supported_matches
+from utils.matching.contract import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs
 from utils.matching.pairs import choose_pairs, overlaps
+from utils.matching.support import match_trust, supported_matches
 from utils.registration.pose_evidence import held_or_free
 from utils.registration.result import AGREEING_SIGMAS, Diagnostics, Registration, diagnose, largest_part
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
-from utils.registration.solver.numba import LatticeShape, StepsKept, build_problem, initial_state, relative_errors, solve, to_fields
+from utils.registration.solver import solve
+from utils.registration.solver.problem import LatticeShape, StepsKept, build_problem, initial_state, relative_errors, to_fields
 from utils.reporting import number_ranges
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
 

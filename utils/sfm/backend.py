@@ -12,13 +12,12 @@ import cv2
 import numpy as np
 
 from utils.cameras.projection import invert_rigid
-from utils.geometry_backend import ClipFrames
+from utils.geometry_backend import ClipFrames, SparseModel
 from utils.sfm.dense_bundle_adjustment import Matches, adjust, join
 from utils.sfm.depth_completion import LAST_STRENGTH, PosedClip, anchor_images, hints_of, known_layers, relative_poses, settle
 from utils.sfm.depth_filling import edge_couplings, fill_and_smooth, fill_layers, flatness
 from utils.sfm.flow_depth import RayDepth, agreement, frame_threads, match_through_depth, triangulate
 from utils.sfm.mapping import (
-    SparseModel,
     UnmatchedError,
     check_parallax,
     focal_prior,

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,6 +17,7 @@ import numpy as np
 import pycolmap
 
 from utils.errors import GeometryError
+from utils.geometry_backend import SparseModel
 from utils.reporting import number_ranges
 from utils.runtime import cpu_count
 from utils.sfm.dense_bundle_adjustment import Bundle, FocalPrior, Matches, adjust
@@ -35,36 +36,6 @@ if threading.current_thread() is threading.main_thread():
 
 # Up to here all pairs are matched: 48 frames are 1128 pairs, about 10 s on two cores.
 MAX_EXHAUSTIVE_FRAMES = 48
-
-
-@dataclass(frozen=True, kw_only=True)
-class SparseModel:
-    """Registered cameras and the points they see.
-
-    Attributes:
-        frames: (R,) int64, position of each registered image in the list given, increasing.
-        w2c: (R, 4, 4) camera from world.
-        K: (3, 3) pixels of the images given; one camera for all.
-        points: (P, 3) world.
-        seen_by: (M,) int64, row of `frames` of each observation.
-        seen_point: (M,) int64, row of `points` of each observation.
-        seen_at: (M, 2) pixel of each observation.
-        error_px: mean reprojection error.
-    """
-
-    frames: Array
-    w2c: Array
-    K: Array
-    points: Array
-    seen_by: Array
-    seen_point: Array
-    seen_at: Array
-    error_px: float
-
-    @property
-    def focal(self) -> float:
-        """Focal length in pixels."""
-        return float(self.K[0, 0])
 
 
 class UnmatchedError(GeometryError):

@@ -14,7 +14,7 @@ from utils.scene.artifacts import read_json
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.splatting.checkpoint import MODEL, TrainedScene
 from utils.splatting.rasterize.contract import Rasterizer, SplatMode, choose_rasterizer, load_rasterizer
-from utils.splatting.view.reference import apply_appearance, near_plane, rigid, view_gaussians
+from utils.splatting.view import apply_appearance, near_plane, rigid, view_gaussians
 from utils.types import Array, CameraGaussians, RenderOutput, Splats
 
 _SAMPLED_SPLATS = 4096

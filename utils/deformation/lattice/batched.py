@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils.cameras.pixels import pixel_grid
 from utils.cameras.projection import invert_rigid
 from utils.deformation.aligned_geometry import AlignedGeometry
 from utils.deformation.lattice.numba import NEAREST
-from utils.matching.optical_flow.reference import pixel_grid
 from utils.types import Array
 
 

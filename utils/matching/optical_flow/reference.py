@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils.cameras.pixels import pixel_grid
 from utils.device.triton_support import triton_ready
 
 
@@ -73,14 +74,6 @@ def box_mean(images: Tensor) -> Tensor:
     """Mean over the window around every pixel of images (B, C, H, W); pixels outside count as 0."""
     half = WINDOW // 2
     return F.avg_pool2d(F.avg_pool2d(images, (WINDOW, 1), 1, (half, 0)), (1, WINDOW), 1, (0, half))
-
-
-def pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
-    """(H, W, 2) x, y of the pixel centres, at +0.5."""
-    y, x = torch.meshgrid(
-        torch.arange(height, device=device, dtype=torch.float32), torch.arange(width, device=device, dtype=torch.float32), indexing="ij"
-    )
-    return torch.stack([x, y], -1) + 0.5
 
 
 def sample(images: Tensor, places: Tensor) -> Tensor:

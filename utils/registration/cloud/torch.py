@@ -10,7 +10,7 @@ from utils.deformation.aligned_geometry import AlignedGeometry
 from utils.deformation.lattice.batched import DeviceGeometry
 from utils.deformation.lattice.numba import NEAREST
 from utils.device.accelerator import in_chunks
-from utils.registration.cloud.reference import VOTE_STEPS
+from utils.registration.cloud.numba import VOTE_STEPS
 from utils.types import Array
 
 _BATCH_PIXELS = 8_000_000

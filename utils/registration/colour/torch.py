@@ -27,7 +27,7 @@ class DeviceSums:
         self._source, self._target = torch.from_numpy(ends).to(device).unbind(1)
 
     def __call__(self, current: Array, scale: float) -> Iterator[tuple[Array, Array, Array, Array, Array, Array, float]]:
-        """The sums of every pair, see `colour._sums`."""
+        """The sums of every pair, see `colour.pair_sums`."""
         s, t, corrections = self._s, self._t, torch.from_numpy(current).to(self._s.device)
         difference = s[..., :3] - t[..., :3]
         now = difference + s @ corrections[self._source] - t @ corrections[self._target]

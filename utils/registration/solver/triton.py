@@ -1,4 +1,4 @@
-"""`utils.registration.solver.numba.solve` on the GPU: same equations, same schedule, nothing read back before the end.
+"""`utils.registration.solver.solve` on the GPU: same equations, same schedule, nothing read back before the end.
 
 Products with J^T W J gather and scatter with atomics, all in float64; matches come pair by pair, so a block's pose sums usually belong to
 one frame and are reduced before they touch memory. Conjugate gradients run a fixed number of iterations; past the tolerance their step
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from configs.stage1_align import SolverConfig
 from utils.cameras import se3
-from utils.registration.solver.numba import DATA_WEIGHT, REFERENCE_SAMPLES, TOLERANCE, LatticeShape, Problem, State, regularisation
+from utils.registration.solver.problem import DATA_WEIGHT, REFERENCE_SAMPLES, TOLERANCE, LatticeShape, Problem, State, regularisation
 from utils.types import Array
 
 BLOCK = 128
@@ -31,7 +31,7 @@ def _end(frames, base, weights, m, mask, END: tl.constexpr, count):
 
 
 @triton.jit
-def _corner(fx, fy, near, far, stride_y, stride_z, C: tl.constexpr):
+def corner_weight(fx, fy, near, far, stride_y, stride_z, C: tl.constexpr):
     """Weight and node offset of corner C of a cell."""
     weight = (fx if C & 1 else 1 - fx) * (fy if C & 2 else 1 - fy) * (far if C & 4 else near)
     return weight, (C & 1) + stride_y * ((C >> 1) & 1) + stride_z * (C >> 2)
@@ -42,7 +42,7 @@ def _interpolate(nodes, start, fx, fy, near, far, mask, stride_y, stride_z):
     """Displacement from the eight nodes of a cell."""
     d0, d1, d2 = tl.zeros_like(fx), tl.zeros_like(fx), tl.zeros_like(fx)
     for c in tl.static_range(8):
-        w, offset = _corner(fx, fy, near, far, stride_y, stride_z, c)
+        w, offset = corner_weight(fx, fy, near, far, stride_y, stride_z, c)
         node = nodes + (start + offset) * 3
         d0 += w * tl.load(node, mask, 0.0)
         d1 += w * tl.load(node + 1, mask, 0.0)
@@ -121,7 +121,7 @@ def _scatter(
     _add_by_frame(out_poses + 4 * num_frames, frame, moving, uniform, r2 * t0 - r0 * t2)
     _add_by_frame(out_poses + 5 * num_frames, frame, moving, uniform, r0 * t1 - r1 * t0)
     for c in tl.static_range(8):
-        w, offset = _corner(fx, fy, near, far, stride_y, stride_z, c)
+        w, offset = corner_weight(fx, fy, near, far, stride_y, stride_z, c)
         node = out_nodes + (start + offset) * 3
         tl.atomic_add(node, w * t0, mask=moving, sem="relaxed")
         tl.atomic_add(node + 1, w * t1, mask=moving, sem="relaxed")
@@ -183,7 +183,7 @@ def _noise_gradient(
         near = tl.load(rates + m * 4 + end * 2, mask, 0.0).to(tl.float64) * push
         far = tl.load(rates + m * 4 + end * 2 + 1, mask, 0.0).to(tl.float64) * push
         for c in tl.static_range(8):
-            rate, offset = _corner(fx, fy, near, far, stride_y, stride_z, c)
+            rate, offset = corner_weight(fx, fy, near, far, stride_y, stride_z, c)
             node = out + (start + offset) * 3
             tl.atomic_add(node, -rate * r0, mask=moving, sem="relaxed")
             tl.atomic_add(node + 1, -rate * r1, mask=moving, sem="relaxed")
@@ -202,7 +202,7 @@ def _preconditioner(
     for end in tl.static_range(2):
         frame, moving, start, fx, fy, near, far = _end(frames, base, weights, m, mask, end, count)
         for c in tl.static_range(8):
-            share, offset = _corner(fx, fy, near, far, stride_y, stride_z, c)
+            share, offset = corner_weight(fx, fy, near, far, stride_y, stride_z, c)
             tl.atomic_add(out_nodes + start + offset, w * share * share, mask=moving, sem="relaxed")
         r0, r1, r2 = _relative(relative, m, moving, end)
         uniform = _is_uniform(frame, moving)
@@ -219,7 +219,7 @@ def _preconditioner(
 
 
 @triton.jit(do_not_specialize=["num", "count", "stride_y", "stride_z"])
-def _residuals(frames, base, weights, points, c2w, nodes, difference, relative, num, count, stride_y, stride_z, BLOCK: tl.constexpr):
+def residuals_kernel(frames, base, weights, points, c2w, nodes, difference, relative, num, count, stride_y, stride_z, BLOCK: tl.constexpr):
     """Distances of both ends and the ends relative to their cameras."""
     m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = m < num
@@ -286,7 +286,7 @@ class DeviceSystem:
 
     def linearise(self, c2w: Tensor, nodes: Tensor) -> None:
         """Residuals at poses (F, 4, 4) and nodes (F * N, 3), into `difference` (M, 3)."""
-        _residuals[self._grid](
+        residuals_kernel[self._grid](
             self._frames, self._base, self._weights, self._points, c2w.contiguous(), nodes, self.difference, self._relative,
             len(self._frames), *self._strides, BLOCK=BLOCK,
         )  # fmt: skip
@@ -377,7 +377,7 @@ def solve(
     origin: Array,
     device: torch.device,
 ) -> State:
-    """The same as `utils.registration.solver.numba.solve`."""
+    """The same as `utils.registration.solver.solve`."""
     system = DeviceSystem(problem, shape, config, len(state.c2w), device)
     precision = torch.from_numpy(problem.precision).to(device)
     data = DATA_WEIGHT * REFERENCE_SAMPLES / samples

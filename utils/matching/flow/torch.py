@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from configs.stage1_align import MatchingConfig
+from utils.cameras.pixels import pixel_grid
 from utils.deformation.aligned_geometry import AlignedGeometry
 from utils.deformation.lattice.batched import DeviceGeometry
 from utils.device.accelerator import accelerator, in_chunks
-from utils.matching.flow import FLAT, MatchSet, grid_phase
-from utils.matching.optical_flow.reference import box_mean, dense_flow, pixel_grid, sample
+from utils.matching.checks import FLAT
+from utils.matching.contract import MatchSet, grid_phase
+from utils.matching.optical_flow.reference import box_mean, dense_flow, sample
 from utils.types import Array, Scene
 
 _BATCH_PIXELS = 8_000_000
@@ -190,7 +192,7 @@ def depth_at(depth: Tensor, usable: Tensor, frame: Tensor, places: Tensor) -> Te
 
 
 def patches_agree(images: Tensor, others: Tensor, flow: Tensor, min_correlation: float) -> Tensor:
-    """(B, H, W) bool: `utils.matching.flow.patches_agree` for images (B, H, W)."""
+    """(B, H, W) bool: `utils.matching.checks.patches_agree` for images (B, H, W)."""
     h, w = images.shape[1:]
     a = images[:, None]
     b = sample(others[:, None], pixel_grid(h, w, images.device) + flow)
