@@ -1,0 +1,229 @@
+"""The driver: presets, flags, the plan of stages, commands a user can repeat, errors."""
+
+import importlib
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import preprocess_video
+import run_reconstruction
+from configs.pipeline import BUDGETS, preset
+from configs.stage2_global_optimization import GlobalOptimizationConfig
+from configs.stage3_gs import GSConfig
+from configs.stage3_inverse_deformation import InverseDeformationConfig
+from frame_to_model_icp.selection import select_frames
+from run_reconstruction import command_of, configure, plan
+from utils.errors import ConfigError, CorruptArtifactError
+from utils.scene.layout import SceneLayout
+from utils.types import NULL_REPORTER
+
+STAGE_OF = {
+    GlobalOptimizationConfig: "global_optimization.stage",
+    InverseDeformationConfig: "train_inverse_deformation.stage",
+    GSConfig: "train_gs.stage",
+}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_flags_win_over_the_preset_even_with_its_defaults():
+    assert preset("extensive", "cpu").gs.num_iters == BUDGETS["extensive", "cpu"].iterations
+    config = configure(
+        ["--config.input-video", "a.mp4", "--config.mode", "extensive", "--config.device", "cpu", "--config.gs.num-iters", "15000"]
+    )
+    assert config.gs.num_iters == 15000
+    assert config.gs.target_num_points == BUDGETS["extensive", "cpu"].splats
+    assert config.preprocess_process_res == BUDGETS["extensive", "cpu"].resolution
+    assert config.renderers == ("2dgs", "3dgs")
+
+
+@pytest.mark.parametrize(("mode", "device"), list(BUDGETS))
+def test_every_preset_saves_states_to_resume_from(mode, device):
+    settings = preset(mode, device).gs
+    assert settings.save_every <= settings.num_iters / 2
+
+
+def test_fast_is_the_default_and_runs_the_joint_stage():
+    calls = plan(configure(["--config.input-video", "clips/a.mp4", "--config.device", "cpu"]))
+    assert [c.module for c in calls] == [
+        "preprocess_video", "frame_to_model_icp", "global_optimization", "train_inverse_deformation", "train_gs", "eval_gs",
+    ]  # fmt: skip
+    run = Path("clips/a/frame_to_model_icp_32_1_offset0")
+    assert calls[0].folder == Path("clips/a/exports/npz")
+    assert calls[2].folder == run / "after_global_optimization"
+    assert calls[3].config.checkpoint_subdir == calls[4].config.global_opt_subdir == "after_global_optimization"
+    assert calls[4].folder == run / "gs_3dgs"
+    assert calls[5].folder == run / "gs_3dgs" / "gs_video_eval"
+
+
+def test_the_published_skip_uses_stage_1s_alignment():
+    calls = plan(configure(["--config.root-path", "s", "--config.skip-global-optimization", "--config.renderer", "both"]))
+    assert [c.module for c in calls] == ["frame_to_model_icp", "train_inverse_deformation", *(["train_gs", "eval_gs"] * 2)]
+    assert calls[1].config.checkpoint_subdir == "after_non_rigid_icp"
+    assert calls[2].config.renderer == "2dgs" and calls[4].config.renderer == "3dgs"
+
+
+def aligned_frames(total: int, *flags: str) -> list[int]:
+    """The frames of a scene of `total` that stage 1 aligns."""
+    calls = plan(configure(["--config.device", "cpu", *flags]))
+    stage1 = next(c for c in calls if c.module == "frame_to_model_icp")
+    return select_frames(total, stage1.config.alignment).tolist()
+
+
+def test_stage_1_covers_the_whole_clip_whatever_number_is_changed(tmp_path):
+    clip = ("--config.input-video", "a.mp4")
+    assert aligned_frames(32, *clip) == list(range(32))
+    assert aligned_frames(64, *clip, "--config.preprocess-max-frames", "64") == list(range(64))
+    assert aligned_frames(64, *clip, "--config.preprocess_max_frames=64") == list(range(64))
+    some = aligned_frames(32, *clip, "--config.stage1.alignment.num-frames", "10")
+    assert len(some) == 10 and some[0] == 0 and some[-1] == 31
+    asked = (*clip, "--config.preprocess-max-frames", "64", "--config.stage1.alignment.stride", "1")
+    assert aligned_frames(64, *asked, "--config.stage1.alignment.num-frames", "8") == list(range(8))
+    folder = SceneLayout(tmp_path).npz_dir
+    folder.mkdir(parents=True)
+    np.savez(folder / "results.npz", intrinsics=np.zeros((100, 3, 3)))  # of another program
+    many = aligned_frames(100, "--config.root-path", str(tmp_path))
+    assert len(many) == 32 and many[0] == 0 and many[-1] == 99
+    (folder / "results.npz").write_bytes(b"no npz")
+    with pytest.raises(CorruptArtifactError):
+        configure(["--config.root-path", str(tmp_path)])
+
+
+def test_root_path_is_where_a_clip_is_written():
+    calls = plan(configure(["--config.input-video", "a.mp4", "--config.root-path", "out"]))
+    assert calls[0].config.scene_root == Path("out") and calls[1].config.root_path == Path("out")
+
+
+def test_reusing_parts_of_a_run():
+    calls = plan(configure(["--config.root-path", "s", "--config.alignment-run", "mine", "--config.skip-inverse-deform"]))
+    assert [c.module for c in calls] == ["global_optimization", "train_gs", "eval_gs"]
+    assert calls[1].config.inverse_deform_dir == Path("s/mine/inverse_deformation")
+
+
+def test_no_source_and_two_sources_are_errors():
+    with pytest.raises(ConfigError, match="no input"):
+        plan(configure([]))
+    with pytest.raises(ConfigError, match="both"):
+        configure(["--config.input-video", "a.mp4", "--config.frames-dir", "f"])
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_printed_commands_give_the_same_settings(index, monkeypatch):
+    flags = ["--config.input-video", "a b.mp4", "--config.device", "cpu", "--config.stage1.alignment.offset", "1"]
+    flags += ["--config.stage2.matching.gaps", "1", "2", "--config.gs.no-deform"]
+    call = plan(configure(flags))[index]
+    words = run_reconstruction.shlex.split(command_of(call))
+    if call.module == "preprocess_video":
+        from preprocess_video import parse as parse_args
+
+        assert parse_args(words[2:]) == call.config
+        return
+    from configs.base import parse
+
+    assert words[1:3] == ["-m", call.module]
+    assert parse(type(call.config), words[3:]) == call.config
+
+
+def run(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "run_reconstruction.py", *args], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_dry_run_prints_and_makes_nothing(tmp_path):
+    done = run("--config.input-video", "x.mp4", "--config.root-path", str(tmp_path / "s"), "--config.dry-run")
+    assert done.returncode == 0 and done.stdout.count("python ") == 6
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("args", [[], ["--config.input-video", "does_not_exist.mp4"], ["--config.root-path", "does_not_exist"]])
+def test_user_errors_are_one_line_a_hint_and_exit_2(args):
+    done = run(*args)
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1 and done.stderr.count("hint:") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_progress_file_says_where_a_run_is(tmp_path, monkeypatch):
+    import json
+
+    from utils import reporting
+    from utils.types import NULL_REPORTER, StepReport
+
+    clock = iter(range(100))
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: float(next(clock)))
+    path = tmp_path / "job" / "progress.json"
+    progress = reporting.ProgressFileReporter(path, ["geometry", "alignment"], NULL_REPORTER)
+    progress.begin(1)
+    for step in range(4):
+        progress.step(StepReport("matching", step, 10))
+    now = json.loads(path.read_text())
+    assert (now["number"], now["of"], now["title"], now["phase"], now["step"], now["total"]) == (1, 2, "geometry", "matching", 4, 10)
+    assert now["seconds_left"] == pytest.approx(6 * 2)  # two ticks of this clock per step, one of them the writing's
+    progress.end(3.2, kept=False)
+    progress.begin(2)
+    after = json.loads(path.read_text())
+    assert after["title"] == "alignment" and after["seconds_left"] is None
+    assert after["finished"] == [{"title": "geometry", "seconds": 3.2, "kept": False}]
+    assert list(tmp_path.rglob("*.partial")) == []
+
+
+def test_one_memory_limit_reaches_every_stage_and_a_stages_own_wins():
+    config = configure(["--config.root-path", "a", "--config.max-gpu-gb", "8", "--config.eval.max-gpu-gb", "3"])
+    limits = {c.module: getattr(c.config, "max_gpu_gb", None) for c in plan(config)}
+    assert limits == {
+        "frame_to_model_icp": 8, "global_optimization": 8, "train_inverse_deformation": None, "train_gs": 8, "eval_gs": 3,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="max_gpu_gb"):
+        configure(["--config.root-path", "a", "--config.max-gpu-gb", "-1"])
+
+
+def test_the_limit_caps_the_allocator_and_device_cpu_keeps_off_the_gpu(monkeypatch):
+    import torch
+
+    from utils.device import accelerator
+
+    fractions = []
+    monkeypatch.setattr(accelerator, "accelerator", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("Card", (), {"total_memory": 32 * 2**30}))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: fractions.append(share))
+    with run_reconstruction.computing_on(configure(["--config.root-path", "a", "--config.max-gpu-gb", "8"])):
+        assert fractions == [0.25]
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert accelerator.accelerator() is not None
+    with run_reconstruction.computing_on(configure(["--config.root-path", "a", "--config.device", "cpu"])):
+        assert accelerator.accelerator() is None
+
+
+def test_geometry_settings_reach_the_stage_and_its_command() -> None:
+    """What the driver prints for stage 0 is what it runs, read back by the stage's own parser."""
+    flags = ["--config.input-video", "a.mp4", "b.mp4", "--config.preprocess-masks", "m", "--config.preprocess-mask-overlays"]
+    flags += ["--config.preprocess-mask-sky", "on", "--config.preprocess-prefer-sharp", "--config.preprocess-lens", "0.8,-0.03"]
+    call = plan(configure([*flags, "--config.commercial-safe"]))[0]
+    wanted = call.config
+    assert (wanted.masks, wanted.mask_overlays, wanted.mask_sky, wanted.prefer_sharp) == (Path("m"), True, "on", True)
+    assert (wanted.lens, wanted.commercial_safe, len(wanted.input_video)) == ("0.8,-0.03", True, 2)
+    assert preprocess_video.parse(shlex.split(command_of(call))[2:]) == wanted
+
+
+@pytest.mark.parametrize("config", [InverseDeformationConfig, GSConfig, GlobalOptimizationConfig])
+def test_a_stage_that_is_told_no_run_names_those_there_are(config, tmp_path):
+    (tmp_path / "frame_to_model_icp_9_1_offset0").mkdir()
+    stage = importlib.import_module(STAGE_OF[config])
+    with pytest.raises(ConfigError, match="no alignment run") as refused:
+        stage.run(config(root_path=tmp_path), NULL_REPORTER)
+    assert "frame_to_model_icp_9_1_offset0" in refused.value.hint
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, False), (5, True)])
+def test_many_frames_left_out_bring_advice(count, told, tmp_path):
+    report = {"frames": list(range(32)), "aligned": [i >= count for i in range(32)], "contradictions": []}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    (words,) = run_reconstruction.alignment_words(tmp_path)
+    assert "frames left out" in words and ("--config.preprocess-max-frames" in words) == told

@@ -1,0 +1,76 @@
+"""Points before a camera whose frame sees through them."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from tests.train_gs.test_train_gs import build, make_config, make_world
+from train_gs.clear_views import in_the_way
+from train_gs.stage import starting_splats, training_data
+from utils.cameras.projection import transform
+from utils.synthetic.inconsistency import rotation_matrices
+from utils.types import CameraSet, CanonicalCloud
+
+SIZE = (20, 30)
+
+
+def one_camera() -> tuple[CameraSet, np.ndarray]:
+    """A turned camera away from the origin, and the depth it sees: a wall at 4, something at 0.9 in the middle, unknown at the left."""
+    c2w = np.eye(4)
+    c2w[:3, :3] = rotation_matrices(np.array([[0.3, -0.8, 0.4]]))[0]
+    c2w[:3, 3] = [3.0, -2.0, 1.0]
+    K = np.array([[60.0, 0, 30], [0, 60.0, 20], [0, 0, 1]])  # of images twice as large as the depth
+    depth = np.full((1, *SIZE), 4.0, np.float32)
+    depth[0, 8:12, 13:17] = 0.9
+    depth[0, :, :4] = 0.0
+    return CameraSet(c2w=c2w[None], K=K[None], size=(40, 60), frame_ids=np.arange(1)), depth
+
+
+def at(column: float, row: float, z: float) -> list[float]:
+    """Camera-space point that the depth's pixel (column, row) shows at z."""
+    return [(2 * column - 30) / 60 * z, (2 * row - 20) / 60 * z, z]
+
+
+def test_only_points_that_the_frame_sees_through_are_in_the_way() -> None:
+    cameras, depth = one_camera()
+    local = np.array(
+        [
+            at(25, 5, 1.0),  # well before the wall
+            at(25, 5, 1.3),  # nearer than the wall, but not by so much
+            at(25, 5, -1.0),  # behind the camera
+            at(40, 5, 1.0),  # beside the picture
+            at(15, 10, 0.5),  # the thing in the middle is near itself
+            at(18.5, 10, 0.5),  # beside it: an edge may be off by two pixels
+            at(22.5, 10, 0.5),  # not by eight
+            at(2, 5, 1.0),  # the depth is unknown there
+        ]
+    )
+    found = in_the_way(transform(cameras.c2w[0], local), cameras, depth, 0.3)
+    assert found.tolist() == [True, False, False, False, False, False, True, False]
+
+
+def test_training_starts_without_them_and_held_out_frames_have_no_say() -> None:
+    scene, alignment = make_world()
+    blocker = transform(scene.cameras.c2w[2], np.array([[0.0, 0.0, 0.3]])).astype(np.float32)
+    cloud = CanonicalCloud(
+        points=np.concatenate([alignment.cloud.points, blocker]),
+        colors=np.concatenate([alignment.cloud.colors, [[255, 0, 0]]]).astype(np.uint8),
+        frame=np.append(alignment.cloud.frame, 5).astype(np.int32),
+        pixel=np.append(alignment.cloud.pixel, 0).astype(np.int32),
+    )
+    alignment = replace(alignment, cloud=cloud)
+
+    def starts_at_it(heldout: list[int], clear_views: float = 0.3) -> bool:
+        config = make_config(merge_copies=False, target_num_points=10**6, clear_views=clear_views)
+        data = training_data(scene, alignment, config, heldout_ids=np.array(heldout))
+        means = starting_splats(alignment, data, config).means
+        return bool(((means - torch.from_numpy(blocker)).norm(dim=1) < 1e-5).any())
+
+    assert starts_at_it(heldout=[4], clear_views=0.0)
+    assert not starts_at_it(heldout=[4])
+    assert starts_at_it(heldout=[0, 1, 2, 3, 4])  # the only one left stands aside of it
+
+
+def test_a_world_without_such_points_starts_as_it_did() -> None:
+    assert len(build(make_config(clear_views=0.3)).parameters.means) == len(build(make_config(clear_views=0.0)).parameters.means)

@@ -1,0 +1,158 @@
+"""Options of the training: early stop on a plateau, LPIPS as a term, frames between the aligned ones."""
+
+import copy
+import logging
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import train_gs.stage
+from tests.train_gs.test_train_gs import FRAMES, build, make_config, make_world
+from train_gs.left_out import with_left_out
+from train_gs.plateau import Plateau
+from train_gs.train import train
+from utils.cameras.blending import with_frames_between
+from utils.scene import artifacts
+from utils.scene.layout import SceneLayout
+from utils.scene.manifest import publish, write_manifest
+from utils.splatting.checkpoint import load_checkpoint
+from utils.splatting.lpips import load_lpips
+from utils.types import Alignment
+
+
+def test_plateau_is_reached_when_rounds_pass_without_gain() -> None:
+    plateau = Plateau(rounds=2, gain=0.01)
+    stopped = []
+    for mean in (1.0, 0.8, 0.7, 0.699, 0.698, 0.697):
+        plateau.add(mean - 0.1)
+        plateau.add(mean + 0.1)
+        plateau.end_round()
+        stopped.append(plateau.reached)
+    assert stopped == [False, False, False, False, True, True]
+    other = Plateau(rounds=2, gain=0.01)
+    other.load(copy.deepcopy(plateau.state()))
+    assert other.reached
+    never = Plateau(rounds=0, gain=0.01)
+    for _ in range(9):
+        never.add(1.0)
+        never.end_round()
+    assert not never.reached
+
+
+def test_training_stops_on_a_plateau() -> None:
+    still = {f"lr_{name}": 0.0 for name in ("sh0", "shN", "opacities", "scales", "quats", "positions", "cams", "appearance", "deformation")}
+    trainer = build(make_config(num_iters=200, plateau_rounds=3, **still))
+    train(trainer)
+    assert 12 <= trainer.iteration <= 24  # 4 training views a round
+    assert trainer.history[-1]["step"] == trainer.iteration
+    moving = build(make_config(num_iters=40, plateau_rounds=3))
+    train(moving)
+    assert moving.iteration > 24
+
+
+def test_lpips_is_left_out_with_a_notice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    load_lpips.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        trainer = build(make_config(num_iters=3, lpips_weight=0.2))
+    assert trainer.lpips is None
+    assert sum("LPIPS is left out" in record.message for record in caplog.records) == 1
+    assert np.isfinite(trainer.step()["loss"])
+    load_lpips.cache_clear()
+
+
+def test_lpips_is_a_term_of_the_loss_with_a_backbone_of_random_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("lpips", reason="the package lpips is not installed")
+    from utils.device.torchvision_compat import ensure_torchvision
+
+    ensure_torchvision()
+    import torchvision
+
+    torch.manual_seed(0)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(torchvision.models.vgg16(weights=None).state_dict(), tmp_path / "checkpoints" / "vgg16-397923af.pth")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    load_lpips.cache_clear()
+    plain, term = build(make_config(num_iters=1)), build(make_config(num_iters=1, lpips_weight=10.0))
+    assert term.lpips is not None
+    image, other = torch.rand(24, 32, 3), torch.rand(24, 32, 3)
+    assert float(term.lpips(image, image)) == pytest.approx(0.0, abs=1e-6)
+    assert float(term.lpips(image, other)) > 0
+    assert term.step()["loss"] > plain.step()["loss"]
+    load_lpips.cache_clear()
+
+
+def every_second(alignment: Alignment) -> Alignment:
+    """The alignment of the frames 0, 2, 4 only."""
+    kept = np.arange(0, FRAMES, 2)
+    fields = replace(alignment.fields, nodes=alignment.fields.nodes[kept], inv_depth_range=alignment.fields.inv_depth_range[kept])
+    cloud = alignment.cloud.select(np.isin(alignment.cloud.frame, kept))
+    cameras = alignment.cameras.select(kept)
+    original = alignment.original_w2c[kept].copy()
+    original[:, 0, 3] += 0.3  # alignment has moved all of them by the same step
+    return replace(
+        alignment, cameras=cameras, fields=fields, cloud=cloud, original_w2c=original, aligned=alignment.aligned[kept], color_maps=None
+    )
+
+
+def test_frames_between_are_blended_from_their_neighbours() -> None:
+    scene, alignment = make_world()
+    shifted = scene.cameras.w2c.copy()
+    shifted[:, 0, 3] += 0.3
+    scene = replace(scene, cameras=replace(scene.cameras, c2w=np.linalg.inv(shifted)))
+    some = every_second(alignment)
+    some.fields.nodes[1] += 0.5
+    every = with_frames_between(scene, some)
+    np.testing.assert_array_equal(every.cameras.frame_ids, np.arange(FRAMES))
+    # the estimated poses are off by the same step everywhere, so all of them come out right
+    np.testing.assert_allclose(every.cameras.c2w, alignment.cameras.c2w, atol=1e-6)
+    np.testing.assert_array_equal(every.fields.nodes[[0, 2, 4]], some.fields.nodes)
+    np.testing.assert_allclose(every.fields.nodes[1], 0.5 * (some.fields.nodes[0] + some.fields.nodes[1]), atol=1e-6)
+    np.testing.assert_array_equal(every.fields.nodes[5], some.fields.nodes[2])
+
+
+def test_all_frames_supervise_and_the_same_ones_are_held_out(tmp_path: Path) -> None:
+    scene, alignment = make_world(bend=0.0)
+    layout = SceneLayout(tmp_path)
+    layout.npz_dir.mkdir(parents=True)
+    artifacts.save_results(layout.npz_dir, scene)
+    some = replace(every_second(alignment), original_w2c=alignment.original_w2c[::2])
+    with publish(layout.run("r").after_global_optimization) as folder:
+        artifacts.save_alignment(folder, some, {})
+        write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={}, inputs={})
+    config = make_config(root_path=tmp_path, run="r", num_iters=6, deform=False)
+    few = load_checkpoint(train_gs.stage.run(replace(config, supervise="aligned")))
+    every = load_checkpoint(train_gs.stage.run(replace(config, supervise="all")))
+    assert few.cameras.frame_ids.tolist() == [0, 2, 4]
+    assert every.cameras.frame_ids.tolist() == [0, 1, 2, 3, 4, 5]
+    assert every.cameras.frame_ids[every.heldout].tolist() == few.cameras.frame_ids[few.heldout].tolist() == [2]
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_frames_that_the_alignment_left_out_have_splats_to_start_from(start: bool, tmp_path: Path) -> None:
+    scene, alignment = make_world()
+    left_out, pixels = 3, scene.depth[0].size
+    without = replace(alignment, aligned=np.arange(FRAMES) != left_out, cloud=alignment.cloud.select(alignment.cloud.frame != left_out))
+    notes: list[str] = []
+    report = SimpleNamespace(note=notes.append, step=lambda step: None)
+    cloud = with_left_out(scene, without, report).cloud
+    assert "1 frames that the alignment left out" in notes[0]
+    assert (np.diff(cloud.frame) >= 0).all() and len(cloud) > len(without.cloud)
+    added = cloud.select(cloud.frame == left_out)
+    np.testing.assert_allclose(added.points, alignment.cloud.points[left_out * pixels + added.pixel], atol=1e-4)
+    np.testing.assert_array_equal(added.colors, alignment.cloud.colors[left_out * pixels + added.pixel])
+    assert with_left_out(scene, alignment, report) is alignment and len(notes) == 1
+    layout = SceneLayout(tmp_path)
+    layout.npz_dir.mkdir(parents=True)
+    artifacts.save_results(layout.npz_dir, scene)
+    with publish(layout.run("r").after_global_optimization) as folder:
+        artifacts.save_alignment(folder, without, {})
+        write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={}, inputs={})
+    config = make_config(root_path=tmp_path, run="r", num_iters=1, deform=False, merge_copies=False, target_num_points=10**6)
+    trained = load_checkpoint(train_gs.stage.run(replace(config, start_from_left_out=start)))
+    seen = np.isin(without.cloud.frame, trained.cameras.frame_ids[~trained.heldout]).sum()
+    assert len(trained.splats) == seen + start * len(added)
