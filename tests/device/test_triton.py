@@ -25,7 +25,8 @@ from utils.deformation.lattice.reference import LatticeField  # noqa: E402
 from utils.matching.contract import MatchSet  # noqa: E402
 from utils.matching.optical_flow import reference as flow_torch  # noqa: E402
 from utils.matching.optical_flow import triton as flow_triton  # noqa: E402
-from utils.registration.solver import numba as solver  # noqa: E402
+from utils.registration import solver  # noqa: E402
+from utils.registration.solver import problem as solver_problem  # noqa: E402
 from utils.registration.solver import triton as solver_triton  # noqa: E402
 from utils.splatting.rasterize.reference import TorchRasterizer  # noqa: E402
 from utils.splatting.rasterize.triton import BlendShape, TritonRasterizer  # noqa: E402
@@ -182,7 +183,7 @@ def alignment_problem(fixed):
     c2w = se3.exp(torch.from_numpy(rng.normal(size=(frames, 6)) * 0.05)).numpy()
     K = np.tile(np.array([[45.0, 0, 25], [0, 45, 15], [0, 0, 1]]), (frames, 1, 1))
     cameras = CameraSet(c2w=c2w, K=K, size=(h, w), frame_ids=np.arange(frames))
-    shape = solver.LatticeShape((3, 3, 2), np.tile(np.array([[0.2, 0.6]]), (frames, 1)), 3.0)
+    shape = solver_problem.LatticeShape((3, 3, 2), np.tile(np.array([[0.2, 0.6]]), (frames, 1)), 3.0)
     matches, targets = [], []
     for i, j in ((0, 1), (1, 2)):
         pixels, depth = rng.uniform([0, 0], [w, h], (40, 2)).astype(np.float32), rng.uniform(2, 4, 40).astype(np.float32)
@@ -192,8 +193,8 @@ def alignment_problem(fixed):
         matches.append(MatchSet(i, j, pixels, moved, depth, seen[:, 2].astype(np.float32)))
         targets.append(rng.normal(size=(40, 3)))
     config = SolverConfig(lattice=(3, 3, 2), cg_iterations=3, robust_scales=(6.0, 3.0))
-    problem = solver.build_problem(matches, cameras, shape, config.match_sigma, targets if fixed else None)
-    return problem, solver.initial_state(cameras, shape), shape, config
+    problem = solver_problem.build_problem(matches, cameras, shape, config.match_sigma, targets if fixed else None)
+    return problem, solver_problem.initial_state(cameras, shape), shape, config
 
 
 @pytest.mark.skipif(CUDA, reason="solver.solve already runs on the GPU")

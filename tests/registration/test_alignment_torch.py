@@ -8,9 +8,9 @@ import utils.device.accelerator as backend
 from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig, MatchingConfig, PointFilterConfig, SolverConfig
 from tests.box_world import make_box_world
 from utils.deformation.lattice.numba import zero_fields
-from utils.points.confidence import reference as confidence
+from utils.points import confidence
 from utils.registration import build_cloud, forward_points, sequential, usable_pixels
-from utils.registration.cloud import reference as cloud_module
+from utils.registration import cloud as cloud_module
 
 CPU = torch.device("cpu")
 

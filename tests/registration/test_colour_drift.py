@@ -15,8 +15,9 @@ from tests.registration.test_registration import ExactMatcher
 from tests.registration.test_stage1 import FAST
 from train_gs.appearance import Appearance
 from utils.matching.contract import MatchSet
+from utils.registration import colour
 from utils.registration.colour import corrected, estimate_color_maps
-from utils.registration.colour import reference as colour
+from utils.registration.colour.reference import pair_sums
 from utils.registration.colour.torch import DeviceSums
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
@@ -137,6 +138,6 @@ def test_sums_of_all_pairs_at_once_are_those_of_each():
         pairs.append((s, t))
     current = 0.1 * rng.normal(size=(3, 4, 3))
     together = DeviceSums(np.array([(m.source, m.target) for m in matches]), pairs, torch.device("cpu"))(current, 0.2)
-    for got, expected in zip(together, colour._sums(matches, pairs, current, 0.2), strict=True):
+    for got, expected in zip(together, pair_sums(matches, pairs, current, 0.2), strict=True):
         for a, b in zip(got, expected, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-12)
