@@ -30,7 +30,7 @@ from utils.deformation.inverse import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWT
 from utils.deformation.lattice import triton as lattice_triton
 from utils.deformation.lattice.reference import LatticeField
 from utils.matching.optical_flow import reference as flow_torch
-from utils.points.confidence.torch import voxel_confident
+from utils.points.confidence.batched import voxel_confident
 from utils.splatting.rasterize.contract import SplatMode
 from utils.splatting.rasterize.gsplat import GsplatRasterizer
 from utils.splatting.rasterize.reference import TorchRasterizer

@@ -16,9 +16,9 @@ from utils.deformation.lattice.numba import zero_fields
 from utils.device.accelerator import in_chunks, or_on_cpu
 from utils.matching.checks import patches_agree
 from utils.matching.contract import match_pairs
+from utils.matching.flow.batched import TorchFlowMatcher
+from utils.matching.flow.batched import patches_agree as patches_agree_torch
 from utils.matching.flow.dis import FlowMatcher
-from utils.matching.flow.torch import TorchFlowMatcher
-from utils.matching.flow.torch import patches_agree as patches_agree_torch
 from utils.matching.optical_flow.reference import dense_flow, relax, sample
 from utils.registration import AlignedGeometry, usable_pixels
 
@@ -138,7 +138,7 @@ def test_flow_that_diverged_matches_nothing(matched, monkeypatch, value):
         flow[:, :, : flow.shape[2] // 2] = value
         return flow
 
-    monkeypatch.setattr("utils.matching.flow.torch.dense_flow", diverging)
+    monkeypatch.setattr("utils.matching.flow.batched.dense_flow", diverging)
     found = TorchFlowMatcher(world.scene, usable, 2, MATCHING).match(*pairs[0], geometry)
     right = matches[0].source_px[:, 0] > 64 + 4
     assert 0.8 * right.sum() < len(found) <= right.sum() + 200

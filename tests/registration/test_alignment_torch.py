@@ -74,7 +74,7 @@ def test_the_cpu_is_asked_for_when_the_device_is_full(device, monkeypatch, caplo
     scene, _ = box()
     expected = confidence.confident_pixels(scene, AlignmentDataConfig())
     device()
-    monkeypatch.setattr("utils.points.confidence.torch.voxel_confident", full)
+    monkeypatch.setattr("utils.points.confidence.batched.voxel_confident", full)
     np.testing.assert_array_equal(confidence.confident_pixels(scene, AlignmentDataConfig()), expected)
     assert caplog.text.count("out of GPU memory") == 1
 

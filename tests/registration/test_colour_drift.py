@@ -15,10 +15,9 @@ from tests.registration.test_registration import ExactMatcher
 from tests.registration.test_stage1 import FAST
 from train_gs.appearance import Appearance
 from utils.matching.contract import MatchSet
-from utils.registration import colour
 from utils.registration.colour import corrected, estimate_color_maps
+from utils.registration.colour.batched import DeviceSums
 from utils.registration.colour.reference import pair_sums
-from utils.registration.colour.torch import DeviceSums
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import publish

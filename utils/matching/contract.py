@@ -68,7 +68,7 @@ MATCHERS = Registry(
     "matcher",
     flow="utils.matching.flow:flow_matcher",
     flow_dis="utils.matching.flow.dis:FlowMatcher",
-    flow_torch="utils.matching.flow.torch:TorchFlowMatcher",
+    flow_torch="utils.matching.flow.batched:TorchFlowMatcher",
     none="utils.matching.contract:NoMatcher",
     romav2="utils.matching.romav2:RomaMatcher",
 )

@@ -3,7 +3,7 @@
 The source of wrong flow is large motion. So the target image is first warped into the source view through depth, poses and
 displacements as they are now; flow (DIS, Kroeger et al., ECCV 2016) only has to find what is left, and the sum of both is the match.
 A match counts if flow in the other direction leads back to where it came from and both ends may be used. On a GPU
-`utils.matching.flow.torch` does the same with a flow of its own, all pairs at once.
+`utils.matching.flow.batched` does the same with a flow of its own, all pairs at once.
 """
 
 from configs.stage1_align import MatchingConfig

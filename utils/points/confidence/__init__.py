@@ -36,9 +36,9 @@ def confident_pixels(scene: Scene, config: AlignmentDataConfig) -> Array:
     size, device = config.conf_voxel_size * scene.median_depth, accelerator()
     if device is None:
         return voxel_confident(scene, size, rules)
-    from utils.points.confidence import torch as on_device
+    from utils.points.confidence import batched
 
-    work = functools.partial(on_device.voxel_confident, scene, size, rules, device)
+    work = functools.partial(batched.voxel_confident, scene, size, rules, device)
     return or_on_cpu(work, lambda: voxel_confident(scene, size, rules), "confidence filter")
 
 

@@ -68,9 +68,9 @@ def _on_device(
     geometry: AlignedGeometry, voters: dict[int, list[int]], usable: Array, config: PointFilterConfig, device: torch.device
 ) -> list[tuple[Array, Array]]:
     """`kept_points` on a device, as long as its memory suffices."""
-    from utils.registration.cloud import torch as on_device
+    from utils.registration.cloud import batched
 
-    work = functools.partial(on_device.kept_points, geometry, voters, usable, config.tolerance, device)
+    work = functools.partial(batched.kept_points, geometry, voters, usable, config.tolerance, device)
     return or_on_cpu(work, lambda: kept_points(geometry, voters, usable, config), "cloud")
 
 

@@ -1,4 +1,4 @@
-"""Canonical points and the vote of other frames on them, frame by frame on the CPU; the reference of `torch`."""
+"""Canonical points and the vote of other frames on them, frame by frame on the CPU; the reference of `batched`."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -105,7 +105,7 @@ def _sums_of(matches: list[MatchSet], pairs: list[tuple[Array, Array]]) -> Calla
     device = accelerator()
     if device is None or not sum(len(s) for s, _ in pairs):
         return lambda current, scale: pair_sums(matches, pairs, current, scale)
-    from utils.registration.colour.torch import DeviceSums
+    from utils.registration.colour.batched import DeviceSums
 
     together = functools.cache(lambda: DeviceSums(np.array([(m.source, m.target) for m in matches]), pairs, device))
     return lambda current, scale: or_on_cpu(
