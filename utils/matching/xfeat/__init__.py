@@ -1,0 +1,1 @@
+"""Learned local features: XFeat (Potje et al., CVPR 2024), with weights from an optional package."""
