@@ -1,4 +1,10 @@
-"""What the stages share. Every command imports this package before torch, so process-wide settings are made here."""
+"""What the stages share. Every command imports this package before torch, so process-wide settings are made here.
+
+One folder per subject; `LAYERS` in `tests/project/test_architecture.py` lists them from the bottom up.
+
+May import: only the layers below (`types`, `errors`, `runtime` lie at the bottom); never a stage.
+Start: `types` (conventions and the dataclasses that cross folders), `errors`, `registry` (families of backends).
+"""
 
 import os
 from pathlib import Path

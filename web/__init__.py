@@ -9,4 +9,7 @@ here the queue is on disk, so that a restart loses nothing; and this page must a
 * `results`: which files of a run the page offers. Nothing else is ever sent.
 * `viewers`: the 3D viewer of a run, started when it is asked for.
 * `server`: addresses and answers.
+
+May import: everything.
+Start: `server`, `runner`.
 """

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,24 @@ def import_graph() -> dict[str, set[str]]:
                 found.update(f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in names else node.module for a in node.names)
         graph[module] = (found & names.keys()) - {module}
     return graph
+
+
+FOLDERS = sorted({str(p.parent.relative_to(ROOT)) for top in (*LAYERS_ABOVE, "configs", "utils") for p in (ROOT / top).rglob("*.py")})
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_folder_says_where_to_start(folder):
+    """In its docstring: what lives there, what it may import, and modules or functions to start with, which exist."""
+    tree = ast.parse((ROOT / folder / "__init__.py").read_text())
+    documented = ast.get_docstring(tree) or ""
+    start = re.search(r"^Start: (.*)", documented, re.MULTILINE | re.DOTALL)
+    assert start and "May import: " in documented
+    here = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for module, name in re.findall(r"`(\w+)(?:\.(\w+))?`", start[1]):
+        places = [ROOT / folder / f"{module}.py", ROOT / folder / module / "__init__.py"]
+        file = next((place for place in places if place.is_file()), None)
+        assert module in here or file, module
+        assert not name or (file and re.search(rf"^(class|def) {name}\b|^{name}\b", file.read_text(), re.MULTILINE)), name
 
 
 def test_no_import_circles():

@@ -8,6 +8,9 @@ with the scene; early stopping does not depend on logging; a rigid pass ends whe
 at insertion in stage 1 and are refreshed together in stage 2; stage 2 draws points first and looks up neighbours of those only; frames
 without overlap are reported and left out; every random number is seeded; stage 2's field is an increment over stage 1's, which is handed
 on as a lattice; networks run in float32 without tiny-cuda-nn.
+
+May import: `utils.registration`, `utils.matching`, `utils.deformation`, `utils.points` and below.
+Start: `frame_to_model` (stage 1), `leave_one_out` (stage 2).
 """
 
 from utils.published.frame_to_model import align_frame_to_model

@@ -1,4 +1,8 @@
-"""Alignment of inconsistent frames into one canonical space; used by stages 1 and 2, no disk access."""
+"""Alignment of inconsistent frames into one canonical space; used by stages 1 and 2, no disk access.
+
+May import: `utils.matching`, `utils.deformation`, `utils.splatting`, `utils.scene`, `utils.points` and below.
+Start: `sequential.align_sequential` (stage 1), `joint.align_jointly` (stage 2), `solver` (the least-squares problem).
+"""
 
 from utils.deformation.aligned_geometry import AlignedGeometry, forward_points
 from utils.matching.contract import MATCHERS, Matcher, MatchSet

@@ -1,4 +1,8 @@
-"""A synthetic inconsistent world: a textured place filmed by a camera whose frames contradict each other, with its truth."""
+"""A synthetic inconsistent world: a textured place filmed by a camera whose frames contradict each other, with its truth.
+
+May import: `utils.scene`, `utils.cameras`, `utils.device` and below.
+Start: `world.make_world`; `scenes.LAYOUTS` are the places, `inconsistency` what is done to their frames.
+"""
 
 from utils.synthetic.scenes import LAYOUTS
 from utils.synthetic.world import (

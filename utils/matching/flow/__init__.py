@@ -4,6 +4,9 @@ The source of wrong flow is large motion. So the target image is first warped in
 displacements as they are now; flow (DIS, Kroeger et al., ECCV 2016) only has to find what is left, and the sum of both is the match.
 A match counts if flow in the other direction leads back to where it came from and both ends may be used. On a GPU
 `utils.matching.flow.batched` does the same with a flow of its own, all pairs at once.
+
+May import: what `utils.matching` may.
+Start: `flow_matcher` here, then `dis` (CPU).
 """
 
 from configs.stage1_align import MatchingConfig

@@ -2,6 +2,9 @@
 
 All percentiles interpolate linearly, comparisons are >=. `P_p` over a voxel runs over the points of all frames whose world position
 falls into it. Source: the published method's data filter (arXiv 2603.16736), modes as named there.
+
+May import: what `utils.points` may.
+Start: `confident_pixels` here; `reference` defines the voxel rules.
 """
 
 import functools

@@ -7,6 +7,9 @@ backend.
 
 `encode` is the definition, in plain torch, of any float type and on any device; `HashGridEncoding` runs the compiled kernel of
 `utils.published.hashgrid.numba` for float32 on the CPU.
+
+May import: what `utils.published` may.
+Start: `reference.encode`.
 """
 
 from typing import Literal

@@ -1,4 +1,8 @@
-"""The canonical cloud: which aligned pixels other frames confirm, merged into one set of points."""
+"""The canonical cloud: which aligned pixels other frames confirm, merged into one set of points.
+
+May import: what `utils.registration` may.
+Start: `build_cloud` here; `numba` defines the vote.
+"""
 
 import functools
 from concurrent.futures import ThreadPoolExecutor

@@ -4,6 +4,9 @@ A generated clip changes exposure and tint from frame to frame. With observed co
 corrections N (3, 4) minimise `sum c^2 e^2 / (c^2 + e^2)`, e = |N_i [s, 1] - N_j [t, 1]|, over all matches at once, by iteratively
 reweighted least squares. The three output channels share one matrix of 4 F unknowns. Uniform darkening would also make colours alike: the
 corrections are held at a mean of the identity while solving, and the maps they invert have it exactly in the end.
+
+May import: what `utils.registration` may.
+Start: `estimate_color_maps` here.
 """
 
 import functools

@@ -1,6 +1,9 @@
 """Robust least squares for poses and displacement lattices: chooses between the Numba and the Triton solver.
 
 The objective, its unknowns and the symbols are defined in `problem`.
+
+May import: what `utils.registration` may.
+Start: `solve` here; `numba` is the readable one of the two solvers.
 """
 
 import functools

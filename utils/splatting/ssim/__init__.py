@@ -1,4 +1,8 @@
-"""Mean absolute difference and structural similarity of two images, as a training loss: chooses the fastest implementation."""
+"""Mean absolute difference and structural similarity of two images, as a training loss: chooses the fastest implementation.
+
+May import: what `utils.splatting` may.
+Start: `reference`.
+"""
 
 import torch
 from torch import Tensor

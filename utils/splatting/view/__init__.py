@@ -1,4 +1,8 @@
-"""Canonical splats as one camera sees them: chooses the implementation; `reference` defines what is computed."""
+"""Canonical splats as one camera sees them: chooses the implementation; `reference` defines what is computed.
+
+May import: what `utils.splatting` may.
+Start: `reference`.
+"""
 
 import torch
 from torch import Tensor
