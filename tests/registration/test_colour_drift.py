@@ -14,10 +14,7 @@ from tests.box_world import make_box_world
 from tests.registration.test_registration import ExactMatcher
 from tests.registration.test_stage1 import FAST
 from train_gs.appearance import Appearance
-from utils.matching.contract import MatchSet
 from utils.registration.colour import corrected, estimate_color_maps
-from utils.registration.colour.batched import DeviceSums
-from utils.registration.colour.reference import pair_sums
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import publish
@@ -125,18 +122,3 @@ def test_splatting_starts_from_the_maps_and_is_held_at_them():
     assert appearance.penalty(1).item() == pytest.approx(0.12)
     # a frame that was not trained learns what its neighbours learnt
     torch.testing.assert_close(appearance.matrices(np.arange(FRAMES), trained)[2], torch.from_numpy(truth[2]).float() + 0.1)
-
-
-def test_sums_of_all_pairs_at_once_are_those_of_each():
-    rng = np.random.default_rng(0)
-    none = np.zeros((0, 2), np.float32)
-    matches = [MatchSet(i, j, none, none, none[:, 0], none[:, 0]) for i, j in ((0, 1), (2, 0), (1, 2))]
-    pairs = []
-    for count in (5, 0, 9):
-        s, t = (np.concatenate([rng.normal(size=(count, 3)), np.ones((count, 1))], 1) for _ in range(2))
-        pairs.append((s, t))
-    current = 0.1 * rng.normal(size=(3, 4, 3))
-    together = DeviceSums(np.array([(m.source, m.target) for m in matches]), pairs, torch.device("cpu"))(current, 0.2)
-    for got, expected in zip(together, pair_sums(matches, pairs, current, 0.2), strict=True):
-        for a, b in zip(got, expected, strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-12)

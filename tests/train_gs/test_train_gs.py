@@ -13,7 +13,6 @@ from train_gs.cameras import CameraRefinement, interpolate_untrained
 from train_gs.initialize import initial_splats, merge_copies
 from train_gs.losses import depth_normals
 from train_gs.measure import averages, measure
-from train_gs.normals_torch import smallest_eigenvectors
 from train_gs.stage import heldout_frames, make_trainer, training_data
 from train_gs.train import Trainer, train
 from train_gs.warp import WarpCache
@@ -423,26 +422,3 @@ def test_settings_that_cannot_be_used() -> None:
     for change in ({"holdout_every": 1}, {"num_iters": 0}, {"sh_degree": 4}, {"image_scale": 0.0}, {"initial_opacity": 1.0}):
         with pytest.raises(ConfigError):
             make_config(**change)
-
-
-def test_copies_are_merged_on_a_device_as_on_the_cpu(monkeypatch):
-    _, alignment = make_world()
-    expected = merge_copies(alignment.cloud, alignment.cameras, 1500)
-    monkeypatch.setattr("train_gs.initialize.accelerator", lambda: torch.device("cpu"))
-    found = merge_copies(alignment.cloud, alignment.cameras, 1500)
-    assert 0.9 * 1500 < len(found[0]) <= 1500
-    order = [np.lexsort(np.round(points, 6).T) for points, _ in (expected, found)]
-    np.testing.assert_allclose(found[0][order[1]], expected[0][order[0]], atol=1e-9)
-    np.testing.assert_allclose(found[1][order[1]], expected[1][order[0]], atol=1e-6)
-
-
-def test_closed_form_normals_are_the_eigenvectors() -> None:
-    generator = torch.Generator().manual_seed(0)
-    offsets = torch.randn(200, 12, 3, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 0.7, 0.02], dtype=torch.float64)
-    matrices = offsets.transpose(1, 2) @ offsets
-    matrices[0] = 0
-    matrices[1] = torch.diag(torch.tensor([2.0, 0.0, 2.0]))
-    found = smallest_eigenvectors(matrices)
-    expected = torch.linalg.eigh(matrices)[1][:, :, 0]
-    assert float((found * expected).sum(-1).abs()[1:].min()) > 1 - 1e-9
-    torch.testing.assert_close(found[0].norm(), torch.tensor(1.0, dtype=torch.float64))

@@ -1,6 +1,5 @@
-"""Batched flow and matches in torch: against known shifts, against the compiled kernels, and against the truth."""
+"""Flow and its matches: batched torch against known shifts, the truth and the compiled kernels; Triton against torch."""
 
-import logging
 from dataclasses import replace
 
 import numpy as np
@@ -9,16 +8,17 @@ import torch
 
 from configs.stage1_align import MatchingConfig, PointFilterConfig
 from tests.box_world import make_box_world
+from tests.twins import GPU, difference, needs_triton, uniform
 from utils.cameras.pixels import pixel_grid
 from utils.cameras.projection import project, transform, unproject_depth
 from utils.deformation.lattice.batched import DeviceGeometry
 from utils.deformation.lattice.numba import zero_fields
-from utils.device.accelerator import in_chunks, or_on_cpu
 from utils.matching.checks import patches_agree
 from utils.matching.contract import match_pairs
 from utils.matching.flow.batched import TorchFlowMatcher
 from utils.matching.flow.batched import patches_agree as patches_agree_torch
 from utils.matching.flow.dis import FlowMatcher
+from utils.matching.optical_flow import reference
 from utils.matching.optical_flow.reference import dense_flow, relax, sample
 from utils.registration import AlignedGeometry, usable_pixels
 
@@ -170,37 +170,29 @@ def test_relaxation_solves_the_equations():
     torch.testing.assert_close(relax(xx, xy, yy, right, across, down, torch.zeros_like(expected)), expected, atol=2e-3, rtol=0)
 
 
-# ---------------------------------------------------------------------------------------------- memory
+@needs_triton
+def test_flow_relaxation_agrees_with_torch():
+    from utils.matching.optical_flow import triton
+
+    draw = lambda *shape: torch.rand(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+    batch, h, w = 2, 11, 17
+    xx, yy, xy = 1 + draw(batch, 1, h, w), 1 + draw(batch, 1, h, w + 0), draw(batch, 1, h, w) - 0.5
+    across, down = torch.zeros(batch, 1, h, w + 1), torch.zeros(batch, 1, h + 1, w)
+    across[..., 1:-1], down[..., 1:-1, :] = draw(batch, 1, h, w - 1), draw(batch, 1, h - 1, w)
+    right, flow = draw(batch, 2, h, w), draw(batch, 2, h, w + 0)
+    arguments = (xx, xy, yy, right, across, down, flow)
+    expected = reference.relax(*arguments)
+    got = triton.relax(*(a.to(GPU) for a in arguments), reference.RELAXATIONS)
+    assert difference(got, expected.double()) < 1e-5
 
 
-def test_chunks_shrink_when_memory_is_short_and_nothing_is_lost(caplog):
-    tried = []
+@needs_triton
+def test_equations_of_the_flow_agree_with_torch():
+    from utils.matching.optical_flow import triton
 
-    def work(chunk):
-        tried.append(len(chunk))
-        if len(chunk) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return [10 * item for item in chunk]
-
-    with caplog.at_level(logging.WARNING):
-        assert in_chunks(work, list(range(7)), 5, "matching") == [0, 10, 20, 30, 40, 50, 60]
-    assert tried == [5, 2, 2, 2, 1]
-    assert len(caplog.messages) == 1 and "going on with 2 at once" in caplog.messages[0]
-
-
-def test_one_item_that_does_not_fit_is_an_error():
-    def work(chunk):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with pytest.raises(torch.OutOfMemoryError):
-        in_chunks(work, [1, 2], 2, "matching")
-
-
-def test_the_cpu_takes_over_when_memory_is_short(caplog):
-    def work():
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with caplog.at_level(logging.WARNING):
-        assert or_on_cpu(work, lambda: 5, "solving") == 5
-    assert "on the CPU" in caplog.text
-    assert or_on_cpu(lambda: 4, lambda: 5, "solving") == 4
+    draw = lambda channels, seed: uniform(seed, 2, channels, 11, 17)
+    source, warped, known, flow = 200 * draw(1, 0), 200 * draw(1, 1), (draw(1, 2) > 0.2).double(), draw(2, 3) - 0.5
+    expected = reference.linearised(source, warped, known, flow)
+    arrays = (t.float().to(GPU) for t in (source, warped, known, flow))
+    got = triton.linearised(*arrays, reference.ROBUST_TERMS)
+    assert max(difference(g, e) for g, e in zip(got, expected, strict=True)) < 1e-4
