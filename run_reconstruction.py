@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from configs.base import load_config_file, parse
+from configs.base import load_config_file, parse, without_aliases
 from configs.pipeline import BUDGETS, PipelineConfig, preset
 from configs.preprocess import PreprocessConfig
 from utils.errors import ConfigError
@@ -49,7 +49,7 @@ def plan(config: PipelineConfig) -> list[StageCall]:
     layout = SceneLayout(root)
     calls = []
     if config.input_video or config.frames_dir is not None:
-        calls.append(StageCall("geometry", "preprocess_video", "preprocess_video:run", _preprocess(config, root), layout.npz_dir))
+        calls.append(StageCall("geometry", "preprocess_video", "preprocess.stage:run", _preprocess(config, root), layout.npz_dir))
     data = config.stage1.alignment
     name = config.alignment_run or layout.run_name(data.num_frames, data.stride, data.offset, config.stage1.out_suffix)
     run = layout.run(name)
@@ -81,25 +81,8 @@ def _memory(config: PipelineConfig, stage: Any) -> float:
 
 
 def _preprocess(config: PipelineConfig, root: Path) -> PreprocessConfig:
-    return PreprocessConfig(
-        input_video=config.input_video,
-        frames_dir=config.frames_dir,
-        scene_root=root,
-        max_frames=config.preprocess_max_frames,
-        max_stride=config.preprocess_max_stride,
-        image_ext=config.preprocess_image_ext,
-        process_res=config.preprocess_process_res,
-        backend=config.preprocess_backend,
-        model_name=config.preprocess_model_name,
-        commercial_safe=config.commercial_safe,
-        cameras=config.preprocess_cameras,
-        masks=config.preprocess_masks,
-        mask_overlays=config.preprocess_mask_overlays,
-        mask_sky=config.preprocess_mask_sky,
-        prefer_sharp=config.preprocess_prefer_sharp,
-        lens=config.preprocess_lens,
-        overwrite=config.preprocess_overwrite or config.overwrite,
-    )
+    again = config.overwrite or config.stage0.overwrite
+    return replace(config.stage0, input_video=config.input_video, frames_dir=config.frames_dir, scene_root=root, overwrite=again)
 
 
 def _splat_calls(config: PipelineConfig, root: Path, run: RunLayout, subdir: str, inverse: Path) -> list[StageCall]:
@@ -130,39 +113,27 @@ def _splat_calls(config: PipelineConfig, root: Path, run: RunLayout, subdir: str
 def command_of(call: StageCall) -> str:
     """The command line that runs a stage by itself: only settings that differ from the stage's defaults."""
     if isinstance(call.config, PreprocessConfig):
-        flags = _preprocess_flags(call.config)
-        return shlex.join(["python", "preprocess_video.py", *flags])
-    return shlex.join(["python", "-m", call.module, *_flags(call.config, "--config")])
+        return shlex.join(["python", "preprocess_video.py", *_flags(call.config)])
+    return shlex.join(["python", "-m", call.module, *_flags(call.config, "config.", "-")])
 
 
-def _preprocess_flags(config: PreprocessConfig) -> list[str]:
-    flags: list[str] = []
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if value in (f.default, None, ()) or value is False:
-            continue
-        flags.append(f"--{f.name}")
-        if value is not True:
-            flags += [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
-    return flags
-
-
-def _flags(config: Any, prefix: str) -> list[str]:
+def _flags(config: Any, prefix: str = "", dash: str = "_") -> list[str]:
+    """The flags that make these settings from the defaults; `dash` joins the words of a name."""
     flags: list[str] = []
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        name = f"{prefix}.{f.name.replace('_', '-')}"
+        name = f.name.replace("_", dash)
         if value == default:
             continue
         if dataclasses.is_dataclass(value):
-            flags += _flags(value, name)
+            flags += _flags(value, f"{prefix}{name}.", dash)
         elif isinstance(value, bool):
-            flags.append(name if value else f"{prefix}.no-{f.name.replace('_', '-')}")
+            flags.append(f"--{prefix}{name}" if value else f"--{prefix}no{dash}{name}")
         elif isinstance(value, (tuple, list)):
-            flags += [name, *(str(v) for v in value)]
+            flags += [f"--{prefix}{name}", *(str(v) for v in value)]
         else:
-            flags += [name, str(value)]
+            flags += [f"--{prefix}{name}", str(value)]
     return flags
 
 
@@ -269,6 +240,7 @@ def _quality(folder: Path) -> list[str]:
 
 def configure(argv: list[str]) -> PipelineConfig:
     """The settings from preset and flags: the preset is chosen first (mode and device), then the flags are applied to it."""
+    argv = without_aliases(PipelineConfig, argv)
     if "--config-file" in argv:
         at = argv.index("--config-file") + 1
         if at == len(argv):
@@ -291,10 +263,10 @@ def covering_all(config: PipelineConfig, argv: list[str]) -> PipelineConfig:
     clip unaligned.
     """
     data = config.stage1.alignment
-    if _flag_value(argv, "--config.preprocess-max-frames") and not _flag_value(argv, "--config.stage1.alignment.num-frames"):
-        data = replace(data, num_frames=config.preprocess_max_frames)
+    if _flag_value(argv, "--config.stage0.max-frames") and not _flag_value(argv, "--config.stage1.alignment.num-frames"):
+        data = replace(data, num_frames=config.stage0.max_frames)
     if config.input_video or config.frames_dir is not None:
-        frames = config.preprocess_max_frames
+        frames = config.stage0.max_frames
     else:
         frames = _frames_there(config)
     if not _flag_value(argv, "--config.stage1.alignment.stride"):

@@ -18,32 +18,40 @@ from utils.errors import ConfigError
 T = TypeVar("T")
 
 
-def from_plain(cls: type[T], plain: dict[str, Any], where: str = "config") -> T:
-    """A config dataclass from nested JSON values; missing fields keep their defaults.
+def from_plain(cls: type[T], plain: dict[str, Any], where: str = "config", default: T | None = None) -> T:
+    """A config dataclass from nested JSON values; missing fields keep the values of `default`, or else their defaults.
 
     Raises:
         ConfigError: an unknown key, named with its path.
     """
     hints = get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in plain:
+    plain = _nested(plain, aliases_of(cls))
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in plain.items():
         if key not in known:
             raise ConfigError(f"{where}.{key} is not a setting of {cls.__name__}", f"known settings: {', '.join(sorted(known))}")
-    values = {key: _decode(hints[key], value, f"{where}.{key}") for key, value in plain.items()}
+        values[key] = _decode(hints[key], value, f"{where}.{key}", _default_of(known[key]) if default is None else getattr(default, key))
     try:
-        return cls(**values)
+        return cls(**values) if default is None else dataclasses.replace(default, **values)  # type: ignore[type-var]
     except TypeError as error:
         raise ConfigError(f"{where}: {error}", "give the missing settings in the file") from error
 
 
-def _decode(hint: Any, value: Any, where: str) -> Any:
+def _default_of(field: "dataclasses.Field[Any]") -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _decode(hint: Any, value: Any, where: str, default: Any = None) -> Any:
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         if value is None:
             return None
-        return _decode(next(a for a in get_args(hint) if a is not type(None)), value, where)
+        return _decode(next(a for a in get_args(hint) if a is not type(None)), value, where, default)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_plain(hint, value, where)
+        return from_plain(hint, value, where, default)
     if hint is Path:
         return Path(value)
     if origin is tuple:
@@ -51,6 +59,37 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     if origin is list:
         return [_decode(get_args(hint)[0], v, where) for v in value]
     return value
+
+
+def aliases_of(cls: type) -> dict[str, str]:
+    """Earlier names of settings -> where the setting is now, as a path with dots; a config class declares them as `ALIASES`."""
+    return getattr(cls, "ALIASES", {})
+
+
+def without_aliases(cls: type, args: list[str]) -> list[str]:
+    """The command line with every earlier name of a flag replaced by the present one; values are left alone."""
+    aliases = aliases_of(cls)
+
+    def present(word: str) -> str:
+        name, equals, value = word.partition("=")
+        setting = name.removeprefix("--config.").replace("-", "_")
+        negated = "no_" if setting.startswith("no_") else ""
+        target = aliases.get(setting.removeprefix(negated))
+        if target is None or not name.startswith("--config."):
+            return word
+        group, _, field = target.rpartition(".")
+        return f"--config.{group}.{negated}{field}".replace("_", "-") + equals + value
+
+    return [present(word) for word in args]
+
+
+def _nested(plain: dict[str, Any], aliases: dict[str, str]) -> dict[str, Any]:
+    """Saved settings with those under an earlier name moved to where they are now."""
+    nested = {key: value for key, value in plain.items() if key not in aliases}
+    for key in plain.keys() & aliases.keys():
+        group, _, field = aliases[key].rpartition(".")
+        nested[group] = {field: plain[key]} | nested.get(group, {})
+    return nested
 
 
 def load_config_file(cls: type[T], path: Path) -> T:
@@ -87,15 +126,29 @@ def parse(
     main.__doc__ = description or cls.__doc__
     if default is not None:
         main.__defaults__ = (default,)
-    return typing.cast(T, tyro.cli(main, args=args, prog=prog))
+    return typing.cast(T, tyro.cli(main, args=without_aliases(cls, args), prog=prog))
 
 
-def cli(cls: type[Any], target: str, prog: str) -> None:
-    """Entry point of a stage: parses the flags, then imports and runs `target` ("module:function", called with config and reporter)."""
+def parse_flat(cls: type[T], args: list[str], *, prog: str, description: str) -> T:
+    """The config from a command line whose flags have no `--config.` before them; help spells them with underscores."""
+    import tyro
+
+    return tyro.cli(cls, args=args, prog=prog, description=description, use_underscores=True)
+
+
+def cli(cls: type[Any], target: str, prog: str, parser: Callable[[], Any] | None = None) -> None:
+    """Entry point of a stage: parses the flags, then imports and runs `target` ("module:function", called with config and reporter).
+
+    Args:
+        cls: the settings.
+        target: what to run.
+        prog: how the command is called.
+        parser: reads the command line; `parse` by default.
+    """
     from utils.runtime import run_stage
 
     def work() -> None:
-        config = parse(cls, prog=prog)
+        config = parse(cls, prog=prog) if parser is None else parser()
         module, _, name = target.partition(":")
         run: Callable[..., Any] = getattr(importlib.import_module(module), name)
         from utils.reporting import ConsoleReporter

@@ -5,9 +5,10 @@ A preset is a complete `PipelineConfig`; the command line starts from it, so a f
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from configs.evaluation import EvalConfig
+from configs.preprocess import PreprocessConfig, default_root
 from configs.ranges import NOT_NEGATIVE, check
 from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
@@ -18,7 +19,11 @@ from utils.errors import ConfigError
 Mode = Literal["fast", "extensive"]
 Device = Literal["auto", "cpu", "cuda"]
 
-_HERE = Path()  # stands for the scene root until the driver knows it
+_HERE = Path()  # stands for the scene root, and for stage 0's source, until the driver knows them
+_PREPROCESS = (
+    "overwrite", "max_frames", "max_stride", "image_ext", "process_res", "model_name", "cameras", "masks", "mask_overlays", "mask_sky",
+    "prefer_sharp", "lens", "backend",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +32,13 @@ class PipelineConfig:
 
     Give one source: a clip, a folder of frames, or a scene root that already holds exports/npz/results.npz (for example from Depth
     Anything 3). Finished stages are skipped when their settings and inputs have not changed, so the same command resumes a run.
+    --config.preprocess-X of earlier versions is --config.stage0.X, and --config.commercial-safe is --config.stage0.commercial-safe.
     """
+
+    ALIASES: ClassVar[dict[str, str]] = {f"preprocess_{name}": f"stage0.{name}" for name in _PREPROCESS} | {
+        "commercial_safe": "stage0.commercial_safe"
+    }
+    """Earlier names of settings, as flags and in saved files -> where they are now."""
 
     input_video: tuple[Path, ...] = ()
     """Clip(s) of one place, or a folder of them: MP4, MOV, WebM or GIF."""
@@ -49,36 +60,6 @@ class PipelineConfig:
     overwrite: bool = False
     """Run every stage even if its result is up to date."""
 
-    preprocess_overwrite: bool = False
-    """Run stage 0 even if its result is up to date."""
-    preprocess_max_frames: int = 100
-    """Frames of the clip that are used, spread over all of it."""
-    preprocess_max_stride: int = 8
-    """Wanted upper bound of the step between them; coverage of the whole clip wins."""
-    preprocess_image_ext: str = "png"
-    """Format of extracted frames."""
-    preprocess_process_res: int = 504
-    """Longest side of the working images in pixels; sides become multiples of 14."""
-    preprocess_model_name: str = "depth-anything/DA3NESTED-GIANT-LARGE-1.1"
-    """Weights of the `da3` backend: a name or a local folder."""
-    commercial_safe: bool = False
-    """Use only weights whose licence allows commercial use."""
-    preprocess_cameras: Path | None = None
-    """Cameras from a COLMAP model or nerfstudio's transforms.json instead of estimated ones."""
-    preprocess_masks: Path | None = None
-    """Folder of masks named like the frames: white is used, black ignored."""
-    preprocess_mask_overlays: bool = False
-    """Ignore opaque logos and watermarks: what stands still while the picture around it moves."""
-    preprocess_mask_sky: Literal["auto", "on", "off"] = "auto"
-    """Treat what looks like sky (smooth, bright, joined to the upper edge) as far and least certain: always, never, or (auto) where the
-    depth found by `sfm` bears it out."""
-    preprocess_prefer_sharp: bool = False
-    """Choose the sharpest frame near each position instead of exactly that one."""
-    preprocess_lens: str = "none"
-    """Lens distortion and rolling shutter to take out of captured footage: none, estimate, or FOCAL,K or FOCAL,K,READOUT (focal length in
-    longest sides, radial coefficient, time from the first row to the last in frame intervals)."""
-    preprocess_backend: str = "auto"
-    """Geometry: da3 (learned, needs its package and weights), sfm (structure from motion and optical flow), or auto."""
     alignment_run: str | None = None
     """Go on from this existing alignment run; stage 1 is skipped."""
     skip_global_optimization: bool = False
@@ -96,6 +77,7 @@ class PipelineConfig:
     progress_file: Path | None = None
     """Keep this JSON file up to date with stage, step and time left, for programs that watch the run."""
 
+    stage0: PreprocessConfig = field(default_factory=lambda: PreprocessConfig(frames_dir=_HERE))
     stage1: FrameToModelICPConfig = field(default_factory=lambda: FrameToModelICPConfig(root_path=_HERE))
     stage2: GlobalOptimizationConfig = field(default_factory=lambda: GlobalOptimizationConfig(root_path=_HERE, run=""))
     stage31: InverseDeformationConfig = field(default_factory=lambda: InverseDeformationConfig(root_path=_HERE))
@@ -105,6 +87,11 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         if self.input_video and self.frames_dir is not None:
             raise ConfigError("both --config.input-video and --config.frames-dir are given", "give one of them")
+        if self.stage0.input_video or self.stage0.frames_dir != _HERE or self.stage0.scene_root is not None:
+            raise ConfigError(
+                "the input or the scene root is given for stage 0 alone",
+                "give --config.input-video, --config.frames-dir, --config.root-path",
+            )
         check(self, NOT_NEGATIVE, "max_gpu_gb")
 
     @property
@@ -121,11 +108,8 @@ class PipelineConfig:
         """
         if self.root_path is not None:
             return self.root_path
-        if self.input_video and not self.input_video[0].is_dir():
-            return self.input_video[0].with_suffix("")
-        folder = self.input_video[0] if self.input_video else self.frames_dir
-        if folder is not None:
-            return folder.with_name(folder.name + "_preprocessed")
+        if self.input_video or self.frames_dir is not None:
+            return default_root(self.input_video, self.frames_dir)
         raise ConfigError(
             "no input: none of --config.input-video, --config.frames-dir and --config.root-path is given",
             "for example: python run_reconstruction.py --config.input-video clip.mp4",
@@ -171,8 +155,7 @@ def preset(mode: Mode, device: Literal["cpu", "cuda"]) -> PipelineConfig:
     return replace(
         base,
         renderer="3dgs" if mode == "fast" else "both",
-        preprocess_max_frames=budget.frames,
-        preprocess_process_res=budget.resolution,
+        stage0=replace(base.stage0, max_frames=budget.frames, process_res=budget.resolution),
         stage1=replace(base.stage1, alignment=AlignmentDataConfig(num_frames=budget.frames, stride=1)),
         gs=replace(
             base.gs, num_iters=budget.iterations, target_num_points=budget.splats, sh_degree=budget.sh_degree, save_every=save_every

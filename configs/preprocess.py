@@ -10,6 +10,14 @@ from utils.errors import ConfigError
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 
 
+def default_root(input_video: tuple[Path, ...], frames_dir: Path | None) -> Path:
+    """Where the scene of an input goes: the first clip's path without its suffix, or `<folder>_preprocessed`."""
+    source = frames_dir or input_video[0]
+    if source == frames_dir or source.is_dir():
+        return source.with_name(source.name + "_preprocessed")
+    return source.with_suffix("")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
     """What to read, how many frames to use and who estimates the geometry. Give `input_video` or `frames_dir`."""
@@ -81,7 +89,4 @@ class PreprocessConfig:
         """The scene root, with its default."""
         if self.scene_root is not None:
             return self.scene_root
-        source = self.frames_dir or self.input_video[0]
-        if source == self.frames_dir or source.is_dir():
-            return source.with_name(source.name + "_preprocessed")
-        return source.with_suffix("")
+        return default_root(self.input_video, self.frames_dir)

@@ -5,6 +5,7 @@ import json
 import shlex
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 
 import preprocess_video
 import run_reconstruction
-from configs.pipeline import BUDGETS, preset
+from configs.pipeline import BUDGETS, PipelineConfig, preset
+from configs.preprocess import PreprocessConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from configs.stage3_gs import GSConfig
 from configs.stage3_inverse_deformation import InverseDeformationConfig
@@ -20,6 +22,7 @@ from frame_to_model_icp.selection import select_frames
 from run_reconstruction import command_of, configure, plan
 from utils.errors import ConfigError, CorruptArtifactError
 from utils.scene.layout import SceneLayout
+from utils.scene.manifest import to_plain
 from utils.types import NULL_REPORTER
 
 STAGE_OF = {
@@ -37,7 +40,7 @@ def test_flags_win_over_the_preset_even_with_its_defaults():
     )
     assert config.gs.num_iters == 15000
     assert config.gs.target_num_points == BUDGETS["extensive", "cpu"].splats
-    assert config.preprocess_process_res == BUDGETS["extensive", "cpu"].resolution
+    assert config.stage0.process_res == BUDGETS["extensive", "cpu"].resolution
     assert config.renderers == ("2dgs", "3dgs")
 
 
@@ -210,6 +213,35 @@ def test_geometry_settings_reach_the_stage_and_its_command() -> None:
     assert (wanted.masks, wanted.mask_overlays, wanted.mask_sky, wanted.prefer_sharp) == (Path("m"), True, "on", True)
     assert (wanted.lens, wanted.commercial_safe, len(wanted.input_video)) == ("0.8,-0.03", True, 2)
     assert preprocess_video.parse(shlex.split(command_of(call))[2:]) == wanted
+
+
+VALUES = {Path: "given", int: "84", bool: None, str: "given"}
+CHOICES = {"image_ext": "jpg", "mask_sky": "off", "lens": "0.9,0.1"}
+
+
+@pytest.mark.parametrize("alias", sorted(PipelineConfig.ALIASES))
+def test_every_earlier_flag_reaches_stage_0(alias: str, tmp_path: Path) -> None:
+    """With hyphens, underscores, and in a saved file of settings."""
+    name = PipelineConfig.ALIASES[alias].removeprefix("stage0.")
+    hint = typing.get_type_hints(PreprocessConfig)[name]
+    kind = next(k for k in VALUES if k in (hint, *typing.get_args(hint)) or k is str)
+    word = CHOICES.get(name, VALUES[kind])
+    wanted = True if word is None else kind(word)
+    for flag in (f"--config.{alias}", f"--config.{alias.replace('_', '-')}"):
+        given = plan(configure(["--config.input-video", "a.mp4", flag, *([] if word is None else [word])]))[0].config
+        assert getattr(given, name) == wanted != getattr(PipelineConfig().stage0, name)
+    (tmp_path / "saved.json").write_text(json.dumps({"input_video": ["a.mp4"], alias: to_plain(wanted)}))
+    assert getattr(configure(["--config-file", str(tmp_path / "saved.json")]).stage0, name) == wanted
+
+
+def test_earlier_switches_can_be_turned_off() -> None:
+    flags = ["--config.root-path", "s", "--config.stage0.mask-overlays", "--config.no-preprocess-mask-overlays"]
+    assert configure(flags).stage0.mask_overlays is False
+
+
+def test_stage_0_takes_its_input_from_the_run() -> None:
+    with pytest.raises(ConfigError, match="stage 0 alone"):
+        configure(["--config.root-path", "s", "--config.stage0.scene-root", "elsewhere"])
 
 
 @pytest.mark.parametrize("config", [InverseDeformationConfig, GSConfig, GlobalOptimizationConfig])

@@ -15,7 +15,6 @@ from utils.errors import ConfigError
 
 # Numbers that may be anything: seeds, and those whose help says what values below 1 mean.
 FREE = {"seed", "max_points", "max_frames", "override_width", "override_height", "EvalConfig.target_num_points"}
-FREE |= {f"PipelineConfig.preprocess_{name}" for name in ("max_frames", "max_stride", "process_res")}  # checked as PreprocessConfig's
 GIVEN = {"root_path": Path(), "input_video": (Path("clip.mp4"),)}
 
 

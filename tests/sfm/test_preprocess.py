@@ -260,6 +260,6 @@ def test_command_line_has_the_published_flags(capsys: pytest.CaptureFixture[str]
     parsed = preprocess_video.parse(["--input_video", "a.mp4", "b.mp4", "--scene_root", "s", "--max_frames", "50", "--max_stride", "4"])
     assert parsed.input_video == (Path("a.mp4"), Path("b.mp4")) and parsed.root == Path("s")
     assert (parsed.max_frames, parsed.max_stride, parsed.image_ext) == (50, 4, "png")
-    with pytest.raises(SystemExit):
+    with pytest.raises(ConfigError, match="either"):
         preprocess_video.parse(["--input_video", "a.mp4", "--frames_dir", "d"])
     assert preprocess_video.parse(["--frames_dir", "shots"]).root == Path("shots_preprocessed")

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import preprocess_video
 from configs.preprocess import PreprocessConfig
+from preprocess import geometry, stage
+from preprocess import scene as reconstruction
 from tests.box_world import make_box_world
 from utils.geometry_backend import ClipFrames, SparseModel
 from utils.scene.artifacts import load_scene
@@ -111,13 +112,13 @@ def test_sky_is_marked_where_it_is_wanted(tmp_path: Path, monkeypatch: pytest.Mo
         def estimate(self, frames: ClipFrames, report: Reporter) -> Scene:
             return scene
 
-    monkeypatch.setattr(preprocess_video, "_resolve_backend", lambda config: backend)
-    monkeypatch.setattr(preprocess_video, "_make_backend", lambda name, config: Made())
+    monkeypatch.setattr(geometry, "resolve_backend", lambda config: backend)
+    monkeypatch.setattr(reconstruction, "make_backend", lambda name, config: Made())
     (tmp_path / "shots").mkdir()
     for i, image in enumerate(images):
         write_image(tmp_path / "shots" / f"{i}.png", image)
     settings = {"frames_dir": tmp_path / "shots", "scene_root": tmp_path / "scene", "process_res": 70, "every_frame": False}
-    preprocess_video.run(PreprocessConfig(**settings, mask_sky=mode), NULL_REPORTER)  # type: ignore[arg-type]
+    stage.run(PreprocessConfig(**settings, mask_sky=mode), NULL_REPORTER)  # type: ignore[arg-type]
     stored = load_scene(tmp_path / "scene")
     assert (stored.depth[:, 2:6, 30:40].min() > np.percentile(scene.depth[:, 14:], 97)) == moved
     np.testing.assert_array_equal(stored.depth[:, 17:], scene.depth[:, 17:])

@@ -70,7 +70,7 @@ def test_the_real_driver_understands_the_command(tmp_path):
     (tmp_path / "a").mkdir()
     job = store.add(Job(id="a", name="a.mp4", source="clip.mp4", mode="fast", renderer="both", frames=12, resolution=140))
     config = configure(pipeline_command(QUICK, store, job)[len(QUICK.pipeline) :])
-    assert config.renderers == ("2dgs", "3dgs") and config.preprocess_max_frames == 12 and config.stage1.alignment.num_frames == 12
+    assert config.renderers == ("2dgs", "3dgs") and config.stage0.max_frames == 12 and config.stage1.alignment.num_frames == 12
     assert config.progress_file == tmp_path / "a" / "progress.json" and config.scene_root == tmp_path / "a" / "world"
     assert plan(config)[0].config.input_video == (tmp_path / "a" / "clip.mp4",)
 
