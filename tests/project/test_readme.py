@@ -86,8 +86,8 @@ def program(words: list[str]) -> tuple[str, list[str]]:
 
 def exists(config: Any, path: str) -> bool:
     """Whether a dotted flag leads to a setting."""
-    name = path.replace("-", "_")
-    for name in getattr(config, "ALIASES", {}).get(name, name).split("."):
+    setting = path.replace("-", "_")
+    for name in getattr(config, "ALIASES", {}).get(setting, setting).split("."):
         hints = typing.get_type_hints(config) if dataclasses.is_dataclass(config) else {}
         if name not in hints and name.removeprefix("no_") not in hints:
             return False
