@@ -77,17 +77,18 @@ def write_scene(root: Path, scene: Scene) -> None:
         write_manifest(folder, schema="scene/1", config={}, inputs={})
 
 
-def write_alignment(root: Path, name: str, result: Registration) -> Path:
-    """An alignment artifact that no stage made: the folder that takes the place of stage 2's."""
-    layout = SceneLayout(root)
-    scene = artifacts.load_scene(root)
+def write_alignment(root: Path, name: str, result: Registration, heldout: Array | None = None) -> Path:
+    """An alignment artifact that no stage made: the folder that takes the place of stage 2's; `heldout` are ids it has not seen."""
+    layout, ids = SceneLayout(root), result.cameras.frame_ids
+    everything = artifacts.load_scene(root)
+    scene = everything.select(ids)
     as_is = PointFilterConfig(enabled=False)
-    data = AlignmentDataConfig(num_frames=len(scene), stride=1)
-    usable = usable_pixels(scene, confident_pixels(scene, data), as_is)
+    data = AlignmentDataConfig(num_frames=len(everything), stride=1)
+    usable = usable_pixels(scene, confident_pixels(everything, data)[ids], as_is)
     cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, as_is)
     out = layout.run(f"frame_to_model_icp_{name}").after_global_optimization
     with publish(out) as folder:
-        artifacts.save_alignment(folder, to_alignment(scene, result, cloud), {name: True})
+        artifacts.save_alignment(folder, to_alignment(scene, result, cloud, heldout), {name: True})
         write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={}, inputs={"results": artifacts.scene_id(root)})
     return out
 

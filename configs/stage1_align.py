@@ -21,6 +21,11 @@ class AlignmentDataConfig:
     """Step through the frames of results.npz; lowered where it would leave fewer than num_frames frames."""
     offset: int = 0
     """First frame."""
+    holdout_every: int = 0
+    """Every k-th of these frames takes part in nothing but stage 0, so that splatting can be measured on frames that no stage saw; 0: all
+    take part."""
+    holdout_frames: tuple[int, ...] = ()
+    """Further frames of results.npz, by number, that take part in nothing but stage 0."""
     conf_thresh_percentile: float = 80.0
     """Percentile of the strong confidence filter, 0..100; higher keeps fewer pixels."""
     conf_mode: ConfidenceMode = "voxel_or"
@@ -36,7 +41,9 @@ class AlignmentDataConfig:
 
     def __post_init__(self) -> None:
         check(self, COUNT, "num_frames", "stride", group="alignment")
-        check(self, NOT_NEGATIVE, "offset", group="alignment")
+        check(self, NOT_NEGATIVE, "offset", "holdout_every", "holdout_frames", group="alignment")
+        if self.holdout_every == 1:
+            raise ConfigError("alignment.holdout_every is 1, no frame would be left", "give 0 (all take part) or at least 2")
         check(self, PERCENT, "conf_thresh_percentile", "conf_global_percentile", "conf_local_percentile", group="alignment")
         check(self, PERCENT, "conf_voxel_min_count_percentile", group="alignment")
         check(self, POSITIVE, "conf_voxel_size", group="alignment")

@@ -19,6 +19,7 @@ class FrameScore:
         psnr: dB, render through the frame's inverse deformation and colour map.
         ssim: the same, -1..1.
         lpips: the same; None if not measured.
+        rigid_psnr: dB, the consistent world from the same camera, undeformed, through the frame's colour map.
         canonical_psnr: dB, the consistent world from the same camera, undeformed and in its own colours.
         canonical_ssim: the same, -1..1.
         sharpness: of the canonical render, squared grey levels.
@@ -30,6 +31,7 @@ class FrameScore:
     psnr: float
     ssim: float
     lpips: float | None
+    rigid_psnr: float
     canonical_psnr: float
     canonical_ssim: float
     sharpness: float
@@ -41,6 +43,7 @@ def score_frame(
     heldout: bool,
     image: Array,
     through: Array,
+    rigid: Array,
     canonical: Array,
     lpips: PerceptualDistance | None,
     used: Array | None = None,
@@ -52,6 +55,7 @@ def score_frame(
         heldout: whether splatting never saw it.
         image: (h, w, 3) uint8, the frame.
         through: (h, w, 3) uint8, render through its deformation and colour map.
+        rigid: (h, w, 3) uint8, render of the undeformed world through its colour map.
         canonical: (h, w, 3) uint8, render of the world as it is.
         lpips: the perceptual distance, or None.
         used: (h, w) bool, pixels that no mask takes out; None for all. The others neither count nor show in windows around those that do.
@@ -66,6 +70,7 @@ def score_frame(
         psnr=psnr(through, image, used),
         ssim=ssim(through, expected(through), used),
         lpips=None if lpips is None else lpips(through, expected(through)),
+        rigid_psnr=psnr(rigid, image, used),
         canonical_psnr=psnr(canonical, image, used),
         canonical_ssim=ssim(canonical, expected(canonical), used),
         sharpness=sharpness(canonical, used),

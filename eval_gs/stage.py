@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.evaluation import EvalConfig
+from eval_gs.layers import multi_layer
 from eval_gs.measure import FrameScore, lpips_or_reason, score_frame, summarize
 from eval_gs.novel_views import as_trained, novel_scores, point_pairs, source_positions
 from eval_gs.paths import clip_path, make_path
@@ -151,9 +152,9 @@ def _measure(
     cameras, heldout = subject.view.trained.cameras, subject.view.trained.heldout
     used = used_pixels(subject.scene, cameras.frame_ids, cameras.size)
     for i, frame_id in enumerate(cameras.frame_ids):
-        through, canonical = _both_views(subject, i)
+        views = _views(subject, i)
         counted = None if used is None else used[i]
-        scores.append(score_frame(int(frame_id), bool(heldout[i]), subject.images[i], through, canonical, lpips, counted))
+        scores.append(score_frame(int(frame_id), bool(heldout[i]), subject.images[i], *views, lpips, counted))
         report.step(StepReport(stage="measure", step=i, total=len(cameras), values={"psnr": scores[-1].psnr}))
     summary = summarize(scores)
     content = {
@@ -164,6 +165,7 @@ def _measure(
         **summary,
         **({} if used is None else {"masked": float(1 - used.mean())}),
         **({} if config.ground_truth is None else {"novel_views": _against_truth(config, subject, config.ground_truth, report)}),
+        "multi_layer": multi_layer(artifacts.load_cloud(subject.alignment).points, cameras),
         "consistency": {name: values for name, values in consistency.items() if values},
         "frames": scores,
         "seconds": time.perf_counter() - started,
@@ -186,12 +188,11 @@ def _against_truth(config: EvalConfig, subject: _Subject, path: Path, report: Re
     return scores
 
 
-def _both_views(subject: _Subject, i: int) -> tuple[Array, Array]:
-    """(h, w, 3) uint8 renders for trained camera i: through its deformation and colour map, and of the world as it is."""
+def _views(subject: _Subject, i: int) -> tuple[Array, Array, Array]:
+    """(h, w, 3) uint8 renders for trained camera i: through its deformation and colour map, through the map alone, the world as it is."""
     view, cameras = subject.view, subject.view.trained.cameras
-    output = view.render_frame(subject.warp, i)
     canonical = view.render(cameras.c2w[i], cameras.K[i], cameras.size)
-    return rgb_image(output), rgb_image(canonical)
+    return rgb_image(view.render_frame(subject.warp, i)), rgb_image(view.in_colors_of(canonical, i)), rgb_image(canonical)
 
 
 def _picture_rows(subject: _Subject, folder: Path, white: bool) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from configs.stage1_align import FrameToModelICPConfig
-from frame_to_model_icp.selection import select_frames
+from frame_to_model_icp.selection import split_frames
 from utils.device.accelerator import cap_accelerator
 from utils.points.confidence import confident_pixels, sky_pixels
 from utils.published import align_frame_to_model
@@ -36,7 +36,7 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
     if len(checkpoints):
         report.note(f"frame to model: goes on with {len(checkpoints)} finished parts of an interrupted run")
     everything = artifacts.load_scene(config.root_path)
-    index = select_frames(len(everything), data)
+    index, heldout = split_frames(len(everything), data)
     scene = everything.select(index)
     confident = confident_pixels(everything, data)[index]
     sky = sky_pixels(everything)[index]
@@ -51,7 +51,7 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
             matched = (confident if matching.edges else usable) & ~sky
             result = align_sequential(scene, matched, settings, board, checkpoints=checkpoints)
         cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, vote)
-        alignment = to_alignment(scene, result, cloud)
+        alignment = to_alignment(scene, result, cloud, heldout)
         publish_alignment(out, scene, result, alignment, config, inputs, started, {}, board)
     checkpoints.remove()
     report.note(f"frame to model: {int(result.aligned.sum())} of {len(scene)} frames aligned, {len(cloud)} points")

@@ -71,7 +71,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
         with ThreadPoolExecutor(1) as pool:  # a GPU matches while points are gathered
             measured = pool.submit(_held_out, scene, usable & ~sky, blocks, result, chosen, report)
             cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, members, vote, result.color_maps)
-            finished = to_alignment(scene, result, cloud)
+            finished = to_alignment(scene, result, cloud, alignment.heldout)
             heldout = measured.result()
         publish_alignment(out, scene, result, finished, config, inputs, started, {"heldout": heldout}, board)
     checkpoints.remove()

@@ -74,6 +74,7 @@ def write_record(config: PreprocessConfig, layout: SceneLayout, footage: Footage
             "actual_stride": round((len(source.frames) - 1) / max(len(made.positions) - 1, 1), 3),
             "num_frames_used": len(made.positions),
             "positions": made.positions,
+            "clip_frames": source.totals,
             "camera": None if straight is None else straight.described(source.fps),
         },
     )

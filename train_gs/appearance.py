@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from train_gs.cameras import interpolate_untrained
+from train_gs.cameras import CorrectionSources
 
 
 class Appearance(nn.Module):
@@ -42,9 +42,9 @@ class Appearance(nn.Module):
             self.deviations[view] -= mean
 
     @torch.no_grad()
-    def matrices(self, frame_ids: np.ndarray, trained: np.ndarray) -> Tensor:
+    def matrices(self, sources: CorrectionSources) -> Tensor:
         """(F, 3, 4) maps of all frames; what untrained ones would have learnt is interpolated between their trained neighbours."""
         start = self._start.cpu().reshape(-1, 12)
         learnt = torch.stack(list(self.deviations)).cpu().reshape(-1, 12) - start
         identity = torch.eye(3, 4).reshape(12)
-        return (interpolate_untrained(learnt, frame_ids, trained) + start + identity).reshape(-1, 3, 4)
+        return (sources.fill(learnt, everywhere=True) + start + identity).reshape(-1, 3, 4)

@@ -1,12 +1,48 @@
 """Refinement of the poses while the splats are trained: one small twist per frame, the reference frame fixed."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from utils.cameras import se3
+from utils.cameras.blending import neighbours_in_time
 from utils.device.triton_support import triton_ready
 from utils.types import CameraSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectionSources:
+    """Where the corrections that training finds come from, frame by frame.
+
+    Attributes:
+        frame_ids: (F,) ascending.
+        trained: (F,) bool, frames with corrections of their own.
+        blended: (F,) bool, frames whose pose and field are blended from their neighbours in time, so that the neighbours' corrections
+            belong to them. A frame with a pose and field of its own is not helped by what corrects others (Uni3C clip: 30 dB with its own
+            field, 23 dB with its neighbours' corrections on top) and takes none.
+        clips: (F,) clip of each frame; frames of different clips are no neighbours.
+    """
+
+    frame_ids: np.ndarray
+    trained: np.ndarray
+    blended: np.ndarray
+    clips: np.ndarray
+
+    def fill(self, values: Tensor, *, everywhere: bool = False) -> Tensor:
+        """Values (F, C): those of untrained frames interpolated over time between trained ones, or zero, see `blended`.
+
+        Args:
+            values: per frame.
+            everywhere: interpolate for frames with a field of their own, too.
+        """
+        own, rest = np.flatnonzero(self.trained), np.flatnonzero(~self.trained)
+        around = neighbours_in_time(self.frame_ids[own], self.frame_ids[rest], self.clips[own], self.clips[rest])
+        takes = around.found & (self.blended[rest] | everywhere)
+        filled = values.clone()
+        filled[rest] = torch.from_numpy(around.blend(values.numpy()[own]) * takes[:, None]).to(values.dtype)
+        return filled
 
 
 class CameraRefinement(nn.Module):
@@ -39,16 +75,9 @@ class CameraRefinement(nn.Module):
         return self.twists[view].square().sum()
 
     @torch.no_grad()
-    def refined(self, cameras: CameraSet, trained: np.ndarray) -> CameraSet:
-        """All cameras refined; frames that were not trained take the twist interpolated between their trained neighbours."""
+    def refined(self, cameras: CameraSet, sources: CorrectionSources) -> CameraSet:
+        """All cameras refined; what frames that were not trained take over from their neighbours, see `CorrectionSources`."""
         twists = torch.stack(list(self.twists)).double().cpu() * self.scale.double().cpu()
-        twists = interpolate_untrained(twists, cameras.frame_ids, trained)
+        twists = sources.fill(twists)
         w2c = se3.exp(twists) @ torch.from_numpy(cameras.w2c)
         return CameraSet(c2w=se3.inverse(w2c).numpy(), K=cameras.K, size=cameras.size, frame_ids=cameras.frame_ids)
-
-
-def interpolate_untrained(values: Tensor, frame_ids: np.ndarray, trained: np.ndarray) -> Tensor:
-    """Values (F, C), those of untrained frames replaced by linear interpolation over the frame ids of trained ones."""
-    columns = values.numpy()
-    filled = [np.interp(frame_ids, frame_ids[trained], column[trained]) for column in columns.T]
-    return torch.from_numpy(np.stack(filled, 1)).to(values.dtype)

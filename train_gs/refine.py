@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from train_gs.cameras import interpolate_untrained
+from train_gs.cameras import CorrectionSources
 from utils.deformation.inverse import FixedPointInverseWarp, LocalWarp
 from utils.deformation.node_shift import node_shift
 from utils.device.triton_support import triton_ready
@@ -119,10 +119,10 @@ class FieldRefinement(nn.Module):
             self.corrections[view] -= mean
 
     @torch.no_grad()
-    def refined(self, frame_ids: np.ndarray, trained: np.ndarray) -> FixedPointInverseWarp:
-        """The inverse of all frames; untrained ones take the correction interpolated between their trained neighbours."""
+    def refined(self, sources: CorrectionSources) -> FixedPointInverseWarp:
+        """The inverse of all frames; what untrained ones take over from their neighbours, see `CorrectionSources`."""
         flat = torch.stack([c.detach().flatten() for c in self.corrections]).cpu()
-        filled = interpolate_untrained(flat, frame_ids, trained).to(self._aligned.device)
+        filled = sources.fill(flat).to(self._aligned.device)
         result = copy.deepcopy(self.warp)
         for view, correction in enumerate(filled):
             finer = self._finer(correction.reshape(self.corrections[view].shape))

@@ -62,23 +62,33 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
         raise ConfigError(
             f"reference_frame is {config.reference_frame}, the alignment has {len(alignment.cameras)} frames", "counted from 0"
         )
-    heldout_ids = alignment.cameras.frame_ids[heldout_positions(len(alignment.cameras), config)]
-    reference = config.reference_frame
+    heldout_ids = _held_out(alignment, config)
+    reference, own_ids = config.reference_frame, alignment.cameras.frame_ids
+    clips = artifacts.clip_of_frames(config.root_path, len(scene))
     if config.start_from_left_out:
         alignment = with_left_out(scene, alignment, report)
     if extended := _supervises_more(config, scene, alignment, warp, report):
-        reference = int(alignment.cameras.frame_ids[reference])
-        alignment, warp = with_frames_between(scene, alignment), IdentityInverseWarp()
+        reference_id = own_ids[reference]
+        wanted = np.arange(len(scene)) if config.supervise == "all" else heldout_ids
+        alignment = with_frames_between(scene, alignment, wanted, clips)
+        reference = int(np.searchsorted(alignment.cameras.frame_ids, reference_id))
+        warp = IdentityInverseWarp()
         if config.deform:
             warp = inverse_of_alignment(alignment)
-    data = training_data(scene, alignment, config, heldout_ids)
+    data = replace(
+        training_data(scene, alignment, config, heldout_ids),
+        blended=~np.isin(alignment.cameras.frame_ids, own_ids),
+        clips=clips[alignment.cameras.frame_ids],
+    )
     cap_memory(device, config.max_gpu_gb)
     settings = replace(config, reference_frame=reference)
 
     def attempt(load: Load) -> tuple[Trainer, TrainedScene, dict[str, float]]:
         begun = time.perf_counter()
         chosen = replace(settings, target_num_points=load.splats, image_scale=settings.image_scale * load.scale)
-        shown = data if load.scale == 1.0 else training_data(scene, alignment, chosen, heldout_ids)
+        shown = data
+        if load.scale != 1.0:
+            shown = replace(training_data(scene, alignment, chosen, heldout_ids), blended=data.blended, clips=data.clips)
         trainer = make_trainer(alignment, shown, warp, backend, device, chosen)
         report.note(
             f"splatting: {len(trainer.parameters.means)} splats, {len(trainer.training_views)} frames to train on and "
@@ -123,13 +133,20 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
 
 
 def _supervises_more(config: GSConfig, scene: Scene, alignment: Alignment, warp: InverseWarp, report: Reporter) -> bool:
-    """Whether frames that are not in the alignment are to supervise, and can: only lattice fields can be blended."""
-    if config.supervise == "aligned" or len(scene) == len(alignment.cameras):
+    """Whether frames that are not in the alignment are to supervise or to be measured, and can: only lattice fields can be blended."""
+    if len(scene) == len(alignment.cameras) or (config.supervise == "aligned" and not len(alignment.heldout)):
         return False
     if config.deform and not isinstance(warp, FixedPointInverseWarp):
-        report.note("splatting: only the aligned frames supervise, since the network inverse knows no others")
+        report.note("splatting: only the aligned frames supervise and are measured, since the network inverse knows no others")
         return False
     return True
+
+
+def _held_out(alignment: Alignment, config: GSConfig) -> Array:
+    """Ids of the frames to measure on: those that alignment kept out, or else every k-th of its frames."""
+    if len(alignment.heldout) and config.holdout_every:
+        return alignment.heldout
+    return alignment.cameras.frame_ids[heldout_positions(len(alignment.cameras), config)]
 
 
 def make_trainer(

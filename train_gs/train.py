@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from configs.stage3_gs import GSConfig
 from train_gs.appearance import Appearance
-from train_gs.cameras import CameraRefinement
+from train_gs.cameras import CameraRefinement, CorrectionSources
 from train_gs.graphs import StepGraphs
 from train_gs.losses import distortion, normal_consistency
 from train_gs.plateau import Plateau
@@ -46,6 +46,8 @@ class TrainingData:
         used: (F, H, W) bool, pixels that no mask takes out; None for all.
         color_maps: (F, 3, 4) colour maps of the frames as far as the alignment knows them.
         depth: (F, h, w) float32 camera z as stage 0 estimated it, at its own size, 0 where unknown; None where nobody asks.
+        blended: (F,) bool, frames whose pose and field are blended from their neighbours in time; None for none.
+        clips: (F,) clip of each frame; None where all are of one.
     """
 
     cameras: CameraSet
@@ -55,6 +57,19 @@ class TrainingData:
     used: Tensor | None = None
     color_maps: Array | None = None
     depth: Array | None = None
+    blended: Array | None = None
+    clips: Array | None = None
+
+    @property
+    def sources(self) -> CorrectionSources:
+        """Which frames have corrections of their own, and what the others take over."""
+        none = np.zeros(len(self.cameras), bool)
+        return CorrectionSources(
+            frame_ids=self.cameras.frame_ids,
+            trained=~self.heldout,
+            blended=none if self.blended is None else self.blended,
+            clips=none.astype(int) if self.clips is None else self.clips,
+        )
 
 
 class SplatParameters(nn.Module):
@@ -362,23 +377,23 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ after the last step
 
     def result(self) -> TrainedScene:
-        """The trained scene; held-out frames get the pose and colour corrections of their neighbours."""
-        trained, splats = ~self.data.heldout, self.parameters.complete()
+        """The trained scene; for what held-out frames take over from their neighbours see `CorrectionSources`."""
+        splats = self.parameters.complete()
         if self.config.relocate_every:
             splats = splats.select(living(splats, self.config.dead_opacity))
         return TrainedScene(
             splats=splats,
-            cameras=self.poses.refined(self.data.cameras, trained),
+            cameras=self.poses.refined(self.data.cameras, self.data.sources),
             heldout=self.data.heldout,
             renderer=self.config.renderer,
-            appearance=self.appearance.matrices(self.data.cameras.frame_ids, trained),
+            appearance=self.appearance.matrices(self.data.sources),
         )
 
     def trained_warp(self) -> InverseWarp:
-        """The inverse deformation as it was refined, that of held-out frames from their neighbours; as it was given if it was not."""
+        """The inverse deformation as it was refined, see `CorrectionSources` for held-out frames; as it was given if it was not."""
         if self.refinement is None:
             return self.warp
-        return self.refinement.refined(self.data.cameras.frame_ids, ~self.data.heldout)
+        return self.refinement.refined(self.data.sources)
 
     def release(self) -> None:
         """Lets go of recorded steps and their memory; the next step makes them anew."""

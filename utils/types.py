@@ -220,6 +220,7 @@ class Alignment:
         original_w2c: (F, 4, 4) the poses before alignment.
         aligned: (F,) bool, False for frames that could not be aligned and were left out of the cloud.
         color_maps: (F, 3, 4) colour drift, if it was estimated: frame i shows the colour c of the cloud as `M_i [c, 1]`, sRGB 0..1.
+        heldout: (H,) int64 ids of frames that took no part, so that results can be measured on them; none of them is in `cameras`.
     """
 
     cameras: CameraSet
@@ -228,6 +229,7 @@ class Alignment:
     original_w2c: Array
     aligned: Array
     color_maps: Array | None = None
+    heldout: Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig, MatchingConfig, PointFilterConfig, SolverConfig
+from configs.stage2_global_optimization import GlobalOptimizationConfig
 from frame_to_model_icp import stage
-from frame_to_model_icp.selection import select_frames
+from frame_to_model_icp.selection import select_frames, split_frames
+from global_optimization import stage as stage2
 from tests.box_world import BoxWorld, make_box_world
 from utils.errors import ConfigError, MissingArtifactError
 from utils.points.edges import depth_edges
@@ -49,6 +51,40 @@ def test_selection_honours_stride_and_offset():
 def test_selection_refuses_a_single_frame():
     with pytest.raises(ConfigError, match="offset 9"):
         select_frames(10, AlignmentDataConfig(offset=9))
+
+
+def test_held_out_frames_are_split_off():
+    config = AlignmentDataConfig(num_frames=9, stride=2, holdout_every=4, holdout_frames=(3, 8))
+    taking_part, heldout = split_frames(40, config)
+    np.testing.assert_array_equal(heldout, [3, 4, 8, 12])
+    np.testing.assert_array_equal(taking_part, [0, 2, 6, 10, 14, 16])
+    with pytest.raises(ConfigError, match="held out"):
+        split_frames(3, AlignmentDataConfig(holdout_frames=(0, 1)))
+    with pytest.raises(ConfigError, match="frame 7, there are 3"):
+        split_frames(3, AlignmentDataConfig(holdout_frames=(7,)))
+
+
+def test_stages_see_nothing_of_frames_that_are_held_out(tmp_path):
+    """Strict: with pictures and depth of the held-out frame ruined, both alignments are the same bits."""
+    found = []
+    for ruined in (False, True):
+        root = tmp_path / str(ruined)
+        scene = make_box_world(frames=5, size=(48, 80)).scene
+        if ruined:
+            scene.images[2], scene.depth[2] = 0, scene.depth[2, ::-1] * 2
+        with publish(SceneLayout(root).npz_dir) as folder:
+            artifacts.save_results(folder, scene)
+        data = AlignmentDataConfig(num_frames=5, stride=1, holdout_every=4)
+        run = stage.run(FrameToModelICPConfig(root_path=root, alignment=data, **FAST)).parent.name
+        small = SolverConfig(lattice=(4, 3, 2), cg_iterations=5)
+        joint = GlobalOptimizationConfig(root_path=root, run=run, coarse=small, fine=small, gauge_lattice=(3, 3, 2))
+        found.append(artifacts.load_alignment(stage2.run(joint)))
+    for alignment in found:
+        np.testing.assert_array_equal(alignment.cameras.frame_ids, [0, 1, 3, 4])
+        np.testing.assert_array_equal(alignment.heldout, [2])
+        assert 2 not in alignment.cloud.frame
+    np.testing.assert_array_equal(found[0].cameras.c2w, found[1].cameras.c2w)
+    np.testing.assert_array_equal(found[0].fields.nodes, found[1].fields.nodes)
 
 
 def test_stage_writes_an_alignment_and_skips_it_the_second_time(tmp_path):

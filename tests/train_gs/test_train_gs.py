@@ -9,7 +9,7 @@ import torch
 
 from configs.stage3_gs import GSConfig
 from train_gs.appearance import Appearance
-from train_gs.cameras import CameraRefinement, interpolate_untrained
+from train_gs.cameras import CameraRefinement, CorrectionSources
 from train_gs.initialize import initial_splats, merge_copies
 from train_gs.losses import depth_normals
 from train_gs.measure import averages, measure
@@ -72,6 +72,13 @@ def make_config(**changes: object) -> GSConfig:
         renderer="3dgs", num_iters=60, target_num_points=900, sh_degree=1, holdout_every=3, normal_k=8, log_every=10, save_every=25
     )
     return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def correction_sources(trained: Array, frame_ids: Array | None = None) -> CorrectionSources:
+    """Of one clip; untrained frames take over what their neighbours learn."""
+    trained = np.asarray(trained, bool)
+    ids = np.arange(len(trained)) if frame_ids is None else frame_ids
+    return CorrectionSources(frame_ids=ids, trained=trained, blended=np.ones(len(trained), bool), clips=np.zeros(len(trained), int))
 
 
 def build(config: GSConfig, bend: float = 0.12, warp: InverseWarp | None = None) -> Trainer:
@@ -338,7 +345,7 @@ def test_appearance_is_centred_and_interpolated() -> None:
             appearance.deviations[i].fill_(value)
     appearance.center([0, 2, 3])
     torch.testing.assert_close(appearance.deviations[0], torch.full((3, 4), -0.2))
-    matrices = appearance.matrices(np.arange(4), np.array([True, False, True, True]))
+    matrices = appearance.matrices(correction_sources([True, False, True, True]))
     identity = torch.eye(3, 4)
     torch.testing.assert_close(matrices[1] - identity, torch.zeros(3, 4), atol=1e-6, rtol=0)
     rgb, alpha = torch.rand(2, 3, 3), torch.ones(2, 3)
@@ -348,11 +355,18 @@ def test_appearance_is_centred_and_interpolated() -> None:
 
 def test_pose_of_untrained_frames_is_interpolated() -> None:
     values = torch.tensor([[0.0], [9.0], [4.0]])
-    filled = interpolate_untrained(values, np.array([0, 1, 4]), np.array([True, False, True]))
-    torch.testing.assert_close(filled, torch.tensor([[0.0], [1.0], [4.0]]))
+    sources = correction_sources([True, False, True], frame_ids=np.array([0, 1, 4]))
+    torch.testing.assert_close(sources.fill(values), torch.tensor([[0.0], [1.0], [4.0]]))
+    of_its_own = replace(sources, blended=np.zeros(3, bool))
+    torch.testing.assert_close(of_its_own.fill(values), torch.tensor([[0.0], [0.0], [4.0]]))
+    torch.testing.assert_close(of_its_own.fill(values, everywhere=True), torch.tensor([[0.0], [1.0], [4.0]]))
+    at_a_border = replace(sources, clips=np.array([0, 1, 1]))
+    torch.testing.assert_close(at_a_border.fill(values), torch.tensor([[0.0], [4.0], [4.0]]))
+    alone = replace(sources, clips=np.array([0, 2, 1]))
+    torch.testing.assert_close(alone.fill(values), torch.tensor([[0.0], [0.0], [4.0]]))
     scene, _ = make_world()
     poses = CameraRefinement(scene.cameras, DEPTH, torch.device("cpu"))
-    same = poses.refined(scene.cameras, np.ones(FRAMES, bool))
+    same = poses.refined(scene.cameras, correction_sources(np.ones(FRAMES, bool)))
     np.testing.assert_allclose(same.c2w, scene.cameras.c2w, atol=1e-6)
 
 

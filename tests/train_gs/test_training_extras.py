@@ -15,13 +15,13 @@ from tests.train_gs.test_train_gs import FRAMES, build, make_config, make_world
 from train_gs.left_out import with_left_out
 from train_gs.plateau import Plateau
 from train_gs.train import train
-from utils.cameras.blending import with_frames_between
+from utils.cameras.blending import blended_fields, neighbours_in_time, with_frames_between
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import publish, write_manifest
 from utils.splatting.checkpoint import load_checkpoint
 from utils.splatting.lpips import load_lpips
-from utils.types import Alignment
+from utils.types import Alignment, LatticeFields
 
 
 def test_plateau_is_reached_when_rounds_pass_without_gain() -> None:
@@ -113,6 +113,32 @@ def test_frames_between_are_blended_from_their_neighbours() -> None:
     np.testing.assert_array_equal(every.fields.nodes[[0, 2, 4]], some.fields.nodes)
     np.testing.assert_allclose(every.fields.nodes[1], 0.5 * (some.fields.nodes[0] + some.fields.nodes[1]), atol=1e-6)
     np.testing.assert_array_equal(every.fields.nodes[5], some.fields.nodes[2])
+
+
+def test_frames_between_follow_aligned_frames_of_their_own_clip_only() -> None:
+    scene, alignment = make_world()
+    some = every_second(alignment)  # frames 0, 2, 4
+    some.fields.nodes[:] = np.array([0.1, 9.0, 0.3])[:, None, None, None, None]
+    some = replace(some, aligned=np.array([True, False, True]))
+    every = with_frames_between(scene, some, wanted=np.array([1, 5]), clips=np.array([0, 0, 0, 0, 0, 1]))
+    np.testing.assert_array_equal(every.cameras.frame_ids, [0, 1, 2, 4, 5])
+    np.testing.assert_array_equal(every.aligned, [True, True, False, True, False])
+    np.testing.assert_allclose(every.fields.nodes[1], 0.15, atol=1e-6)  # a quarter of the way from 0 to 4; 2 was left out
+    assert (every.fields.nodes[4] == 0).all()  # of another clip: nobody tells
+    np.testing.assert_allclose(every.cameras.c2w[4], scene.cameras.c2w[5], atol=1e-6)
+
+
+def test_fields_are_blended_at_the_same_depths() -> None:
+    """Two lattices with other bounds that hold the same displacement, linear in inverse depth, blend to the same one."""
+    bounds = np.array([[0.1, 1.1], [0.2, 0.7]])
+    layers = bounds[:, :1] + np.linspace(0, 1, 5) * (bounds[:, 1:] - bounds[:, :1])
+    nodes = np.broadcast_to((3 * layers)[:, :, None, None, None], (2, 5, 2, 2, 3)).astype(np.float32)
+    fields = LatticeFields(nodes=nodes, inv_depth_range=bounds)
+    between = blended_fields(fields, neighbours_in_time(np.array([0, 4]), np.array([3])))
+    expected = between.inv_depth_range[0, 0] + np.linspace(0, 1, 5) * np.diff(between.inv_depth_range[0])
+    # layers beyond what the second lattice reaches keep its last value
+    known = np.clip(expected, 0.2, 0.7)
+    np.testing.assert_allclose(between.nodes[0, :, 0, 0, 0], 3 * (0.25 * expected + 0.75 * known), rtol=1e-5)
 
 
 def test_all_frames_supervise_and_the_same_ones_are_held_out(tmp_path: Path) -> None:

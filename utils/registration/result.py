@@ -157,8 +157,8 @@ def largest_part(frames: int, pairs: list[tuple[int, int]]) -> Array:
     return np.flatnonzero(label == np.argmax(np.bincount(label)))
 
 
-def to_alignment(scene: Scene, result: Registration, cloud: CanonicalCloud) -> Alignment:
-    """The artifact of an alignment."""
+def to_alignment(scene: Scene, result: Registration, cloud: CanonicalCloud, heldout: Array | None = None) -> Alignment:
+    """The artifact of an alignment; `heldout` are the ids of frames that took no part."""
     return Alignment(
         cameras=result.cameras,
         fields=result.fields,
@@ -166,6 +166,7 @@ def to_alignment(scene: Scene, result: Registration, cloud: CanonicalCloud) -> A
         original_w2c=scene.cameras.w2c,
         aligned=result.aligned,
         color_maps=result.color_maps,
+        heldout=np.zeros(0, np.int64) if heldout is None else heldout,
     )
 
 

@@ -98,6 +98,16 @@ def count_frames(root: Path) -> int:
     return len(_read_npz(SceneLayout(root).results_npz, ("intrinsics",))["intrinsics"])
 
 
+def clip_of_frames(root: Path, frames: int) -> Array:
+    """(frames,) number of the clip that each frame of results.npz is from; all 0 where nothing tells."""
+    path = SceneLayout(root).preprocess_json
+    told = read_json(path) if path.is_file() else {}
+    positions, totals = told.get("positions", []), told.get("clip_frames", [])
+    if len(positions) != frames or not totals:
+        return np.zeros(frames, int)
+    return np.searchsorted(np.cumsum(totals), positions, side="right")
+
+
 def scene_id(root: Path) -> str:
     """Content id of results.npz: its bytes, since other programs write it too."""
     path = SceneLayout(root).results_npz
@@ -157,6 +167,7 @@ def save_alignment(folder: Path, alignment: Alignment, config: Any) -> dict[str,
         inv_depth_range=alignment.fields.inv_depth_range,
         original_w2c=alignment.original_w2c,
         aligned=alignment.aligned,
+        heldout=alignment.heldout,
         **({} if alignment.color_maps is None else {"color_maps": alignment.color_maps}),  # type: ignore[arg-type]
     )
     return save_cloud(folder, alignment.cloud)
@@ -175,7 +186,8 @@ def load_alignment(folder: Path, made_by: str = "", with_cloud: bool = True) -> 
     """
     made_by = made_by or _MADE_BY.get(folder.name, "run_reconstruction.py").format(root=folder.parent.parent, run=folder.parent.name)
     read_manifest(folder, ALIGNMENT_SCHEMA, made_by)
-    stored = _read_npz(folder / "alignment.npz", ("K", "size", "frame_ids", "inv_depth_range", "original_w2c", "aligned"), ("color_maps",))
+    needed = ("K", "size", "frame_ids", "inv_depth_range", "original_w2c", "aligned")
+    stored = _read_npz(folder / "alignment.npz", needed, ("color_maps", "heldout"))
     frames = len(stored["frame_ids"])
     twists = torch.stack([load_tensors(folder / f"per_frame_global_deform_{i:05d}.pt") for i in range(frames)])
     nodes = [load_tensors(folder / f"per_frame_local_deform_{i:05d}.pt")["nodes"].numpy() for i in range(frames)]
@@ -188,6 +200,7 @@ def load_alignment(folder: Path, made_by: str = "", with_cloud: bool = True) -> 
         original_w2c=stored["original_w2c"],
         aligned=stored["aligned"],
         color_maps=stored.get("color_maps"),
+        heldout=stored.get("heldout", np.zeros(0, np.int64)),
     )
 
 

@@ -75,7 +75,10 @@ class SplatView:
         cameras = self.trained.cameras
         pose = torch.from_numpy(cameras.c2w[i]).float().to(self.device)
         local = warp.linearize(camera_from_world(self.splats.means, pose), i)
-        output = self.render(cameras.c2w[i], cameras.K[i], cameras.size, local)
+        return self.in_colors_of(self.render(cameras.c2w[i], cameras.K[i], cameras.size, local), i)
+
+    def in_colors_of(self, output: RenderOutput, i: int) -> RenderOutput:
+        """A render through the colour map of the frame of trained camera i."""
         matrix = self.trained.appearance[i].to(self.device)
         return replace(output, rgb=apply_appearance(output.rgb, output.alpha, matrix))
 
