@@ -4,7 +4,6 @@ The package's own entry point (`depth_anything_3.api`) imports exporters with ma
 so it is built here from the package's configuration files. Package: depth-anything-3, Apache-2.0; Lin et al., 2025.
 """
 
-import importlib.util
 import json
 import re
 import warnings
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from utils.errors import ConfigError, CorruptArtifactError, MissingDependencyError, V2WError
+from utils.third_party import available
 from utils.types import NULL_REPORTER, Reporter
 
 DEFAULT_MODEL = "depth-anything/DA3NESTED-GIANT-LARGE-1.1"
@@ -136,7 +136,7 @@ def locate(weights: Weights, report: Reporter) -> Path:
 def ready(model_name: str, commercial_safe: bool = False) -> bool:
     """Whether package and weights are on this machine, so that nothing would be downloaded."""
     packages = ("depth_anything_3", "addict", "omegaconf", "einops", "safetensors", "huggingface_hub")
-    if any(importlib.util.find_spec(name) is None for name in packages):
+    if not all(available(name) for name in packages):
         return False
     try:
         weights = choose_weights(model_name, commercial_safe)
@@ -192,6 +192,7 @@ def load_network(weights: Weights, metric: Weights | None, device: torch.device,
     """
     folder = locate(weights, report)
     metric_folder = locate(metric, report) if metric else None
+    available("depth_anything_3")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it registers its configuration resolver in an old way

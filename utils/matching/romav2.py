@@ -32,6 +32,7 @@ from utils.errors import BackendError, CorruptArtifactError, MissingDependencyEr
 from utils.matching.checks import select_matches
 from utils.matching.contract import MatchSet
 from utils.scene.manifest import content_hash
+from utils.third_party import available
 from utils.types import NULL_REPORTER, Array, Reporter, Scene, StepReport
 
 # Part of every cache file's name; changes when what is stored changes.
@@ -204,6 +205,7 @@ def load_model(setting: str) -> Any:
         MissingDependencyError: package, weights or backbone are missing.
     """
     ensure_torchvision()
+    available("romav2")
     try:
         from romav2 import RoMaV2
     except ModuleNotFoundError as error:

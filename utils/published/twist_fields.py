@@ -4,7 +4,6 @@ Two parametrisations with one interface: a hash grid with a small network (the p
 depth). Points are in units (see `configs.icp`); twists are [omega, v] in radians and units.
 """
 
-import importlib.util
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from configs.icp import TwistFieldConfig
 from utils.errors import MissingDependencyError
 from utils.published.hashgrid import HashGridEncoding
 from utils.published.hashgrid.levels import make_levels
+from utils.third_party import available
 from utils.types import Array
 
 _MARGIN = 0.01  # of the box's extent, added on each side
@@ -108,7 +108,7 @@ def resolve_backend(config: TwistFieldConfig, device: torch.device, note: Callab
     Raises:
         MissingDependencyError: a backend was named that cannot run here.
     """
-    installed = importlib.util.find_spec("tinycudann") is not None
+    installed = available("tinycudann", "tinycudann_bindings/*.so")
     if config.backend == "tcnn" and not (installed and device.type == "cuda"):
         raise MissingDependencyError(
             "hash-grid backend 'tcnn' needs a CUDA device and the package tinycudann", "install it, or use backend auto"
