@@ -1,4 +1,4 @@
-"""From an MP4 to a 3D world in one command: `python run_reconstruction.py --config.input-video clip.mp4`."""
+"""From an MP4 to a 3D world in one command: `python run_reconstruction.py clip.mp4` or `--config.input-video clip.mp4`."""
 
 import contextlib
 import dataclasses
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from configs.base import load_config_file, parse, without_aliases
 from configs.pipeline import BUDGETS, PipelineConfig, preset
 from configs.preprocess import PreprocessConfig
+from configs.words import short_help, spelled_out
 from utils.errors import ConfigError
 from utils.runtime import cuda_device_present, run_stage
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import MANIFEST, peak_memory_mb, restart_peak_memory, to_plain, writing
+from utils.version import VERSION
 
 if TYPE_CHECKING:
     from utils.reporting import ProgressFileReporter
@@ -240,7 +242,7 @@ def _quality(folder: Path) -> list[str]:
 
 def configure(argv: list[str]) -> PipelineConfig:
     """The settings from preset and flags: the preset is chosen first (mode and device), then the flags are applied to it."""
-    argv = without_aliases(PipelineConfig, argv)
+    argv = without_aliases(PipelineConfig, spelled_out(argv))
     if "--config-file" in argv:
         at = argv.index("--config-file") + 1
         if at == len(argv):
@@ -322,12 +324,51 @@ def compiling_ahead(config: PipelineConfig, calls: list[StageCall]) -> contextli
     return warming_up(config.renderers)
 
 
+def run(config: PipelineConfig) -> Path:
+    """Runs every stage whose result is not up to date and writes the report; returns the scene root."""
+    from utils.reporting import ConsoleReporter, ProgressFileReporter
+
+    calls = plan(config)
+    with ConsoleReporter() as console:
+        watched = config.progress_file
+        progress = ProgressFileReporter(watched, [c.title for c in calls], console) if watched is not None else None
+        with computing_on(config), compiling_ahead(config, calls):
+            execute(config, calls, progress or console, progress)
+    if not config.skip_eval:
+        from utils.report.html import write_report
+
+        write_report(config.scene_root)
+    return config.scene_root
+
+
+HELP = (
+    "mode", "device", "renderer", "root_path", "stage0.max_frames", "stage0.process_res", "stage0.backend", "stage0.masks",
+    "stage0.mask_sky", "stage0.mask_overlays", "stage0.lens", "stage0.cameras", "gs.num_iters", "gs.target_num_points", "max_gpu_gb",
+    "overwrite", "dry_run",
+)  # fmt: skip
+_INTRODUCTION = """\
+usage: video-to-world CLIP [CLIP ...] [--flag value ...]      or: python run_reconstruction.py CLIP ...
+
+Turns a clip whose frames do not agree in 3D into one consistent world of Gaussian splats.
+CLIP: a clip, several clips of one place, a folder of clips or of frames, or a scene folder to go on with.
+Finished stages are kept, so the same command resumes a run. Every flag may also be written --config.flag."""
+_CLOSING = """\
+  --help-all   every setting of every stage        --version   the version of this program
+  --config-file FILE.json   start from saved settings instead of a preset"""
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parses, plans, runs and says what came out."""
-    config = configure(list(sys.argv[1:] if argv is None else argv))
-    calls = plan(config)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--version" in words:
+        print(f"video_to_world {VERSION}")
+        return
+    if "--help" in words or "-h" in words:
+        print(short_help(preset("fast", resolve_device("auto")), HELP, _INTRODUCTION, _CLOSING))
+        return
+    config = configure(["--help" if word == "--help-all" else word for word in words])
     if config.dry_run:
-        for call in calls:
+        for call in plan(config):
             print(command_of(call))
         return
     budget = BUDGETS[config.mode, resolve_device(config.device)]
@@ -337,18 +378,8 @@ def main(argv: list[str] | None = None) -> None:
             f"{budget.splats} splats, {budget.iterations} iterations); explicit flags win.",
             file=sys.stderr,
         )
-    from utils.reporting import ConsoleReporter, ProgressFileReporter
-
-    with ConsoleReporter() as console:
-        watched = config.progress_file
-        progress = ProgressFileReporter(watched, [c.title for c in calls], console) if watched is not None else None
-        with computing_on(config), compiling_ahead(config, calls):
-            summary = execute(config, calls, progress or console, progress)
-    if not config.skip_eval:
-        from utils.report.html import write_report
-
-        write_report(config.scene_root)
-    print(closing_words(config, calls, summary))
+    run(config)
+    print(closing_words(config, plan(config), json.loads(SceneLayout(config.scene_root).summary_json.read_text())))
 
 
 if __name__ == "__main__":
