@@ -1,4 +1,4 @@
-"""What the README tells a reader to type, and the messages it explains: they exist, parse and run."""
+"""What README and docs tell a reader to type, and the messages they explain: they exist, parse and run."""
 
 import argparse
 import dataclasses
@@ -33,7 +33,8 @@ from utils.synthetic.__main__ import build_parser
 from utils.viewer.app import load_exhibit
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("usage", "how-it-works", "backends", "clips", "file-formats"))]
+README = "\n".join((ROOT / page).read_text() for page in PAGES)
 CONFIGS: dict[str, type] = {
     "frame_to_model_icp": FrameToModelICPConfig,
     "global_optimization": GlobalOptimizationConfig,
@@ -60,6 +61,8 @@ def parse_pytest(arguments: list[str]) -> argparse.Namespace:
 
 PROGRAMS: dict[str, Callable[[list[str]], Any]] = {
     "run_reconstruction.py": run_reconstruction.configure,
+    "video-to-world": run_reconstruction.configure,
+    "docs/draw_data_flow.py": lambda arguments: arguments,
     "preprocess_video.py": preprocess_video.parse,
     "utils.synthetic": lambda arguments: build_parser().parse_args(arguments),
     "web": parse_web,
@@ -71,16 +74,18 @@ PROGRAMS: dict[str, Callable[[list[str]], Any]] = {
 
 
 def commands() -> list[list[str]]:
-    """Every command line that starts python, in blocks and between backticks, as words."""
+    """Every command line that starts python or the installed command, in blocks and between backticks, as words."""
     blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", README, re.DOTALL)
     inline = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     found = [shlex.split(part, comments=True) for text in [*lines, *inline] for part in text.split("&&")]
-    return [words for words in found if words and re.fullmatch(r"python3?", words[0].rpartition("/")[2])]
+    return [words for words in found if words and re.fullmatch(r"python3?|video-to-world", words[0].rpartition("/")[2])]
 
 
 def program(words: list[str]) -> tuple[str, list[str]]:
     """Module or script, and its arguments."""
+    if words[0] == "video-to-world":
+        return words[0], words[1:]
     return (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
 
 
@@ -108,7 +113,7 @@ def test_every_command_parses() -> None:
             assert not ended.code, shlex.join(words)
 
 
-@pytest.mark.parametrize("name", [n for n in PROGRAMS if n not in ("venv", "pip", "pytest")])
+@pytest.mark.parametrize("name", [n for n in PROGRAMS if n not in ("venv", "pip", "pytest", "video-to-world", "docs/draw_data_flow.py")])
 def test_every_program_explains_itself(name: str) -> None:
     call = [name] if name.endswith(".py") else ["-m", name]
     done = subprocess.run([sys.executable, *call, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -173,7 +178,7 @@ def test_commands_from_the_inverse_deformation_on_run_on_a_tiny_scene(tmp_path: 
         "utils.view_checkpoint": load_exhibit,
     }
     for name, run in runs.items():
-        words = next(words for words in commands() if program(words)[0] == name)
+        words = next(words for words in commands() if program(words)[0] == name and "S" in words)
         arguments = [{"S": str(tmp_path), "R": RUN}.get(word, word) for word in program(words)[1]]
         config = replace(PROGRAMS[name](arguments), **shorter[name])
         assert run(config)
