@@ -35,7 +35,7 @@ clip | | MP4, GIF, or a folder of frames | | |
 1 frame-to-model | frame_to_model_icp/ | each frame against those before it | after_non_rigid_icp/ | poses, lattices, cloud | 0 geometry
 2 joint | global_optimization/ | all frames, loop closures | after_global_optimization/ | the same, better | 0 geometry, 1 frame-to-model
 3.1 inverse | train_inverse_deformation/ | canonical space back to each camera | inverse_deformation/ | inverse of every lattice | 2 joint
-3.2 splats | train_gs/ | Gaussians seen through the inverse | gs_3dgs/, gs_2dgs/ | splats, refined cameras | 0 geometry, 2 joint, 3.1 inverse
+3.2 splats | train_gs/ | Gaussians seen through the inverse | gs_3dgs/, gs_2dgs/ | splats, cameras | 0 geometry, 2 joint, 3.1 inverse
 evaluation | eval_gs/ | films, held-out views | gs_video_eval/, report.html | films | 0 geometry, 3.1 inverse, 3.2 splats
 export, viewer | utils/exports, viewer | other programs, browser | PLY, SPZ, mesh, COLMAP ... | the consistent world | 2 joint, 3.2 splats
 """
