@@ -22,8 +22,8 @@ from train_gs.population import with_spare_slots
 from train_gs.shared import SharedTrainer, share_of, together
 from train_gs.shell import joined, shell_splats
 from train_gs.train import Trainer, TrainingData, train
-from utils.cameras.blending import with_frames_between
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse, save_inverse
+from utils.deformation.between import with_frames_between
 from utils.deformation.inverse import FixedPointInverseWarp, IdentityInverseWarp, InverseWarp, inverse_of_alignment
 from utils.device.accelerator import cap_memory
 from utils.errors import ConfigError, InputError

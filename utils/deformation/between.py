@@ -1,0 +1,100 @@
+"""Frames that took no part in an alignment: pose, deformation and colour from the aligned frames beside them in time.
+
+Such frames supervise too, or show, if they are held out, how well what was found carries over to frames that nobody looked at.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from utils.cameras import se3
+from utils.cameras.blending import Neighbours, neighbours_in_time
+from utils.cameras.projection import project, transform, unproject
+from utils.deformation.lattice.reference import LatticeField
+from utils.types import Alignment, Array, CameraSet, LatticeFields, Scene
+
+UNSEEN = 0.05
+"""What a known frame counts at places outside its view, beside one that sees them."""
+
+
+def with_frames_between(scene: Scene, alignment: Alignment, wanted: Array | None = None, clips: Array | None = None) -> Alignment:
+    """The alignment with these frames too, sorted by frame id; those that it has already keep what they have.
+
+    What is blended of the pose is the correction that alignment made to the estimated pose, as a twist in the camera's own space: the
+    estimate already follows the motion between two aligned frames. Frames that the alignment left out are no neighbours: what they have
+    is not known to fit. A frame of a clip of which nothing is aligned stays where stage 0 put it and is not deformed.
+
+    Args:
+        scene: all frames.
+        alignment: of some of them.
+        wanted: (W,) ids of frames to add; without it all of the scene.
+        clips: (F,) clip of each frame of the scene; without it all are of one.
+    """
+    own, clips = alignment.cameras.frame_ids, np.zeros(len(scene), int) if clips is None else clips
+    ids = np.union1d(own, np.arange(len(scene)) if wanted is None else wanted).astype(np.int64)
+    rows, sound = np.searchsorted(ids, own), np.flatnonzero(alignment.aligned)
+    around = neighbours_in_time(own[sound], ids, clips[own[sound]], clips[ids])
+    twists = se3.log(torch.from_numpy(alignment.cameras.w2c @ np.linalg.inv(alignment.original_w2c))).numpy()[sound]
+    moved = around.blend(twists) * around.found[:, None]
+    w2c = se3.exp(torch.from_numpy(moved)).numpy() @ scene.cameras.w2c[ids]
+    w2c[rows] = alignment.cameras.w2c
+    K = scene.cameras.resized(alignment.cameras.size).K[ids]
+    K[rows] = alignment.cameras.K
+    cameras = CameraSet(c2w=se3.inverse(torch.from_numpy(w2c)).numpy(), K=K, size=alignment.cameras.size, frame_ids=ids)
+    original = scene.cameras.w2c[ids]
+    original[rows] = alignment.original_w2c
+    aligned = around.found.copy()
+    aligned[rows] = alignment.aligned
+    known = LatticeFields(nodes=alignment.fields.nodes[sound], inv_depth_range=alignment.fields.inv_depth_range[sound])
+    fields = blended_fields(known, alignment.cameras.select(sound), around, cameras)
+    fields.nodes[rows], fields.inv_depth_range[rows] = alignment.fields.nodes, alignment.fields.inv_depth_range
+    colors = None
+    if alignment.color_maps is not None:
+        colors = np.where(around.found[:, None, None], around.blend(alignment.color_maps[sound]), np.eye(3, 4)).astype(np.float32)
+        colors[rows] = alignment.color_maps
+    return replace(alignment, cameras=cameras, fields=fields, original_w2c=original, aligned=aligned, color_maps=colors)
+
+
+def blended_fields(fields: LatticeFields, cameras: CameraSet, around: Neighbours, wanted: CameraSet) -> LatticeFields:
+    """Fields of W wanted frames whose displacement at a place of the world is blended from what the known frames have at this place.
+
+    On the way round a thing it is the place that is the same from frame to frame, not the pixel, and the direction in the world, not in
+    the camera. A known frame that does not see the place, whose field goes on there as at its border, counts little beside one that does.
+    No displacement where nothing was found.
+
+    Args:
+        fields: of the known frames.
+        cameras: theirs.
+        around: the known frames around each wanted one.
+        wanted: cameras of the wanted frames.
+    """
+    bounds = around.blend(fields.inv_depth_range)
+    known = LatticeField.from_fields(fields, cameras, torch.float64)
+    nodes = np.zeros((len(wanted), *fields.nodes.shape[1:]), fields.nodes.dtype)
+    for frame in np.flatnonzero(around.found):
+        places = transform(wanted.c2w[frame], node_positions(wanted, frame, bounds[frame], fields.nodes.shape[1:4]))
+        moved, total = np.zeros_like(places), np.zeros((len(places), 1))
+        for row, share in ((around.low[frame], 1 - around.weight[frame]), (around.high[frame], around.weight[frame])):
+            seen = transform(cameras.w2c[row], places)
+            weight = share * np.where(in_view(seen, cameras, row), 1.0, UNSEEN)[:, None]
+            moved += weight * (known.displacement(torch.from_numpy(seen), int(row)).numpy() @ cameras.c2w[row, :3, :3].T)
+            total += weight
+        nodes[frame] = (moved / total @ wanted.c2w[frame, :3, :3]).reshape(nodes.shape[1:])
+    return LatticeFields(nodes=nodes, inv_depth_range=bounds)
+
+
+def node_positions(cameras: CameraSet, frame: int, bounds: Array, counts: tuple[int, ...]) -> Array:
+    """(nz * nv * nu, 3) camera-space positions of a frame's nodes; bounds (2,) in inverse depth, counts nz, nv, nu."""
+    (nz, nv, nu), (h, w) = counts, cameras.size
+    inverse = np.linspace(bounds[0], bounds[1], nz)
+    z, y, x = np.meshgrid(1 / inverse, np.linspace(0, h, nv), np.linspace(0, w, nu), indexing="ij")
+    return unproject(x.ravel(), y.ravel(), z.ravel(), cameras.K[frame])
+
+
+def in_view(points: Array, cameras: CameraSet, frame: int) -> Array:
+    """(N,) bool: camera-space points (N, 3) that fall into a frame's picture."""
+    (x, y, z), (h, w) = project(points, cameras.K[frame]), cameras.size
+    with np.errstate(invalid="ignore"):
+        inside: Array = (z > 0) & (x >= 0) & (y >= 0) & (x <= w) & (y <= h)
+    return inside
