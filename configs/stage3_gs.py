@@ -8,7 +8,7 @@ from configs.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, check
 from utils.errors import ConfigError
 
 _WEIGHTS = (
-    *("sparsity", "sh_reg", "cam_reg", "refine_size", "refine_smooth", "appearance_reg", "l1", "ssim", "lpips"),
+    *("sparsity", "sh_reg", "cam_reg", "refine_size", "refine_smooth", "refine_time", "appearance_reg", "l1", "ssim", "lpips"),
     *("normal_consistency", "distortion", "opacity_reg", "scale_reg", "alpha_reg"),
 )
 _RATES = ("deformation", "sh0", "shN", "opacities", "scales", "quats", "positions", "cams", "appearance")
@@ -106,6 +106,8 @@ class GSConfig:
     """Weight that holds the corrections at zero (mean square, in fractions of the depth)."""
     refine_smooth_weight: float = 30.0
     """Weight that holds the corrections of neighbouring nodes together (mean square, in fractions of the depth)."""
+    refine_time_weight: float = 0.0
+    """Weight that holds the corrections of frames that follow each other together (mean square, in fractions of the depth)."""
     lr_deformation: float = 2e-4
     """Learning rate of the corrections, in fractions of the depth."""
     optimize_positions: bool = True

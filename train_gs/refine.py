@@ -7,6 +7,7 @@ would also take up what belongs into the world.
 
 import copy
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from train_gs.cameras import CorrectionSources
+from utils.cameras.blending import neighbours_in_time
+from utils.cameras.projection import project, transform
 from utils.deformation.inverse import FixedPointInverseWarp, LocalWarp
 from utils.deformation.node_shift import node_shift
 from utils.device.triton_support import triton_ready
+from utils.types import CameraSet
 
 
 class FieldRefinement(nn.Module):
@@ -26,10 +30,12 @@ class FieldRefinement(nn.Module):
         warp: the inverse to refine; its own copy is changed, see `warp`.
         lattice: nodes of the corrections along u, v and inverse depth; linear in between.
         device: of the training.
+        links: the frames before and after each one, whose corrections should be like its own; without it none.
     """
 
-    def __init__(self, warp: FixedPointInverseWarp, lattice: tuple[int, int, int], device: torch.device):
+    def __init__(self, warp: FixedPointInverseWarp, lattice: tuple[int, int, int], device: torch.device, links: "TimeLinks | None" = None):
         super().__init__()
+        self._links = links
         self.warp = copy.deepcopy(warp).to(device)
         field = self.warp.field
         frames, nz, nv, nu = field.nodes.shape[:4]
@@ -111,6 +117,15 @@ class FieldRefinement(nn.Module):
         steps = [correction.diff(dim=axis).square().sum(-1).mean() for axis in range(3) if correction.shape[axis] > 1]
         return correction.square().sum(-1).mean(), torch.stack(steps).sum()
 
+    def change_over_time(self, view: int) -> Tensor:
+        """Mean square difference between a frame's corrections and those interpolated from the frames beside it, times their likeness."""
+        correction = self.corrections[view]
+        if self._links is None or not self._links.likeness[view]:
+            return correction.new_zeros(())
+        before, after, weight = (values[view] for values in (self._links.before, self._links.after, self._links.weight))
+        between = (1 - weight) * self.corrections[before].detach() + weight * self.corrections[after].detach()
+        return float(self._links.likeness[view]) * (correction - between).square().sum(-1).mean()
+
     @torch.no_grad()
     def center(self, views: list[int]) -> None:
         """Takes the mean correction of these views out of each of them: what all frames share is a move of the world, not of frames."""
@@ -128,6 +143,49 @@ class FieldRefinement(nn.Module):
             finer = self._finer(correction.reshape(self.corrections[view].shape))
             result.field.nodes[view] = self._aligned[view] + finer * self._depth[view]
         return result
+
+
+@dataclass(frozen=True)
+class TimeLinks:
+    """The trained frames beside each trained one in its clip.
+
+    Attributes:
+        before: (F,) the last trained frame before it, or the first after it where there is none.
+        after: (F,) the first trained frame after it, or the last before it.
+        weight: (F,) share of `after`, 0..1.
+        likeness: (F,) 0..1, how far the same nodes of these frames show the same place; 0 for frames that are not trained or alone.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    weight: np.ndarray
+    likeness: np.ndarray
+
+
+def time_links(cameras: CameraSet, sources: CorrectionSources, depth: float, nodes: int) -> TimeLinks:
+    """The frames beside each trained frame; `nodes` across the picture, `depth` of what is seen.
+
+    A node stands for a part of the picture. Where the camera turns so fast that this part shows another place one frame later, there is
+    no reason for alike corrections: likeness 1 / (1 + m^2), m the motion of the middle of the picture in node steps.
+    """
+    count = len(cameras)
+    before, after, weight, likeness = np.arange(count), np.arange(count), np.zeros(count), np.zeros(count)
+    middle = np.array([0.0, 0.0, depth])
+    step = cameras.size[1] / max(nodes - 1, 1)
+    trained = np.flatnonzero(sources.trained)
+    for view in trained:
+        others = trained[(trained != view) & (sources.clips[trained] == sources.clips[view])]
+        if not len(others):
+            continue
+        around = neighbours_in_time(sources.frame_ids[others], sources.frame_ids[view : view + 1])
+        before[view], after[view], weight[view] = others[around.low[0]], others[around.high[0]], around.weight[0]
+        moved = []
+        for other, share in ((before[view], 1 - weight[view]), (after[view], weight[view])):
+            x, y, z = project(transform(cameras.w2c[other] @ cameras.c2w[view], middle), cameras.K[other])
+            far = np.inf if z <= 0 else np.hypot(x - cameras.K[view, 0, 2], y - cameras.K[view, 1, 2]) / step
+            moved.append(share / (1 + far**2))
+        likeness[view] = sum(moved)
+    return TimeLinks(before, after, weight, likeness)
 
 
 class _WithCorrection(torch.autograd.Function):

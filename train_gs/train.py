@@ -16,7 +16,7 @@ from train_gs.graphs import StepGraphs
 from train_gs.losses import distortion, normal_consistency
 from train_gs.plateau import Plateau
 from train_gs.population import SplatRows, living, relocate, shake
-from train_gs.refine import FieldRefinement
+from train_gs.refine import FieldRefinement, time_links
 from train_gs.trust import PixelTrust, weighted_pair
 from train_gs.warp import WarpCache
 from utils.deformation.inverse import FixedPointInverseWarp, InverseWarp
@@ -144,7 +144,9 @@ class Trainer:
         """Corrections of the deformation, where they are wanted and the inverse is one of a lattice."""
         if not self.config.refine_deformation or not isinstance(self.warp, FixedPointInverseWarp):
             return None
-        return FieldRefinement(self.warp, self.config.refine_lattice, self.device)
+        data, across = self.data, self.config.refine_lattice[0]
+        links = time_links(data.cameras, data.sources, data.median_depth, across) if self.config.refine_time_weight > 0 else None
+        return FieldRefinement(self.warp, self.config.refine_lattice, self.device, links)
 
     def _make_trust(self) -> PixelTrust | None:
         """Weights of the pixels, where some may differ from 1."""
@@ -357,6 +359,8 @@ class Trainer:
         if self.refinement is not None and self.refinement.corrections[view].requires_grad:
             size, steps = self.refinement.penalties(view)
             total = total + config.refine_size_weight * size + config.refine_smooth_weight * steps
+            if config.refine_time_weight > 0:
+                total = total + config.refine_time_weight * self.refinement.change_over_time(view)
         if config.appearance == "affine":
             total = total + config.appearance_reg_weight * self.appearance.penalty(view)
         if config.opacity_reg_weight > 0:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.deformation.test_inverse import make_field, points_in_view
-from tests.train_gs.test_train_gs import FRAMES, build, make_config, make_world
-from train_gs.refine import FieldRefinement, interpolation, roughness
+from tests.train_gs.test_train_gs import FRAMES, build, correction_sources, make_config, make_world
+from train_gs.refine import FieldRefinement, TimeLinks, interpolation, roughness, time_links
 from train_gs.train import train
 from utils.deformation.inverse import FixedPointInverseWarp, inverse_of_alignment
 from utils.deformation.node_shift import _shift_torch, _shift_vjp_torch, node_shift
@@ -122,3 +122,32 @@ def test_roughness_is_the_mean_square_of_steps_along_every_axis() -> None:
     expected = torch.stack([values.diff(dim=axis).square().sum(-1).mean() for axis in range(3)]).sum()
     flat = values.reshape(-1, 3)
     torch.testing.assert_close((flat * (roughness((2, 4, 5)) @ flat)).sum(), expected)
+
+
+def test_corrections_are_held_to_those_of_the_frames_beside_them() -> None:
+    _, alignment = make_world()
+    links = TimeLinks(np.zeros(FRAMES, int), np.full(FRAMES, 2), np.full(FRAMES, 0.25), np.full(FRAMES, 0.5))
+    refinement = FieldRefinement(inverse_of_alignment(alignment), (2, 2, 1), torch.device("cpu"), links)
+    with torch.no_grad():
+        refinement.corrections[0] += 0.4
+        refinement.corrections[2] += 0.8
+        refinement.corrections[1] += 0.6
+    found = refinement.change_over_time(1)
+    assert found.item() == pytest.approx(0.5 * 3 * 0.1**2, rel=1e-4)  # between them lies 0.5
+    found.backward()
+    assert refinement.corrections[1].grad is not None
+    assert refinement.corrections[0].grad is None  # only the frame of the step moves
+
+
+def test_frames_are_linked_in_their_clip_as_far_as_they_show_the_same() -> None:
+    scene, _ = make_world()
+    trained = np.array([True, False, True, True, True, True])
+    sources = replace(correction_sources(trained), clips=np.array([0, 0, 0, 0, 1, 1]))
+    links = time_links(scene.cameras, sources, 3.0, 5)
+    np.testing.assert_array_equal(links.before[[0, 2, 3]], [2, 0, 0])
+    np.testing.assert_array_equal(links.after[[0, 2, 3]], [3, 3, 2])
+    assert links.weight[2] == pytest.approx(2 / 3)
+    assert links.likeness[1] == 0
+    slow = links.likeness[2]
+    assert 0.5 < slow < 1  # a step of the camera is 0.8 px, one of the nodes 8
+    assert time_links(scene.cameras, sources, 0.3, 5).likeness[2] < 0.5 * slow

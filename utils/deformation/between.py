@@ -72,7 +72,7 @@ def blended_fields(fields: LatticeFields, cameras: CameraSet, around: Neighbours
     bounds = around.blend(fields.inv_depth_range)
     known = LatticeField.from_fields(fields, cameras, torch.float64)
     nodes = np.zeros((len(wanted), *fields.nodes.shape[1:]), fields.nodes.dtype)
-    for frame in np.flatnonzero(around.found):
+    for frame in np.flatnonzero(around.found).tolist():
         places = transform(wanted.c2w[frame], node_positions(wanted, frame, bounds[frame], fields.nodes.shape[1:4]))
         moved, total = np.zeros_like(places), np.zeros((len(places), 1))
         for row, share in ((around.low[frame], 1 - around.weight[frame]), (around.high[frame], around.weight[frame])):
