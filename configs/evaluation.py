@@ -78,6 +78,9 @@ class EvalConfig:
     metrics: bool = True
     """Measure PSNR, SSIM, sharpness and consistency into metrics.json."""
 
+    off_path_degrees: float = 10.0
+    """How far off the clip's cameras the world is measured, too (off_path in metrics.json), in degrees about what they look at."""
+
     lpips: bool = False
     """Also measure LPIPS; needs the package lpips and its weights on this machine."""
 
@@ -104,6 +107,7 @@ class EvalConfig:
             raise ConfigError("override_width and override_height go together", "give both, or neither")
         if self.override_width > 0 and self.original_images_dir:
             raise ConfigError("override_width/height and original_images_dir both set the size", "give the size or the images, not both")
+        check(self, POSITIVE, "off_path_degrees")
         check(self, COUNT, "fps", "extra_path_frames")
         check(self, NOT_NEGATIVE, "max_gpu_gb")
 
@@ -187,8 +191,8 @@ class ViewerConfig:
     training_cameras_scale: float = 0.06
     """Size of the camera symbols as a share of the median scene depth."""
 
-    near_plane: float = 0.01
-    """Nearest distance shown, as a share of the median scene depth."""
+    near_plane: float = 0.0
+    """Nearest distance shown, as a share of the median scene depth; 0: what training drew."""
 
     far_plane: float = 1e10
     """Farthest distance shown in scene units, at most 1e6."""
@@ -207,5 +211,6 @@ class ViewerConfig:
 
     def __post_init__(self) -> None:
         check(self, Range(1, 65535), "port")
-        check(self, POSITIVE, "training_cameras_scale", "near_plane", "far_plane")
+        check(self, POSITIVE, "training_cameras_scale", "far_plane")
+        check(self, NOT_NEGATIVE, "near_plane")
         check(self, Range(16), "max_side", "moving_side")

@@ -61,8 +61,11 @@ class GSConfig:
     """Splat budget; the many copies of one surface in the cloud are merged until it is met."""
     merge_copies: bool = True
     """Merge the copies of a surface; off: start from a random choice of the cloud's points."""
-    start_from_left_out: bool = True
-    """Start from the points of frames that the alignment left out, too; off: what only those frames show has to grow from elsewhere."""
+    left_out: Literal["exclude", "train"] = "train"
+    """Frames that alignment could not place. exclude: they take no part, are named and counted; train: they are trained on where alignment
+    left them, starting from their points."""
+    prune_floating: bool = True
+    """Drop splats at the end that no frame knows and some see through: neither on a surface of any frame, nor behind it."""
     clear_views: float = 0.3
     """Start without points that stand before a training camera, nearer than this share of the depth that its frame has there; 0: keep
     all."""

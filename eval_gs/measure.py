@@ -16,6 +16,7 @@ class FrameScore:
     Attributes:
         frame_id: in results.npz.
         heldout: whether splatting never saw it.
+        left_out: whether alignment could not place it, so that it was not trained on; its camera comes from its neighbours.
         psnr: dB, render through the frame's inverse deformation and colour map.
         ssim: the same, -1..1.
         lpips: the same; None if not measured.
@@ -28,6 +29,7 @@ class FrameScore:
 
     frame_id: int
     heldout: bool
+    left_out: bool
     psnr: float
     ssim: float
     lpips: float | None
@@ -40,25 +42,28 @@ class FrameScore:
 
 def score_frame(
     frame_id: int,
-    heldout: bool,
     image: Array,
     through: Array,
     rigid: Array,
     canonical: Array,
     lpips: PerceptualDistance | None,
     used: Array | None = None,
+    *,
+    heldout: bool,
+    left_out: bool = False,
 ) -> FrameScore:
     """Scores of one frame.
 
     Args:
         frame_id: in results.npz.
-        heldout: whether splatting never saw it.
         image: (h, w, 3) uint8, the frame.
         through: (h, w, 3) uint8, render through its deformation and colour map.
         rigid: (h, w, 3) uint8, render of the undeformed world through its colour map.
         canonical: (h, w, 3) uint8, render of the world as it is.
         lpips: the perceptual distance, or None.
         used: (h, w) bool, pixels that no mask takes out; None for all. The others neither count nor show in windows around those that do.
+        heldout: whether splatting never saw it.
+        left_out: whether alignment could not place it.
     """
 
     def expected(render: Array) -> Array:
@@ -67,6 +72,7 @@ def score_frame(
     return FrameScore(
         frame_id=frame_id,
         heldout=heldout,
+        left_out=left_out,
         psnr=psnr(through, image, used),
         ssim=ssim(through, expected(through), used),
         lpips=None if lpips is None else lpips(through, expected(through)),
@@ -79,13 +85,17 @@ def score_frame(
 
 
 def summarize(scores: list[FrameScore]) -> dict[str, dict[str, float]]:
-    """Means over training frames and over held-out frames; a group without frames is left out."""
+    """Means over training frames, held-out frames, and frames that alignment left out; a group without frames is left out."""
     summary: dict[str, dict[str, float]] = {}
-    for name, held in (("train", False), ("heldout", True)):
-        rows = [asdict(s) for s in scores if s.heldout == held]
+    for name, members in (
+        ("train", [s for s in scores if not s.heldout and not s.left_out]),
+        ("heldout", [s for s in scores if s.heldout]),
+        ("left_out", [s for s in scores if s.left_out]),
+    ):
+        rows = [asdict(s) for s in members]
         if not rows:
             continue
-        keys = [k for k in rows[0] if k not in ("frame_id", "heldout") and rows[0][k] is not None]
+        keys = [k for k in rows[0] if k not in ("frame_id", "heldout", "left_out") and rows[0][k] is not None]
         summary[name] = {key: float(np.mean([row[key] for row in rows])) for key in keys} | {"frames": len(rows)}
     return summary
 

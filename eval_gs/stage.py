@@ -4,13 +4,16 @@ import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from configs.evaluation import EvalConfig
+from eval_gs.known import coverage_plan, well_known_part
 from eval_gs.layers import multi_layer
 from eval_gs.measure import FrameScore, lpips_or_reason, score_frame, summarize
 from eval_gs.novel_views import as_trained, novel_scores, point_pairs, source_positions
+from eval_gs.off_path import off_path
 from eval_gs.paths import clip_path, make_path
 from eval_gs.render import FilmOptions, film
 from utils.deformation.artifact import trained_inverse
@@ -36,13 +39,16 @@ _REPORT_FRAMES = 4
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is evaluated: the splats, the inverse deformation they were trained through, the frames, and the alignment's folder."""
+    """What is evaluated: the splats, the inverse deformation they were trained through, the frames, the alignment's folder, and ids of
+    frames that took part in nothing but stage 0.
+    """
 
     view: SplatView
     warp: InverseWarp
     scene: Scene
     images: Array
     alignment: Path
+    held_out_of_all: Array
 
 
 def run(config: EvalConfig, report: Reporter = NULL_REPORTER) -> Path:
@@ -82,12 +88,14 @@ def _evaluate(
     )
     with publish(out) as folder:
         consistency = {}
-        for name, cameras in _paths(config, subject).items():
+        for name, cameras in _paths(config, subject, report).items():
             consistency[name] = film(subject.view, cameras, folder, name, options, report)
             save_trajectory(folder / f"{name}_transforms.json", cameras)
         if config.metrics:
             _measure(config, subject, folder, consistency, started, report)
         _picture_rows(subject, folder / "report_pictures", config.white_background)
+        if subject.view.trained.coverage is not None:
+            write_image(folder / "report_pictures" / "coverage_from_above.jpg", coverage_plan(subject.view.trained))
         artifacts.write_json(folder / "eval_config.json", config)
         write_manifest(
             folder, schema=EVALUATION_SCHEMA, config=config, inputs=inputs, backends=backends, seconds=time.perf_counter() - started
@@ -106,7 +114,8 @@ def _load_subject(config: EvalConfig, run_layout: RunLayout, checkpoint: Path, d
     scene = artifacts.load_scene(config.root_path)
     images = _reference_images(config.original_images_dir or settings.get("original_images_dir"), scene, trained.cameras)
     alignment = run_layout.root / settings.get("global_opt_subdir", run_layout.after_global_optimization.name)
-    return _Subject(view, warp.to(device), scene, images, alignment), {"rasterizer": reason}
+    strict = artifacts.load_alignment(alignment, with_cloud=False).heldout
+    return _Subject(view, warp.to(device), scene, images, alignment, strict), {"rasterizer": reason}
 
 
 def _reference_images(folder: str | Path | None, scene: Scene, cameras: CameraSet) -> Array:
@@ -117,7 +126,7 @@ def _reference_images(folder: str | Path | None, scene: Scene, cameras: CameraSe
     return np.stack([resize_area(scene.images[i], cameras.size) for i in cameras.frame_ids])
 
 
-def _paths(config: EvalConfig, subject: _Subject) -> dict[str, CameraSet]:
+def _paths(config: EvalConfig, subject: _Subject, report: Reporter) -> dict[str, CameraSet]:
     """The camera paths that are wanted, at the size of the renders."""
     trained = subject.view.trained.cameras
     size = (config.override_height, config.override_width) if config.override_height > 0 else trained.size
@@ -129,7 +138,13 @@ def _paths(config: EvalConfig, subject: _Subject) -> dict[str, CameraSet]:
         else:  # a scene of another program
             fly_through = extend_path(subject.scene.cameras, subject.scene.median_depth)
         count = config.max_frames if config.max_frames > 0 else len(fly_through)
-        paths["gs_video"] = fly_through.select(slice(0, count))
+        fly_through = fly_through.select(slice(0, count))
+        if config.transforms_path is None:  # a path of one's own is shown as it is
+            part = well_known_part(subject.view, fly_through)
+            fly_through = fly_through.select(slice(part.start, part.stop))
+            if words := part.words("fly-through"):
+                report.note(f"evaluation: {words}")
+        paths["gs_video"] = fly_through
     if config.render_input_poses:
         paths["input_poses"] = subject.scene.cameras
     if config.render_optimised_poses:
@@ -149,12 +164,14 @@ def _measure(
     if reason:
         report.note(f"evaluation: no LPIPS. {reason}")
     scores: list[FrameScore] = []
-    cameras, heldout = subject.view.trained.cameras, subject.view.trained.heldout
+    trained = subject.view.trained
+    cameras, heldout, left_out = trained.cameras, trained.heldout, trained.left_out
     used = used_pixels(subject.scene, cameras.frame_ids, cameras.size)
     for i, frame_id in enumerate(cameras.frame_ids):
         views = _views(subject, i)
         counted = None if used is None else used[i]
-        scores.append(score_frame(int(frame_id), bool(heldout[i]), subject.images[i], *views, lpips, counted))
+        score = score_frame(int(frame_id), subject.images[i], *views, lpips, counted, heldout=bool(heldout[i]), left_out=bool(left_out[i]))
+        scores.append(score)
         report.step(StepReport(stage="measure", step=i, total=len(cameras), values={"psnr": scores[-1].psnr}))
     summary = summarize(scores)
     content = {
@@ -166,6 +183,8 @@ def _measure(
         **({} if used is None else {"masked": float(1 - used.mean())}),
         **({} if config.ground_truth is None else {"novel_views": _against_truth(config, subject, config.ground_truth, report)}),
         "multi_layer": multi_layer(artifacts.load_cloud(subject.alignment).points, cameras),
+        "frames_placed": _frames_placed(subject),
+        "off_path": off_path(subject.view, config.off_path_degrees),
         "consistency": {name: values for name, values in consistency.items() if values},
         "frames": scores,
         "seconds": time.perf_counter() - started,
@@ -173,6 +192,18 @@ def _measure(
     artifacts.write_json(folder / "metrics.json", content | ({"lpips_unavailable": reason} if reason else {}))
     words = [f"{name} {values['psnr']:.2f} dB / SSIM {values['ssim']:.3f}" for name, values in summary.items()]
     report.note("evaluation: " + ", ".join(words))
+
+
+def _frames_placed(subject: _Subject) -> dict[str, Any]:
+    """How many frames there are, and the ids of those that alignment left out and of those that took no part in it."""
+    trained = subject.view.trained
+    ids = trained.cameras.frame_ids
+    return {
+        "scene": len(subject.scene),
+        "trained": int(trained.trained.sum()),
+        "left_out": ids[trained.left_out].tolist(),
+        "held_out_of_everything": np.intersect1d(ids[trained.heldout], subject.held_out_of_all).tolist(),
+    }
 
 
 def _against_truth(config: EvalConfig, subject: _Subject, path: Path, report: Reporter) -> dict[str, float]:

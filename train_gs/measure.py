@@ -9,7 +9,7 @@ from train_gs.train import TrainingData, image_psnr
 from utils.deformation.inverse import InverseWarp, camera_from_world
 from utils.splatting.checkpoint import TrainedScene
 from utils.splatting.rasterize.contract import Rasterizer
-from utils.splatting.view import apply_appearance, near_plane, rigid, view_gaussians
+from utils.splatting.view import apply_appearance, rigid, view_gaussians
 from utils.types import RenderOutput
 
 
@@ -31,8 +31,7 @@ def render_frame(
     local = rigid(splats, c2w) if warp is None else warp.linearize(camera_from_world(splats.means, c2w), position)
     gaussians = view_gaussians(splats, c2w, local, active_degree=splats.sh_degree, turn=turn)
     K = torch.from_numpy(scene.cameras.K[position]).to(splats.means)
-    near = near_plane(splats.means, scene.cameras)
-    return rasterizer.render(gaussians, K, scene.cameras.size, scene.renderer, near)  # type: ignore[arg-type]
+    return rasterizer.render(gaussians, K, scene.cameras.size, scene.renderer, scene.near)  # type: ignore[arg-type]
 
 
 def shown_as_frame(output: RenderOutput, scene: TrainedScene, position: int) -> Tensor:

@@ -14,19 +14,19 @@ import torch
 
 from configs.stage3_gs import GSConfig
 from train_gs.clear_views import in_the_way
+from train_gs.floaters import with_coverage
 from train_gs.initialize import initial_splats
-from train_gs.left_out import with_left_out
 from train_gs.measure import averages, measure
 from train_gs.memory import Load, within_memory
 from train_gs.population import with_spare_slots
 from train_gs.shared import SharedTrainer, share_of, together
 from train_gs.shell import joined, shell_splats
+from train_gs.supervision import Supervision, supervision
 from train_gs.train import Trainer, TrainingData, train
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse, save_inverse
-from utils.deformation.between import with_frames_between
-from utils.deformation.inverse import FixedPointInverseWarp, IdentityInverseWarp, InverseWarp, inverse_of_alignment
+from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.device.accelerator import cap_memory
-from utils.errors import ConfigError, InputError
+from utils.errors import InputError
 from utils.exports.ply import write_splat_ply
 from utils.exports.stage import export_splats
 from utils.runtime import seed_everything
@@ -58,38 +58,17 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     scene = artifacts.load_scene(config.root_path)
     alignment = artifacts.load_alignment(layout.root / config.global_opt_subdir)
     warp = load_inverse(_inverse_dir(config, layout)) if config.deform else IdentityInverseWarp()
-    if config.reference_frame >= len(alignment.cameras):
-        raise ConfigError(
-            f"reference_frame is {config.reference_frame}, the alignment has {len(alignment.cameras)} frames", "counted from 0"
-        )
-    heldout_ids = _held_out(alignment, config)
-    reference, own_ids = config.reference_frame, alignment.cameras.frame_ids
     clips = artifacts.clip_of_frames(config.root_path, len(scene))
-    if config.start_from_left_out:
-        alignment = with_left_out(scene, alignment, report)
-    if extended := _supervises_more(config, scene, alignment, warp, report):
-        reference_id = own_ids[reference]
-        wanted = np.arange(len(scene)) if config.supervise == "all" else heldout_ids
-        alignment = with_frames_between(scene, alignment, wanted, clips)
-        reference = int(np.searchsorted(alignment.cameras.frame_ids, reference_id))
-        warp = IdentityInverseWarp()
-        if config.deform:
-            warp = inverse_of_alignment(alignment)
-    data = replace(
-        training_data(scene, alignment, config, heldout_ids),
-        blended=~np.isin(alignment.cameras.frame_ids, own_ids),
-        clips=clips[alignment.cameras.frame_ids],
-    )
+    roles = supervision(config, scene, alignment, warp, clips, report)
+    data = training_data(scene, roles, config)
     cap_memory(device, config.max_gpu_gb)
-    settings = replace(config, reference_frame=reference)
+    settings = replace(config, reference_frame=roles.reference)
 
     def attempt(load: Load) -> tuple[Trainer, TrainedScene, dict[str, float]]:
         begun = time.perf_counter()
         chosen = replace(settings, target_num_points=load.splats, image_scale=settings.image_scale * load.scale)
-        shown = data
-        if load.scale != 1.0:
-            shown = replace(training_data(scene, alignment, chosen, heldout_ids), blended=data.blended, clips=data.clips)
-        trainer = make_trainer(alignment, shown, warp, backend, device, chosen)
+        shown = data if load.scale == 1.0 else training_data(scene, roles, chosen)
+        trainer = make_trainer(roles.alignment, shown, roles.warp, backend, device, chosen)
         report.note(
             f"splatting: {len(trainer.parameters.means)} splats, {len(trainer.training_views)} frames to train on and "
             f"{int(shown.heldout.sum())} held out, {shown.cameras.size[1]}x{shown.cameras.size[0]}, {reason}"
@@ -109,13 +88,14 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     timings["load"] = time.perf_counter() - started - sum(timings.values())
     trainer.release()
     warp = trainer.trained_warp()
+    trained = with_coverage(trained, trainer.data, warp, config, report)
     rows = measure(trained, trainer.data, trainer.rasterizer, warp, turn=config.deform_inverse_rotations)
     summary = {**averages(rows), "splats": len(trained.splats), "iterations": config.num_iters, "backend": backend}
     if trainer.plateau.reached:
         report.note(f"splatting: stopped at step {trainer.iteration} of {trainer.config.num_iters}, the loss no longer falls")
         summary["stopped_at"] = trainer.iteration
     with publish(out) as folder:
-        if trainer.refinement is not None or (config.deform and extended):
+        if trainer.refinement is not None or (config.deform and roles.extended):
             save_inverse(folder, warp)
         _write(folder, config, trained, {**summary, "seconds": timings, "frames": rows, "curve": trainer.history})
         write_manifest(
@@ -132,23 +112,6 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     return out
 
 
-def _supervises_more(config: GSConfig, scene: Scene, alignment: Alignment, warp: InverseWarp, report: Reporter) -> bool:
-    """Whether frames that are not in the alignment are to supervise or to be measured, and can: only lattice fields can be blended."""
-    if len(scene) == len(alignment.cameras) or (config.supervise == "aligned" and not len(alignment.heldout)):
-        return False
-    if config.deform and not isinstance(warp, FixedPointInverseWarp):
-        report.note("splatting: only the aligned frames supervise and are measured, since the network inverse knows no others")
-        return False
-    return True
-
-
-def _held_out(alignment: Alignment, config: GSConfig) -> Array:
-    """Ids of the frames to measure on: those that alignment kept out, or else every k-th of its frames."""
-    if len(alignment.heldout) and config.holdout_every:
-        return alignment.heldout
-    return alignment.cameras.frame_ids[heldout_positions(len(alignment.cameras), config)]
-
-
 def make_trainer(
     alignment: Alignment, data: TrainingData, warp: InverseWarp, backend: str, device: torch.device, config: GSConfig
 ) -> Trainer:
@@ -163,8 +126,8 @@ def make_trainer(
 def starting_splats(alignment: Alignment, data: TrainingData, config: GSConfig) -> Splats:
     """The splats before the first step, on the CPU."""
     cloud = alignment.cloud
-    cloud = cloud.select(~np.isin(cloud.frame, data.cameras.frame_ids[data.heldout]))
-    views = np.flatnonzero(~data.heldout)
+    cloud = cloud.select(~np.isin(cloud.frame, data.cameras.frame_ids[~data.trained]))
+    views = np.flatnonzero(data.trained)
     cameras = data.cameras.select(views)
     if config.clear_views > 0 and data.depth is not None:
         cloud = cloud.select(~in_the_way(cloud.points, cameras, data.depth[views], config.clear_views))
@@ -181,13 +144,9 @@ def starting_splats(alignment: Alignment, data: TrainingData, config: GSConfig) 
     return splats
 
 
-def training_data(scene: Scene, alignment: Alignment, config: GSConfig, heldout_ids: Array | None = None) -> TrainingData:
-    """Images and cameras of the aligned frames at the resolution to train at; by default every k-th of them is held out.
-
-    Raises:
-        ConfigError: nothing is left to train on.
-    """
-    ids = alignment.cameras.frame_ids
+def training_data(scene: Scene, roles: Supervision, config: GSConfig) -> TrainingData:
+    """Images and cameras of the frames at the resolution to train at."""
+    ids = roles.alignment.cameras.frame_ids
     images = scene.images[ids]
     if config.original_images_dir is not None:
         images = _original_images(config.original_images_dir, ids, len(scene))
@@ -195,34 +154,18 @@ def training_data(scene: Scene, alignment: Alignment, config: GSConfig, heldout_
     size = (max(1, round(h * config.image_scale)), max(1, round(w * config.image_scale)))
     if size != (h, w):
         images = np.stack([cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA) for image in images])
-    heldout = heldout_positions(len(ids), config) if heldout_ids is None else np.isin(ids, heldout_ids)
-    if heldout.all() or not len(ids):
-        raise ConfigError("every frame is held out, none is left to train on", "raise --config.holdout-every or set it to 0")
     return TrainingData(
-        cameras=alignment.cameras.resized(size),
+        cameras=roles.alignment.cameras.resized(size),
         images=torch.from_numpy(images),
-        heldout=heldout,
+        heldout=roles.heldout,
         median_depth=scene.select(ids).median_depth,
         used=None if (used := used_pixels(scene, ids, size)) is None else torch.from_numpy(used),
-        color_maps=alignment.color_maps,
+        color_maps=roles.alignment.color_maps,
         depth=scene.depth[ids],
+        blended=roles.blended,
+        left_out=roles.left_out,
+        clips=roles.clips,
     )
-
-
-def heldout_positions(count: int, config: GSConfig) -> Array:
-    """(count,) bool: every k-th frame, but not the reference."""
-    heldout = heldout_frames(count, config.holdout_every)
-    if config.reference_frame < count:
-        heldout[config.reference_frame] = False
-    return heldout
-
-
-def heldout_frames(count: int, every: int) -> Array:
-    """(count,) bool: the middle of every group of `every` frames; none for 0."""
-    heldout = np.zeros(count, bool)
-    if every:
-        heldout[every // 2 :: every] = True
-    return heldout
 
 
 def resolve_backend(config: GSConfig) -> tuple[torch.device, str, str]:

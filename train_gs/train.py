@@ -47,6 +47,7 @@ class TrainingData:
         color_maps: (F, 3, 4) colour maps of the frames as far as the alignment knows them.
         depth: (F, h, w) float32 camera z as stage 0 estimated it, at its own size, 0 where unknown; None where nobody asks.
         blended: (F,) bool, frames whose pose and field are blended from their neighbours in time; None for none.
+        left_out: (F,) bool, frames that alignment could not place: not trained on, like held-out ones; None for none.
         clips: (F,) clip of each frame; None where all are of one.
     """
 
@@ -58,7 +59,14 @@ class TrainingData:
     color_maps: Array | None = None
     depth: Array | None = None
     blended: Array | None = None
+    left_out: Array | None = None
     clips: Array | None = None
+
+    @property
+    def trained(self) -> Array:
+        """(F,) bool, frames to train on."""
+        trained: Array = ~self.heldout if self.left_out is None else ~(self.heldout | self.left_out)
+        return trained
 
     @property
     def sources(self) -> CorrectionSources:
@@ -66,7 +74,7 @@ class TrainingData:
         none = np.zeros(len(self.cameras), bool)
         return CorrectionSources(
             frame_ids=self.cameras.frame_ids,
-            trained=~self.heldout,
+            trained=self.trained,
             blended=none if self.blended is None else self.blended,
             clips=none.astype(int) if self.clips is None else self.clips,
         )
@@ -115,7 +123,7 @@ class Trainer:
         solve = self.warp.linearize if self.refinement is None else self.refinement.solve
         self.warps = WarpCache(solve, config.warp_refresh_visits)
         self.K = torch.from_numpy(data.cameras.K).float().to(device)
-        self.training_views = [int(v) for v in np.flatnonzero(~data.heldout)]
+        self.training_views = [int(v) for v in np.flatnonzero(data.trained)]
         self.order: list[int] = []
         self.generator = torch.Generator().manual_seed(config.seed)
         self._images = data.images.to(device)
@@ -391,6 +399,8 @@ class Trainer:
             heldout=self.data.heldout,
             renderer=self.config.renderer,
             appearance=self.appearance.matrices(self.data.sources),
+            near=NEAR_IN_MEDIAN_DEPTHS * self.data.median_depth,
+            left_out=np.zeros(len(self.data.cameras), bool) if self.data.left_out is None else self.data.left_out,
         )
 
     def trained_warp(self) -> InverseWarp:

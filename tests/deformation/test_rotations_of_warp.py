@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from configs.stage3_gs import GSConfig
-from tests.train_gs.test_train_gs import make_config, make_world
+from tests.train_gs.test_train_gs import data_of, make_config, make_world
 from train_gs.measure import averages, measure
-from train_gs.stage import make_trainer, training_data
+from train_gs.stage import make_trainer
 from train_gs.train import train
 from utils.deformation.inverse import inverse_of_alignment
 from utils.types import Alignment, LatticeFields
@@ -30,7 +30,7 @@ def heldout(config: GSConfig) -> float:
     """Held-out PSNR in dB on frames that agree, through such fields."""
     scene, alignment = make_world(0.0)
     warp = inverse_of_alignment(replace(alignment, fields=noisy_depth(alignment, 0.02)))
-    trainer = make_trainer(alignment, training_data(scene, alignment, config), warp, "numba", torch.device("cpu"), config)
+    trainer = make_trainer(alignment, data_of(scene, alignment, config), warp, "numba", torch.device("cpu"), config)
     rows = measure(train(trainer), trainer.data, trainer.rasterizer, warp, turn=config.deform_inverse_rotations)
     return averages(rows)["heldout_psnr"]
 

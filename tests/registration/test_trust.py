@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.train_gs.test_train_gs import FRAMES, SIZE, make_config, make_world
+from tests.train_gs.test_train_gs import FRAMES, SIZE, data_of, make_config, make_world
 from train_gs.measure import render_frame
-from train_gs.stage import make_trainer, training_data
+from train_gs.stage import make_trainer
 from train_gs.train import Trainer, train
 from train_gs.trust import PixelTrust, weighted_pair
 from utils.deformation.inverse import inverse_of_alignment
@@ -29,7 +29,7 @@ def spoiled_trainer(masked: bool = False, **changes: object) -> Trainer:
         keep[2][BOX] = False
         scene = apply_masks(scene, keep)
     config = make_config(refine_deformation=False, num_iters=120, appearance="none", **changes)
-    data = training_data(scene, alignment, config)
+    data = data_of(scene, alignment, config)
     return make_trainer(alignment, data, inverse_of_alignment(alignment), "numba", torch.device("cpu"), config)
 
 

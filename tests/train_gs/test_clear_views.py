@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from tests.train_gs.test_train_gs import build, make_config, make_world
+from tests.train_gs.test_train_gs import build, data_of, make_config, make_world
 from train_gs.clear_views import in_the_way
-from train_gs.stage import starting_splats, training_data
+from train_gs.stage import starting_splats
 from utils.cameras.projection import transform
 from utils.synthetic.inconsistency import rotation_matrices
 from utils.types import CameraSet, CanonicalCloud
@@ -63,7 +63,7 @@ def test_training_starts_without_them_and_held_out_frames_have_no_say() -> None:
 
     def starts_at_it(heldout: list[int], clear_views: float = 0.3) -> bool:
         config = make_config(merge_copies=False, target_num_points=10**6, clear_views=clear_views)
-        data = training_data(scene, alignment, config, heldout_ids=np.array(heldout))
+        data = data_of(scene, replace(alignment, heldout=np.array(heldout)), config)
         means = starting_splats(alignment, data, config).means
         return bool(((means - torch.from_numpy(blocker)).norm(dim=1) < 1e-5).any())
 

@@ -11,10 +11,10 @@ import train_gs.stage
 import train_inverse_deformation.stage
 from configs.stage3_gs import GSConfig
 from configs.stage3_inverse_deformation import InverseDeformationConfig
-from tests.train_gs.test_train_gs import make_config, make_world
+from tests.train_gs.test_train_gs import data_of, make_config, make_world
 from tests.train_gs.test_train_gs_stage import Notes, root, settings  # noqa: F401  (a fixture)
 from train_gs.shared import SharedTrainer, for_shared_steps, share_of, together
-from train_gs.stage import make_trainer, training_data
+from train_gs.stage import make_trainer
 from train_gs.train import Trainer, train
 from utils.deformation.inverse import inverse_of_alignment
 from utils.errors import ConfigError, OptimizationError
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 def trainer_of(config: GSConfig) -> Trainer:
     scene, alignment = make_world()
-    return make_trainer(alignment, training_data(scene, alignment, config), inverse_of_alignment(alignment), "numba", CPU, config)
+    return make_trainer(alignment, data_of(scene, alignment, config), inverse_of_alignment(alignment), "numba", CPU, config)
 
 
 def config_of(**changes: object) -> GSConfig:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.train_gs.test_train_gs import DEPTH, FRAMES, SIZE, make_config, make_world
+from tests.train_gs.test_train_gs import DEPTH, FRAMES, SIZE, data_of, make_config, make_world
 from tests.trained_world import write_trained_world
 from train_gs.shell import joined, shell_splats
-from train_gs.stage import make_trainer, training_data
+from train_gs.stage import make_trainer
 from utils.deformation.inverse import IdentityInverseWarp
 from utils.exports.mesh import fuse_mesh
 from utils.splatting.checkpoint import load_checkpoint
@@ -56,7 +56,7 @@ def test_no_shell_where_the_cloud_covers_the_frames() -> None:
 def test_shell_shares_the_budget() -> None:
     scene, alignment = sky_world()
     config = make_config(shell_share=0.3, target_num_points=300, deform=False)
-    data = training_data(scene, alignment, config)
+    data = data_of(scene, alignment, config)
     trainer = make_trainer(alignment, data, IdentityInverseWarp(), "numba", torch.device("cpu"), config)
     assert len(trainer.parameters.means) <= 300
     far = (trainer.parameters.means.detach() - torch.from_numpy(scene.cameras.centers.mean(0)).float()).norm(dim=1) > 15 * DEPTH

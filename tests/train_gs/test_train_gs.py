@@ -13,8 +13,9 @@ from train_gs.cameras import CameraRefinement, CorrectionSources
 from train_gs.initialize import initial_splats, merge_copies
 from train_gs.losses import depth_normals
 from train_gs.measure import averages, measure
-from train_gs.stage import heldout_frames, make_trainer, training_data
-from train_gs.train import Trainer, train
+from train_gs.stage import make_trainer, training_data
+from train_gs.supervision import heldout_frames, supervision
+from train_gs.train import Trainer, TrainingData, train
 from train_gs.warp import WarpCache
 from utils.cameras import se3
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp, inverse_of_alignment
@@ -22,7 +23,7 @@ from utils.errors import ConfigError, CorruptArtifactError, MissingArtifactError
 from utils.scene.masks import apply_masks
 from utils.splatting.checkpoint import load_checkpoint, save_checkpoint
 from utils.splatting.view import view_gaussians
-from utils.types import Alignment, Array, CameraSet, CanonicalCloud, LatticeFields, Scene, Splats
+from utils.types import NULL_REPORTER, Alignment, Array, CameraSet, CanonicalCloud, LatticeFields, Scene, Splats
 
 SIZE, FRAMES, DEPTH, SLOPE = (24, 32), 6, 3.0, 0.4
 
@@ -74,6 +75,12 @@ def make_config(**changes: object) -> GSConfig:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
+def data_of(scene: Scene, alignment: Alignment, config: GSConfig) -> TrainingData:
+    """What the stage would train on where every frame is aligned."""
+    clips = np.zeros(len(scene), int)
+    return training_data(scene, supervision(config, scene, alignment, IdentityInverseWarp(), clips, NULL_REPORTER), config)
+
+
 def correction_sources(trained: Array, frame_ids: Array | None = None) -> CorrectionSources:
     """Of one clip; untrained frames take over what their neighbours learn."""
     trained = np.asarray(trained, bool)
@@ -84,7 +91,7 @@ def correction_sources(trained: Array, frame_ids: Array | None = None) -> Correc
 def build(config: GSConfig, bend: float = 0.12, warp: InverseWarp | None = None) -> Trainer:
     scene, alignment = make_world(bend)
     warp = warp or inverse_of_alignment(alignment)
-    return make_trainer(alignment, training_data(scene, alignment, config), warp, "numba", torch.device("cpu"), config)
+    return make_trainer(alignment, data_of(scene, alignment, config), warp, "numba", torch.device("cpu"), config)
 
 
 def psnr_of(trainer: Trainer, warp: InverseWarp) -> dict[str, float]:
@@ -121,7 +128,7 @@ def test_held_out_frames_are_neither_seen_nor_in_the_cloud() -> None:
     scene, alignment = replace(scene, images=spoiled), replace(alignment, cloud=replace(alignment.cloud, colors=colors))
     other = make_trainer(
         alignment,
-        training_data(scene, alignment, config),
+        data_of(scene, alignment, config),
         inverse_of_alignment(alignment),
         "numba",
         torch.device("cpu"),
@@ -216,7 +223,7 @@ def test_pose_refinement_finds_a_disturbed_pose() -> None:
     splats = train(known).splats
     still = {f"lr_{name}": 0.0 for name in ("sh0", "shN", "opacities", "scales", "quats")}
     config = make_config(num_iters=200, lr_cams=1e-3, sh_full_from_iter=200, **settings, **still)
-    data = training_data(scene, disturbed, config)
+    data = data_of(scene, disturbed, config)
     trainer = Trainer(splats, data, IdentityInverseWarp(), known.rasterizer, config)
     refined, truth = train(trainer).cameras.c2w[3], alignment.cameras.c2w[3]
     pixel = DEPTH / 30
@@ -420,7 +427,7 @@ def test_masked_pixels_change_nothing(robust: bool) -> None:
     for color in (0, 255):
         spoiled = replace(apply_masks(scene, keep), images=np.where(keep[..., None], scene.images, np.uint8(color)))
         warp = inverse_of_alignment(alignment)
-        trainer = make_trainer(alignment, training_data(spoiled, alignment, config), warp, "numba", torch.device("cpu"), config)
+        trainer = make_trainer(alignment, data_of(spoiled, alignment, config), warp, "numba", torch.device("cpu"), config)
         trained = train(trainer)
         ends.append(trained.splats)
         quality.append([(row["psnr"], row["psnr_rigid"]) for row in measure(trained, trainer.data, trainer.rasterizer, warp, turn=True)])

@@ -177,8 +177,8 @@ def test_all_frames_supervise_and_the_same_ones_are_held_out(tmp_path: Path) -> 
     assert every.cameras.frame_ids[every.heldout].tolist() == few.cameras.frame_ids[few.heldout].tolist() == [2]
 
 
-@pytest.mark.parametrize("start", [True, False])
-def test_frames_that_the_alignment_left_out_have_splats_to_start_from(start: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("treated", ["train", "exclude"])
+def test_frames_that_the_alignment_left_out(treated: str, tmp_path: Path) -> None:
     scene, alignment = make_world()
     left_out, pixels = 3, scene.depth[0].size
     without = replace(alignment, aligned=np.arange(FRAMES) != left_out, cloud=alignment.cloud.select(alignment.cloud.frame != left_out))
@@ -198,6 +198,11 @@ def test_frames_that_the_alignment_left_out_have_splats_to_start_from(start: boo
         artifacts.save_alignment(folder, without, {})
         write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={}, inputs={})
     config = make_config(root_path=tmp_path, run="r", num_iters=1, deform=False, merge_copies=False, target_num_points=10**6)
-    trained = load_checkpoint(train_gs.stage.run(replace(config, start_from_left_out=start)))
+    notes.clear()
+    trained = load_checkpoint(train_gs.stage.run(replace(config, left_out=treated, prune_floating=False), report))
     seen = np.isin(without.cloud.frame, trained.cameras.frame_ids[~trained.heldout]).sum()
-    assert len(trained.splats) == seen + start * len(added)
+    excluded = treated == "exclude"
+    assert len(trained.splats) == seen + (not excluded) * len(added)
+    np.testing.assert_array_equal(trained.left_out, (np.arange(FRAMES) == left_out) & excluded)
+    assert any(f"{5 - excluded - 1} frames to train on" in note for note in notes)
+    assert any("not trained on frames that alignment left out: 3" in note for note in notes) == excluded

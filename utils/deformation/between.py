@@ -19,11 +19,11 @@ UNSEEN = 0.05
 
 
 def with_frames_between(scene: Scene, alignment: Alignment, wanted: Array | None = None, clips: Array | None = None) -> Alignment:
-    """The alignment with these frames too, sorted by frame id; those that it has already keep what they have.
+    """The alignment with these frames too, sorted by frame id; those that it has aligned keep what they have.
 
     What is blended of the pose is the correction that alignment made to the estimated pose, as a twist in the camera's own space: the
-    estimate already follows the motion between two aligned frames. Frames that the alignment left out are no neighbours: what they have
-    is not known to fit. A frame of a clip of which nothing is aligned stays where stage 0 put it and is not deformed.
+    estimate already follows the motion between two aligned frames. Frames that the alignment left out are no neighbours, and what they
+    have is replaced: nothing says that it fits. A frame of a clip of which nothing is aligned stays where stage 0 put it, undeformed.
 
     Args:
         scene: all frames.
@@ -31,28 +31,28 @@ def with_frames_between(scene: Scene, alignment: Alignment, wanted: Array | None
         wanted: (W,) ids of frames to add; without it all of the scene.
         clips: (F,) clip of each frame of the scene; without it all are of one.
     """
-    own, clips = alignment.cameras.frame_ids, np.zeros(len(scene), int) if clips is None else clips
-    ids = np.union1d(own, np.arange(len(scene)) if wanted is None else wanted).astype(np.int64)
-    rows, sound = np.searchsorted(ids, own), np.flatnonzero(alignment.aligned)
-    around = neighbours_in_time(own[sound], ids, clips[own[sound]], clips[ids])
+    clips = np.zeros(len(scene), int) if clips is None else clips
+    ids = np.union1d(alignment.cameras.frame_ids, np.arange(len(scene)) if wanted is None else wanted).astype(np.int64)
+    sound = np.flatnonzero(alignment.aligned)
+    own = alignment.cameras.frame_ids[sound]
+    rows, around = np.searchsorted(ids, own), neighbours_in_time(own, ids, clips[own], clips[ids])
     twists = se3.log(torch.from_numpy(alignment.cameras.w2c @ np.linalg.inv(alignment.original_w2c))).numpy()[sound]
     moved = around.blend(twists) * around.found[:, None]
     w2c = se3.exp(torch.from_numpy(moved)).numpy() @ scene.cameras.w2c[ids]
-    w2c[rows] = alignment.cameras.w2c
+    w2c[rows] = alignment.cameras.w2c[sound]
     K = scene.cameras.resized(alignment.cameras.size).K[ids]
-    K[rows] = alignment.cameras.K
+    K[rows] = alignment.cameras.K[sound]
     cameras = CameraSet(c2w=se3.inverse(torch.from_numpy(w2c)).numpy(), K=K, size=alignment.cameras.size, frame_ids=ids)
     original = scene.cameras.w2c[ids]
-    original[rows] = alignment.original_w2c
-    aligned = around.found.copy()
-    aligned[rows] = alignment.aligned
+    original[rows] = alignment.original_w2c[sound]
     known = LatticeFields(nodes=alignment.fields.nodes[sound], inv_depth_range=alignment.fields.inv_depth_range[sound])
     fields = blended_fields(known, alignment.cameras.select(sound), around, cameras)
-    fields.nodes[rows], fields.inv_depth_range[rows] = alignment.fields.nodes, alignment.fields.inv_depth_range
+    fields.nodes[rows], fields.inv_depth_range[rows] = known.nodes, known.inv_depth_range
+    aligned = around.found & ~np.isin(ids, alignment.cameras.frame_ids[~alignment.aligned])
     colors = None
     if alignment.color_maps is not None:
         colors = np.where(around.found[:, None, None], around.blend(alignment.color_maps[sound]), np.eye(3, 4)).astype(np.float32)
-        colors[rows] = alignment.color_maps
+        colors[rows] = alignment.color_maps[sound]
     return replace(alignment, cameras=cameras, fields=fields, original_w2c=original, aligned=aligned, color_maps=colors)
 
 

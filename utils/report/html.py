@@ -64,6 +64,7 @@ METRIC_NAMES = {
     "psnr": "PSNR, through the deformation (dB)",
     "ssim": "SSIM, through the deformation",
     "lpips": "LPIPS, through the deformation",
+    "rigid_psnr": "PSNR, consistent world in the frame's colours (dB)",
     "canonical_psnr": "PSNR, consistent world as it is (dB)",
     "canonical_ssim": "SSIM, consistent world as it is",
     "sharpness": "Sharpness of renders (Laplacian variance)",
@@ -247,7 +248,7 @@ def _warnings(stages: list[_Stage], scene: Scene | None, alignment: Alignment | 
     if alignment is not None and not alignment.aligned.all():
         names = ", ".join(str(i) for i in alignment.cameras.frame_ids[~alignment.aligned])
         found.append(
-            f"These frames could not be aligned and were left out of the cloud: {names}. Their splats start where stage 0 puts them. "
+            f"These frames could not be aligned and were left out of the cloud: {names}. "
             "Frames closer together fit better: raise --config.preprocess-max-frames."
         )
     found += [w for s in stages for w in _contradictions(s)]
@@ -310,8 +311,20 @@ def _renders(stages: list[_Stage]) -> str:
         if rows:
             columns = max(len(r) for r in rows.values())
             body = "".join(f'<div class="row" style="--columns:{columns}">{"".join(r)}</div>' for r in rows.values())
-            parts.append(f"<h3>{escape(stage.title)}</h3>{body}")
+            parts.append(f"<h3>{escape(stage.title)}</h3>{body}{_coverage(folder)}")
     return "".join(parts) or _missing("No evaluation has been run, so there are no renders to show: python -m eval_gs makes them.")
+
+
+def _coverage(folder: Path) -> str:
+    """The plan of what frames know, if there is one."""
+    image = cv2.imread(str(folder / "coverage_from_above.jpg"))
+    if image is None:
+        return ""
+    note = (
+        "From above: how many directions at least 5 degrees apart each splat is known from, violet none to dark red eight and more. "
+        "Cameras: white trained on, yellow held out, red left out."
+    )
+    return f'<div class="row" style="--columns:2">{_picture(image[..., ::-1], "what the frames know")}</div><p class="note">{note}</p>'
 
 
 def _clouds(scene: Scene | None, alignment: Alignment | None) -> str:

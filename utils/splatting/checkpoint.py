@@ -1,6 +1,6 @@
 """`model_final.pt`: trained splats with everything that rendering, export and evaluation need, readable on its own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from utils.errors import CorruptArtifactError, MissingArtifactError
 from utils.scene.artifacts import load_tensors
+from utils.splatting.coverage import Coverage
+from utils.splatting.view import near_plane
 from utils.types import Array, CameraSet, Splats
 
 MODEL = "model_final.pt"
@@ -31,6 +33,9 @@ class TrainedScene:
         heldout: (F,) bool, frames that were never trained on.
         renderer: "2dgs" or "3dgs".
         appearance: (F, 3, 4) colour map of each frame, rgb' = M[:, :3] @ rgb + M[:, 3]; not part of the world's colours.
+        near: nearest depth that training drew, scene units; 0 where that is not known: what `near_plane` says.
+        left_out: (F,) bool, frames that alignment could not place: not trained on, cameras from their neighbours. Empty for none.
+        coverage: what the frames know of each splat; None where nobody measured.
     """
 
     splats: Splats
@@ -38,6 +43,21 @@ class TrainedScene:
     heldout: Array
     renderer: str
     appearance: Tensor
+    near: float = 0.0
+    left_out: Array = field(default_factory=lambda: np.zeros(0, bool))
+    coverage: Coverage | None = None
+
+    def __post_init__(self) -> None:
+        if self.near <= 0:
+            object.__setattr__(self, "near", near_plane(self.splats.means, self.cameras))
+        if not len(self.left_out):
+            object.__setattr__(self, "left_out", np.zeros(len(self.cameras), bool))
+
+    @property
+    def trained(self) -> Array:
+        """(F,) bool, frames that were trained on."""
+        trained: Array = ~(self.heldout | self.left_out)
+        return trained
 
 
 def save_checkpoint(path: Path, scene: TrainedScene) -> None:
@@ -58,6 +78,9 @@ def save_checkpoint(path: Path, scene: TrainedScene) -> None:
             "heldout": torch.from_numpy(np.asarray(scene.heldout, bool)),
             "appearance": scene.appearance.detach().cpu(),
             "renderer": scene.renderer,
+            "near": torch.tensor(scene.near),
+            "left_out": torch.from_numpy(np.asarray(scene.left_out, bool)),
+            **({} if scene.coverage is None else {f"seen_{k}": v.cpu() for k, v in vars(scene.coverage).items()}),
         },
         path,
     )
@@ -90,6 +113,14 @@ def load_checkpoint(path: Path) -> TrainedScene:
             heldout=stored["heldout"].numpy(),
             renderer=stored["renderer"],
             appearance=stored["appearance"],
+            near=float(stored.get("near", 0.0)),
+            left_out=stored["left_out"].numpy() if "left_out" in stored else np.zeros(0, bool),
+            coverage=_coverage(stored),
         )
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise CorruptArtifactError(f"{path} is no checkpoint of trained splats: {error}", "train it again") from error
+
+
+def _coverage(stored: dict[str, Tensor]) -> Coverage | None:
+    names = [f"seen_{part.name}" for part in fields(Coverage)]
+    return Coverage(*(stored[name] for name in names)) if all(name in stored for name in names) else None

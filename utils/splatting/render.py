@@ -14,7 +14,7 @@ from utils.scene.artifacts import read_json
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.splatting.checkpoint import MODEL, TrainedScene
 from utils.splatting.rasterize.contract import Rasterizer, SplatMode, choose_rasterizer, load_rasterizer
-from utils.splatting.view import apply_appearance, near_plane, rigid, view_gaussians
+from utils.splatting.view import apply_appearance, rigid, view_gaussians
 from utils.types import Array, CameraGaussians, RenderOutput, Splats
 
 _SAMPLED_SPLATS = 4096
@@ -48,10 +48,12 @@ class SplatView:
         object.__setattr__(self, "splats", self.trained.splats.to(self.device))
         object.__setattr__(self, "median_depth", median_depth(self.trained))
         if self.near <= 0:
-            object.__setattr__(self, "near", near_plane(self.splats.means, self.trained.cameras))
+            object.__setattr__(self, "near", self.trained.near)
 
     @torch.no_grad()
-    def render(self, c2w: Array, K: Array, size: tuple[int, int], local: LocalWarp | None = None) -> RenderOutput:
+    def render(
+        self, c2w: Array, K: Array, size: tuple[int, int], local: LocalWarp | None = None, colors: Tensor | None = None
+    ) -> RenderOutput:
         """One view on black.
 
         Args:
@@ -59,10 +61,13 @@ class SplatView:
             K: (3, 3) in pixels of `size`.
             size: (h, w).
             local: inverse deformation of a frame at the splats; without it the world is drawn as it is.
+            colors: (N, 3) drawn in place of the splats' own.
         """
         pose = torch.from_numpy(np.ascontiguousarray(c2w)).float().to(self.device)
         warp = rigid(self.splats, pose) if local is None else local
         gaussians = view_gaussians(self.splats, pose, warp, active_degree=self.splats.sh_degree, turn=self.turn and local is not None)
+        if colors is not None:
+            gaussians = replace(gaussians, colors=colors)
         if np.isfinite(self.far):
             gaussians = _nearer_than(gaussians, self.far)
         intrinsics = torch.from_numpy(np.ascontiguousarray(K)).float().to(self.device)

@@ -57,7 +57,7 @@ def rigid(splats: Splats, c2w: Tensor) -> LocalWarp:
 
 
 def near_plane(means: Tensor, cameras: CameraSet) -> float:
-    """Nearest depth to draw: a hundredth of the median distance of the splats from the middle of the cameras."""
+    """Nearest depth to draw where a checkpoint does not tell: a hundredth of the splats' median distance from the middle of the cameras."""
     middle = torch.from_numpy(cameras.centers.mean(0)).to(means)
     return float(NEAR_IN_MEDIAN_DISTANCES * (means.detach() - middle).norm(dim=-1).median())
 
