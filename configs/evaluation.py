@@ -112,7 +112,10 @@ class EvalConfig:
         check(self, NOT_NEGATIVE, "max_gpu_gb")
 
 
-ExportFormat = Literal["ply", "splat", "spz", "colmap", "colmap-bin", "nerfstudio", "cloud", "cloud-npz", "mesh-ply", "mesh-glb"]
+ExportFormat = Literal[
+    "ply", "ply-compressed", "splat", "spz", "sog", "glb", "usd", "html",
+    "colmap", "colmap-bin", "nerfstudio", "cloud", "cloud-npz", "mesh-ply", "mesh-glb",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +135,13 @@ class ExportConfig:
     """Alignment whose cloud goes into the COLMAP, nerfstudio and cloud exports; unset takes the one that the splats were trained from."""
 
     format: ExportFormat = "ply"
-    """ply: standard splat PLY; splat, spz: compact splats for the web; colmap, colmap-bin, nerfstudio: cameras, images and cloud for
-    other trainers; cloud, cloud-npz: the canonical cloud as PLY or compressed NPZ; mesh-ply, mesh-glb: a coloured surface fused from
-    rendered depth."""
+    """ply: standard splat PLY; ply-compressed, splat, spz, sog: compact splats for the web; glb: splats as glTF; usd: splats as OpenUSD;
+    html: one page with viewer and world inside; colmap, colmap-bin, nerfstudio: cameras, images and cloud for other trainers; cloud,
+    cloud-npz: the canonical cloud as PLY or compressed NPZ; mesh-ply, mesh-glb: a coloured surface fused from rendered depth."""
+
+    layout: Literal["standard", "strict", "newest"] = "standard"
+    """strict: for readers that insist on it, PLY with normals, harmonics filled up to degree 3 and no comments, and SPZ version 2;
+    newest: SPZ version 4 instead of 3."""
 
     out_ply: Path | None = None
     """Where the export goes, a folder for colmap and nerfstudio; unset takes splats_<renderer>.ply and the like in checkpoint_dir."""
@@ -144,10 +151,16 @@ class ExportConfig:
 
     up: Literal["keep", "x", "y", "z", "-x", "-y", "-z"] = "keep"
     """Turn the world so that its up direction, as the cameras were held, is this axis of the file. keep leaves the world as it is,
-    y down as usual for splat PLYs; spz and mesh-glb, which are y up by definition, are then given their usual axes."""
+    y down as usual for splat PLYs; spz, glb, usd and mesh-glb, which are y up by definition, are then given their usual axes."""
 
     scale: float = 1.0
     """Multiply all lengths by this."""
+
+    title: str = ""
+    """Title of the html page; empty takes the name of the scene root."""
+
+    credit: str = ""
+    """Line under the title of the html page: who made the world and what others may do with it."""
 
     mesh_resolution: int = 192
     """Voxels along the longest side of the fused volume; time and memory grow with its cube."""
