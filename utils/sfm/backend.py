@@ -18,6 +18,7 @@ from utils.sfm.depth_completion import LAST_STRENGTH, PosedClip, anchor_images, 
 from utils.sfm.depth_filling import edge_couplings, fill_and_smooth, fill_layers, flatness
 from utils.sfm.flow_depth import RayDepth, agreement, frame_threads, match_through_depth, triangulate
 from utils.sfm.mapping import (
+    Features,
     UnmatchedError,
     check_parallax,
     focal_prior,
@@ -57,9 +58,11 @@ class SfmGeometry:
 
     Attributes:
         seed: makes mapping repeatable.
+        features: what frames are recognised by, see `mapping.map_frames`.
     """
 
     seed: int = 0
+    features: Features = "sift"
 
     def estimate(self, frames: ClipFrames, report: Reporter) -> Scene:
         """Cameras, depth and confidence of the chosen frames that could be registered.
@@ -85,12 +88,12 @@ class SfmGeometry:
         size, everything, keep = frames.images.shape[1:3], len(frames.images) > len(frames.chosen), frames.keep
         chosen_keep = None if keep is None else keep[frames.chosen]
         try:
-            model = map_frames(frames.images[frames.chosen], seed=self.seed, report=report, keep=chosen_keep)
+            model = map_frames(frames.images[frames.chosen], seed=self.seed, report=report, keep=chosen_keep, features=self.features)
         except UnmatchedError:
             if not everything:
                 raise
             report.note(f"poses: too few match each other, mapping all {len(frames.images)} frames around them")
-            model = settle_focal(map_frames(frames.images, seed=self.seed, report=report, keep=keep), size, report)
+            model = settle_focal(map_frames(frames.images, seed=self.seed, report=report, keep=keep, features=self.features), size, report)
             check_parallax(model)
             return restricted(model, frames.images, frames.chosen)
         model = settle_focal(model, size, report)

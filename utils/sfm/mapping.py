@@ -1,4 +1,4 @@
-"""Camera poses and sparse points of a clip by global structure from motion (pycolmap; SIFT on the CPU, no weights).
+"""Camera poses and sparse points of a clip by global structure from motion (pycolmap; SIFT on the CPU, XFeat beside it if wanted).
 
 One camera of unknown focal length is shared by all frames. Poses of further frames are found by tracking the sparse points into them.
 COLMAP's pixel centres are at +0.5, as ours.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from utils.reporting import number_ranges
 from utils.runtime import cpu_count
 from utils.sfm.dense_bundle_adjustment import Bundle, FocalPrior, Matches, adjust
 from utils.sfm.flow_depth import frame_threads
+from utils.sfm.learned_matches import add_learned_matches
 from utils.types import Array, Reporter
 
 # Between a fish-eye's and a long telephoto's; a focal length outside means that mapping went wrong.
@@ -29,6 +31,8 @@ FOCAL_RANGE = (0.3, 3.0)
 # Field of view of 58 degrees along the longest side: the middle of what cameras and video models show.
 FOCAL_PRIOR = 0.9
 MIN_REGISTERED = 8
+
+Features = Literal["sift", "xfeat"]
 
 # Importing pycolmap installs a handler that answers the polite request to end (SIGTERM) with a stack trace; Python's own comes back.
 if threading.current_thread() is threading.main_thread():
@@ -53,7 +57,7 @@ def _quiet() -> Iterator[None]:
         pycolmap.logging.minloglevel = before
 
 
-def map_frames(images: Array, *, seed: int, report: Reporter, keep: Array | None = None) -> SparseModel:
+def map_frames(images: Array, *, seed: int, report: Reporter, keep: Array | None = None, features: Features = "sift") -> SparseModel:
     """Poses, focal length and sparse points from images of one moving camera.
 
     Global mapping first estimates the focal length from a prior of `FOCAL_PRIOR` times the longest side. If it registers too
@@ -64,8 +68,10 @@ def map_frames(images: Array, *, seed: int, report: Reporter, keep: Array | None
         seed: makes RANSAC and the solver repeatable.
         report: told which frames are missing and whether the focal length was fixed.
         keep: (F, h, w) bool, where features may lie; None: everywhere.
+        features: `xfeat` adds learned matches to those of SIFT, which need their weights.
 
     Raises:
+        MissingDependencyError: the weights are not installed.
         GeometryError: fewer than two frames, or too few could be registered; says why as far as that can be seen.
     """
     if len(images) < 2:
@@ -73,6 +79,9 @@ def map_frames(images: Array, *, seed: int, report: Reporter, keep: Array | None
     needed = min(MIN_REGISTERED, len(images))
     with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder, _quiet():
         database = _match(images, Path(folder), seed, keep)
+        if features == "xfeat":
+            helped = add_learned_matches(database, images, seed=seed, keep=keep)
+            report.note(f"poses: {helped} more pairs of frames are held together by learned matches (XFeat)")
         model = _map(database, Path(folder), images.shape[1:3], seed, fixed_focal=False)
         if model is None or len(model.frames) < needed or not _plausible(model, images):
             report.note("poses: mapping with a free focal length failed, trying again with a fixed one")
