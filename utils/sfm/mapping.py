@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pycolmap
 
+from utils.cameras.resection import resect
 from utils.errors import GeometryError
 from utils.geometry_backend import SparseModel
 from utils.reporting import number_ranges
@@ -405,6 +406,7 @@ def adjusted(model: SparseModel, bundle: Bundle) -> SparseModel:
 
 # A frame in between is kept if this many tracked points agree with its pose.
 _MIN_TRACKED = 20
+_INLIER_PX = 2.0
 
 
 def place_between(images: Array, w2c: Array, refs: Array, model: SparseModel) -> Array:
@@ -427,7 +429,7 @@ def place_between(images: Array, w2c: Array, refs: Array, model: SparseModel) ->
         around = [row for row in (after - 1, after) if 0 <= row < len(refs)]
         world, pixels = zip(*(_tracked(grays, frame, int(refs[row]), row, model) for row in around), strict=True)
         nearest = min(around, key=lambda row: abs(int(refs[row]) - frame))
-        return _solve_pose(np.concatenate(world), np.concatenate(pixels), model.K, w2c[refs[nearest]])
+        return resect(np.concatenate(world), np.concatenate(pixels), model.K, w2c[refs[nearest]], _INLIER_PX, _MIN_TRACKED)
 
     missing = np.flatnonzero(~np.isfinite(w2c[:, 0, 0])).tolist()
     with frame_threads() as pool:
@@ -455,20 +457,3 @@ def _sample(field: Array, at: Array) -> Array:
         field, at[None, :, 0] - 0.5, at[None, :, 1] - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(1e4, 1e4)
     )
     return picked[0]
-
-
-def _solve_pose(world: Array, pixels: Array, K: Array, start: Array) -> Array | None:
-    if len(world) < _MIN_TRACKED:
-        return None
-    rotation, translation = cv2.Rodrigues(start[:3, :3])[0], start[:3, 3:].copy()
-    cv2.setRNGSeed(0)
-    found, rotation, translation, inliers = cv2.solvePnPRansac(
-        world, pixels, K, None, rotation, translation, useExtrinsicGuess=True, reprojectionError=2.0, flags=cv2.SOLVEPNP_ITERATIVE
-    )
-    if not found or inliers is None or len(inliers) < _MIN_TRACKED:
-        return None
-    rows = inliers[:, 0]
-    rotation, translation = cv2.solvePnPRefineLM(world[rows], pixels[rows], K, None, rotation, translation)
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(rotation)[0], translation[:, 0]
-    return pose
