@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from configs.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range, check
 from utils.errors import ConfigError
@@ -12,6 +12,9 @@ from utils.errors import ConfigError
 class EvalConfig:
     """Renders a trained world along camera paths, measures it and refreshes the report."""
 
+    ALIASES: ClassVar[dict[str, str]] = {"global_opt_subdir": "", "target_num_points": ""}
+    """Flags of old command lines; the checkpoint knows both."""
+
     root_path: Path
     """Scene root."""
 
@@ -20,9 +23,6 @@ class EvalConfig:
 
     checkpoint_dir: Path | None = None
     """Folder of the trained splats; unset takes the newest of gs_2dgs and gs_3dgs in the run. A bare name is looked up in the run."""
-
-    global_opt_subdir: str = ""
-    """Alignment the checkpoint belongs to; the checkpoint knows it, the flag is accepted for old command lines."""
 
     transforms_path: Path | None = None
     """Fly-through path JSON; unset takes <root>/gs_video/0000_extend_transforms.json, or makes such a path where there is none."""
@@ -68,9 +68,6 @@ class EvalConfig:
 
     override_height: int = -1
     """Height of the renders in pixels; needs override_width too."""
-
-    target_num_points: int = 1_000_000
-    """Accepted for old command lines; the checkpoint knows its size."""
 
     white_background: bool = False
     """Put renders over white instead of black."""
