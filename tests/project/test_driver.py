@@ -218,7 +218,7 @@ def test_geometry_settings_reach_the_stage_and_its_command() -> None:
 
 
 VALUES = {Path: "given", int: "84", bool: None, str: "given"}
-CHOICES = {"image_ext": "jpg", "mask_sky": "off", "lens": "0.9,0.1"}
+CHOICES = {"image_ext": "jpg", "features": "sift", "mask_sky": "off", "lens": "0.9,0.1"}
 
 
 @pytest.mark.parametrize("alias", sorted(PipelineConfig.ALIASES))
