@@ -18,7 +18,9 @@ from configs.words import short_help, spelled_out
 from utils.errors import ConfigError
 from utils.runtime import cuda_device_present, run_stage
 from utils.scene.layout import RunLayout, SceneLayout
-from utils.scene.manifest import MANIFEST, peak_memory_mb, restart_peak_memory, to_plain, writing
+from utils.scene.lock import writing_scene
+from utils.scene.manifest import MANIFEST, peak_memory_mb, portable, restart_peak_memory
+from utils.scene.transaction import Output, publish_file, require_replaceable
 from utils.version import VERSION
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def plan(config: PipelineConfig) -> list[StageCall]:
     layout = SceneLayout(root)
     calls = []
     if config.input_video or config.frames_dir is not None:
-        calls.append(StageCall("geometry", "preprocess_video", "preprocess.stage:run", _preprocess(config, root), layout.npz_dir))
+        calls.append(StageCall("geometry", "preprocess_video", "preprocess.stage:run", _preprocess(config), layout.npz_dir))
     data = config.stage1.alignment
     name = config.alignment_run or layout.run_name(data.num_frames, data.stride, data.offset, config.stage1.out_suffix)
     run = layout.run(name)
@@ -82,9 +84,10 @@ def _memory(config: PipelineConfig, stage: Any) -> float:
     return float(stage.max_gpu_gb or config.max_gpu_gb)
 
 
-def _preprocess(config: PipelineConfig, root: Path) -> PreprocessConfig:
+def _preprocess(config: PipelineConfig) -> PreprocessConfig:
     again = config.overwrite or config.stage0.overwrite
-    return replace(config.stage0, input_video=config.input_video, frames_dir=config.frames_dir, scene_root=root, overwrite=again)
+    video, folder = config.input_video, config.frames_dir
+    return replace(config.stage0, input_video=video, frames_dir=folder, scene_root=config.root_path, overwrite=again)
 
 
 def _splat_calls(config: PipelineConfig, root: Path, run: RunLayout, subdir: str, inverse: Path) -> list[StageCall]:
@@ -175,14 +178,21 @@ def execute(
 
 
 def _created(folder: Path) -> str | None:
-    path = folder / MANIFEST
-    return json.loads(path.read_text()).get("created") if path.is_file() else None
+    """What tells the artifact from an earlier one; None if there is none, or none that can be read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return f"{manifest.get('created')} {manifest.get('content_id')}" if isinstance(manifest, dict) else None
+
+
+_SUMMARY = b'"stages": ['  # near the beginning of every summary
 
 
 def _write_summary(layout: SceneLayout, config: PipelineConfig, stages: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    summary = {"seconds": round(seconds, 1), "stages": stages, "config": to_plain(config)}
-    with writing(layout.summary_json):
-        layout.summary_json.write_text(json.dumps(summary, indent=1))
+    summary = {"seconds": round(seconds, 1), "stages": stages, "config": portable(config)}
+    with publish_file(layout.summary_json, signature=_SUMMARY) as path:
+        path.write_text(json.dumps(summary, indent=1))
     return summary
 
 
@@ -332,12 +342,14 @@ def run(config: PipelineConfig) -> Path:
     with ConsoleReporter() as console:
         watched = config.progress_file
         progress = ProgressFileReporter(watched, [c.title for c in calls], console) if watched is not None else None
-        with computing_on(config), compiling_ahead(config, calls):
-            execute(config, calls, progress or console, progress)
-    if not config.skip_eval:
-        from utils.report.html import write_report
+        with writing_scene(config.scene_root, console):
+            require_replaceable([Output(SceneLayout(config.scene_root).summary_json, "file", file=True, signature=_SUMMARY)])
+            with computing_on(config), compiling_ahead(config, calls):
+                execute(config, calls, progress or console, progress)
+            if not config.skip_eval:
+                from utils.report.html import write_report
 
-        write_report(config.scene_root)
+                write_report(config.scene_root)
     return config.scene_root
 
 

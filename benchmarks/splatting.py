@@ -60,7 +60,8 @@ from utils.reporting import ConsoleReporter
 from utils.runtime import run_stage
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import publish, write_manifest
+from utils.scene.manifest import write_manifest
+from utils.scene.transaction import publish
 from utils.splatting.checkpoint import MODEL, load_checkpoint
 from utils.splatting.render import SplatView, resolve_rasterizer, rgb_image
 from utils.synthetic.world import SyntheticWorld, WorldConfig, make_world
@@ -72,7 +73,7 @@ COMMON_NEIGHBOURS = 32
 
 def write_scene(root: Path, scene: Scene) -> None:
     """results.npz of a predicted scene."""
-    with publish(SceneLayout(root).npz_dir) as folder:
+    with publish(SceneLayout(root).npz_dir, "scene/1") as folder:
         artifacts.save_results(folder, scene)
         write_manifest(folder, schema="scene/1", config={}, inputs={})
 
@@ -87,7 +88,7 @@ def write_alignment(root: Path, name: str, result: Registration, heldout: Array 
     usable = usable_pixels(scene, confident_pixels(everything, data)[ids], as_is)
     cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, as_is)
     out = layout.run(f"frame_to_model_icp_{name}").after_global_optimization
-    with publish(out) as folder:
+    with publish(out, artifacts.ALIGNMENT_SCHEMA) as folder:
         artifacts.save_alignment(folder, to_alignment(scene, result, cloud, heldout), {name: True})
         write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={}, inputs={"results": artifacts.scene_id(root)})
     return out

@@ -16,18 +16,19 @@ from eval_gs.novel_views import as_trained, novel_scores, point_pairs, source_po
 from eval_gs.off_path import off_path
 from eval_gs.paths import clip_path, make_path
 from eval_gs.render import FilmOptions, film
-from utils.deformation.artifact import trained_inverse
+from utils.deformation.artifact import INVERSE_SCHEMA, trained_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.device.accelerator import cap_accelerator, or_on_cpu
-from utils.exports.check import checked_exports
 from utils.report import pictures
 from utils.report.html import write_report
 from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
-from utils.scene.manifest import is_current, publish, read_manifest, sha256, write_manifest
+from utils.scene.lock import one_writer
+from utils.scene.manifest import content_hash, fingerprints, in_scene, is_current, read_manifest, sha256, write_manifest
 from utils.scene.masks import used_pixels
 from utils.scene.media import list_frames, read_frames, resize_area, write_image
 from utils.scene.trajectories import extend_path, load_trajectory, save_trajectory
+from utils.scene.transaction import Output, publish, require_replaceable
 from utils.splatting.checkpoint import GS_SCHEMA, load_checkpoint
 from utils.splatting.render import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
 from utils.synthetic.world import ground_truth_file, load_ground_truth
@@ -52,6 +53,7 @@ class _Subject:
     held_out_of_all: Array
 
 
+@one_writer(lambda config: config.root_path)
 def run(config: EvalConfig, report: Reporter = NULL_REPORTER) -> Path:
     """Evaluates a checkpoint; returns the folder of the results."""
     run_layout, checkpoint = locate_checkpoint(config.root_path, config.run, config.checkpoint_dir)
@@ -62,17 +64,48 @@ def run(config: EvalConfig, report: Reporter = NULL_REPORTER) -> Path:
     path_json = config.transforms_path or SceneLayout(config.root_path).path_json
     if config.render_gs_video_path and path_json.is_file():
         inputs["camera_path"] = sha256(path_json)
-    if config.ground_truth is not None:
-        inputs["ground_truth"] = sha256(ground_truth_file(config.ground_truth))
+    inputs |= _other_inputs(config, manifest.config, run_layout, checkpoint)
     if not config.overwrite and is_current(out, EVALUATION_SCHEMA, config, inputs):
         report.note(f"evaluation: {out} is current, skipped")
     else:
+        reads = [SceneLayout(config.root_path).results_npz, checkpoint, path_json]
+        originals = _original_images(config, manifest.config)
+        require_replaceable([Output(out, EVALUATION_SCHEMA)], reads=reads, sources=[] if originals is None else [originals])
         cap_accelerator(config.max_gpu_gb)
         work = functools.partial(_evaluate, config, out, run_layout, checkpoint, inputs, report)
         or_on_cpu(lambda: work(config.device), lambda: work("cpu"), "evaluation")
     if config.report:
         report.note(f"report: {write_report(config.root_path)}")
     return out
+
+
+def _other_inputs(config: EvalConfig, trained: dict[str, Any], run_layout: RunLayout, checkpoint: Path) -> dict[str, str]:
+    """Content ids of what an evaluation reads beside the splats, as far as its settings ask for it."""
+    layout = SceneLayout(config.root_path)
+    files: dict[str, Path] = {}
+    if config.ground_truth is not None:
+        files |= {"ground_truth": ground_truth_file(config.ground_truth), "positions": layout.preprocess_json}
+    if config.render_clip_poses:
+        files["clip_cameras"] = layout.clip_cameras / "transforms.json"
+    inputs = {name: sha256(path) for name, path in files.items() if path.is_file()}
+    inverse = _inverse_dir(config, trained, run_layout)
+    if trained.get("deform", True) and not (checkpoint / "inverse_local.pt").is_file():
+        inputs["inverse_deformation"] = artifacts.artifact_id(inverse, INVERSE_SCHEMA)
+    originals = _original_images(config, trained)
+    if originals is not None:
+        inputs["original_images"] = content_hash(fingerprints(list_frames(originals)))
+    return inputs
+
+
+def _inverse_dir(config: EvalConfig, trained: dict[str, Any], run_layout: RunLayout) -> Path:
+    return in_scene(config.root_path, trained.get("inverse_deform_dir")) or run_layout.inverse_deformation
+
+
+def _original_images(config: EvalConfig, trained: dict[str, Any]) -> Path | None:
+    """Folder of frames at another resolution: the one given, or else the one that was trained on."""
+    if config.original_images_dir:
+        return Path(config.original_images_dir)
+    return in_scene(config.root_path, trained.get("original_images_dir"))
 
 
 def _evaluate(
@@ -87,15 +120,13 @@ def _evaluate(
         white=config.white_background,
         measure=config.metrics,
     )
-    with publish(out) as folder:
+    with publish(out, EVALUATION_SCHEMA, home=config.root_path, report=report) as folder:
         consistency = {}
         for name, cameras in _paths(config, subject, report).items():
             consistency[name] = film(subject.view, cameras, folder, name, options, report)
             save_trajectory(folder / f"{name}_transforms.json", cameras)
         if config.metrics:
-            consistency = {name: values for name, values in consistency.items() if values}
-            more = {"exports": checked_exports(checkpoint, subject.view), "consistency": consistency}
-            _measure(config, subject, folder, more, started, report)
+            _measure(config, subject, folder, consistency, started, report)
         _picture_rows(subject, folder / "report_pictures", config.white_background)
         if subject.view.trained.coverage is not None:
             write_image(folder / "report_pictures" / "coverage_from_above.jpg", coverage_plan(subject.view.trained))
@@ -111,20 +142,20 @@ def _load_subject(config: EvalConfig, run_layout: RunLayout, checkpoint: Path, d
     if not settings.get("deform", True):
         warp: InverseWarp = IdentityInverseWarp()
     else:
-        warp = trained_inverse(checkpoint, Path(settings.get("inverse_deform_dir") or run_layout.inverse_deformation))
+        warp = trained_inverse(checkpoint, _inverse_dir(config, settings, run_layout))
     rasterizer, device, reason = resolve_rasterizer(config.rasterizer, device_name)
     view = SplatView(trained, rasterizer, device, bool(settings.get("deform_inverse_rotations", True)))
     scene = artifacts.load_scene(config.root_path)
-    images = _reference_images(config.original_images_dir or settings.get("original_images_dir"), scene, trained.cameras)
+    images = _reference_images(_original_images(config, settings), scene, trained.cameras)
     alignment = run_layout.root / settings.get("global_opt_subdir", run_layout.after_global_optimization.name)
     strict = artifacts.load_alignment(alignment, with_cloud=False).heldout
     return _Subject(view, warp.to(device), scene, images, alignment, strict), {"rasterizer": reason}
 
 
-def _reference_images(folder: str | Path | None, scene: Scene, cameras: CameraSet) -> Array:
+def _reference_images(folder: Path | None, scene: Scene, cameras: CameraSet) -> Array:
     """(F, h, w, 3) uint8 frames of the trained cameras at their size, from a folder of originals if there is one."""
     if folder:
-        paths = list_frames(Path(folder))
+        paths = list_frames(folder)
         return read_frames([paths[i] for i in cameras.frame_ids], cameras.size)
     return np.stack([resize_area(scene.images[i], cameras.size) for i in cameras.frame_ids])
 
@@ -159,8 +190,10 @@ def _paths(config: EvalConfig, subject: _Subject, report: Reporter) -> dict[str,
     return {name: cameras.resized(size) for name, cameras in paths.items()}
 
 
-def _measure(config: EvalConfig, subject: _Subject, folder: Path, more: dict[str, object], started: float, report: Reporter) -> None:
-    """Writes `metrics.json`; `more` is what was measured elsewhere."""
+def _measure(
+    config: EvalConfig, subject: _Subject, folder: Path, consistency: dict[str, dict[str, float]], started: float, report: Reporter
+) -> None:
+    """Writes `metrics.json`."""
     lpips, reason = lpips_or_reason(config.lpips)
     if reason:
         report.note(f"evaluation: no LPIPS. {reason}")
@@ -186,7 +219,7 @@ def _measure(config: EvalConfig, subject: _Subject, folder: Path, more: dict[str
         "multi_layer": multi_layer(artifacts.load_cloud(subject.alignment).points, cameras),
         "frames_placed": _frames_placed(subject),
         "off_path": off_path(subject.view, config.off_path_degrees),
-        **more,
+        "consistency": {name: values for name, values in consistency.items() if values},
         "frames": scores,
         "seconds": time.perf_counter() - started,
     }

@@ -14,12 +14,15 @@ from utils.registration.result import to_alignment
 from utils.report.alignment_report import publish_alignment
 from utils.reporting import tensorboard
 from utils.scene import artifacts
-from utils.scene.checkpoints import CheckpointFolder
+from utils.scene.checkpoints import CheckpointFolder, forget_parts
 from utils.scene.layout import SceneLayout
+from utils.scene.lock import one_writer
 from utils.scene.manifest import is_current
+from utils.scene.transaction import Output, require_replaceable
 from utils.types import NULL_REPORTER, Reporter
 
 
+@one_writer(lambda config: config.root_path)
 def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path:
     """Aligns the selected frames one after another; returns the folder of the result."""
     layout = SceneLayout(config.root_path)
@@ -29,7 +32,9 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
     inputs = {"results": artifacts.scene_id(config.root_path)}
     if not config.overwrite and is_current(out, artifacts.ALIGNMENT_SCHEMA, config, inputs):
         report.note(f"frame to model: {out} is current, skipped")
+        forget_parts(out)
         return out
+    require_replaceable([Output(out, artifacts.ALIGNMENT_SCHEMA)], reads=[layout.results_npz])
     started = time.perf_counter()
     cap_accelerator(config.max_gpu_gb)
     checkpoints = CheckpointFolder(out, config, inputs)

@@ -23,23 +23,28 @@ from utils.registration.result import Diagnostics, Registration, to_alignment
 from utils.report.alignment_report import publish_alignment
 from utils.reporting import tensorboard
 from utils.scene import artifacts
-from utils.scene.checkpoints import CheckpointFolder
+from utils.scene.checkpoints import CheckpointFolder, forget_parts
 from utils.scene.layout import SceneLayout
+from utils.scene.lock import one_writer
 from utils.scene.manifest import MANIFEST, is_current, read_manifest
+from utils.scene.transaction import Output, require_replaceable
 from utils.types import NULL_REPORTER, Alignment, Array, Reporter, Scene, StepReport
 
 
+@one_writer(lambda config: config.root_path)
 def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> Path:
     """Refines an alignment over all its frames at once; returns the folder of the result."""
     layout = SceneLayout(config.root_path)
     run_layout = layout.named_run(config.run)
-    root = run_layout.root
-    source, out = root / config.checkpoint_subdir, root / config.out_subdir
+    source = run_layout.part(config.checkpoint_subdir, "checkpoint_subdir")
+    out = run_layout.part(config.out_subdir, "out_subdir")
     inputs = {"results": artifacts.scene_id(config.root_path)}
     inputs[config.checkpoint_subdir] = artifacts.artifact_id(source, artifacts.ALIGNMENT_SCHEMA, made_from=dict(inputs))
     if not config.overwrite and is_current(out, artifacts.ALIGNMENT_SCHEMA, config, inputs):
         report.note(f"joint alignment: {out} is current, skipped")
+        forget_parts(out)
         return out
+    require_replaceable([Output(out, artifacts.ALIGNMENT_SCHEMA)], reads=[layout.results_npz, source])
     started = time.perf_counter()
     cap_accelerator(config.max_gpu_gb)
     checkpoints = CheckpointFolder(out, config, inputs)

@@ -1,38 +1,63 @@
 """What stage 0 writes beside results.npz: the scene's frames, the clip's cameras, the record of the choice and the fly-through path."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 
 from configs.preprocess import PreprocessConfig
 from preprocess.frames import Footage
 from preprocess.scene import Reconstruction
+from utils.errors import ConfigError
 from utils.exports.clip import write_clip
-from utils.scene.artifacts import write_json
+from utils.scene.artifacts import read_json, write_json
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import publish, writing
 from utils.scene.media import image_size, write_image
 from utils.scene.trajectories import extend_path, save_trajectory
+from utils.scene.transaction import Output
 from utils.sfm.clip_cameras import place_clip
 from utils.types import Reporter
 
+SCHEMA = "geometry/1"
 
-def write_subsampled(config: PreprocessConfig, layout: SceneLayout, footage: Footage, made: Reconstruction) -> None:
+
+def outputs_of(config: PreprocessConfig, layout: SceneLayout) -> list[Output]:
+    """Everything that stage 0 writes, as one transaction; without results.npz, its first, none of it counts."""
+    outputs = [
+        Output(layout.npz_dir, SCHEMA),
+        Output(layout.clip_cameras, "clip_cameras"),
+        Output(layout.frames_subsampled, "frames_subsampled"),
+        Output(layout.preprocess_json, "file", file=True),
+        Output(layout.path_json, "file", file=True),
+    ]
+    return [*outputs, Output(layout.frames, "frames")] if config.input_video else outputs
+
+
+def write_subsampled(config: PreprocessConfig, folder: Path, footage: Footage, made: Reconstruction) -> None:
     """The scene's frames at their original size, without lens and shutter, numbered from 0 like the rows of results.npz."""
-    with publish(layout.frames_subsampled) as folder:
-        for index, position in enumerate(made.positions):
-            path = footage.source.frames[position]
-            target = folder / f"{index:06d}.{config.image_ext}"
-            if footage.straight is None and path.suffix.lower() == f".{config.image_ext}":
-                target.write_bytes(path.read_bytes())
-            else:
-                write_image(target, footage.image(position))
+    for index, position in enumerate(made.positions):
+        path = footage.source.frames[position]
+        target = folder / f"{index:06d}.{config.image_ext}"
+        if footage.straight is None and path.suffix.lower() == f".{config.image_ext}":
+            target.write_bytes(path.read_bytes())
+        else:
+            write_image(target, footage.image(position))
 
 
-def write_clip_cameras(config: PreprocessConfig, layout: SceneLayout, footage: Footage, made: Reconstruction, report: Reporter) -> None:
+def write_clip_cameras(
+    config: PreprocessConfig, layout: SceneLayout, folder: Path, footage: Footage, made: Reconstruction, report: Reporter
+) -> None:
     """Cameras of every frame of the clip at its own size: transforms.json, a COLMAP model and the scene's points.
 
     The frames are those on disk. With a shutter no camera model of those formats holds for them, so they are written without it.
+
+    Args:
+        config: says whether every frame is wanted.
+        layout: of the scene.
+        folder: the folder that will be `exports/cameras/`.
+        footage: the clip's frames.
+        made: the scene and its frames' positions.
+        report: told which frames could not be placed.
     """
     source, scene, straight = footage.source, made.scene, footage.straight
     shown = list(range(len(source.frames))) if config.every_frame else made.positions
@@ -44,40 +69,58 @@ def write_clip_cameras(config: PreprocessConfig, layout: SceneLayout, footage: F
     if missing:
         report.note(f"cameras: {len(missing)} of {len(paths)} frames of the clip could not be placed: {_abridged(missing)}")
     size = image_size(source.frames[0])
-    with publish(layout.clip_cameras) as folder:
-        if straight is None or not straight.camera.readout:
-            write_clip(folder, found, paths, size, scene, None if straight is None else straight.camera.lens)
-            return
-        names = [f"images/{path.stem}.{config.image_ext}" for path in paths]
-        (folder / "images").mkdir()
-        for index in np.flatnonzero(found.placed):
-            write_image(folder / names[index], footage.image(shown[index]))
-        write_clip(folder, found, [layout.clip_cameras / name for name in names], size, scene, None)
+    if straight is None or not straight.camera.readout:
+        place = os.path.realpath(layout.clip_cameras)
+        names = [Path(os.path.relpath(os.path.realpath(source.place(i)), place)).as_posix() for i in shown]
+        write_clip(folder, found, names, size, scene, None if straight is None else straight.camera.lens)
+        return
+    names = [f"images/{frame.stem}.{config.image_ext}" for frame in paths]
+    (folder / "images").mkdir()
+    for index in np.flatnonzero(found.placed):
+        write_image(folder / names[index], footage.image(shown[index]))
+    write_clip(folder, found, names, size, scene, None)
 
 
 def _abridged(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
-def write_record(config: PreprocessConfig, layout: SceneLayout, footage: Footage, made: Reconstruction) -> None:
-    """`preprocess_frames.json` and the fly-through path."""
+def write_record(config: PreprocessConfig, layout: SceneLayout, path: Path, footage: Footage, made: Reconstruction) -> None:
+    """`preprocess_frames.json`: what was chosen from what."""
     source, straight = footage.source, footage.straight
-    write_json(
-        layout.preprocess_json,
-        {
-            "frames_dir": layout.frames_subsampled.name,
-            "source_frames_dir": os.path.relpath(source.folder, config.root),
-            "image_ext": config.image_ext,
-            "source": "input_video" if config.input_video else "frames_dir",
-            "max_frames": config.max_frames,
-            "max_stride": config.max_stride,
-            "actual_stride": round((len(source.frames) - 1) / max(len(made.positions) - 1, 1), 3),
-            "num_frames_used": len(made.positions),
-            "positions": made.positions,
-            "clip_frames": source.totals,
-            "camera": None if straight is None else straight.described(source.fps),
-        },
-    )
-    with writing(layout.path_json):
-        layout.path_json.parent.mkdir(parents=True, exist_ok=True)
-    save_trajectory(layout.path_json, extend_path(made.scene.cameras, made.scene.median_depth))
+    record = {
+        "frames_dir": layout.frames_subsampled.name,
+        "source_frames_dir": os.path.relpath(source.folder, config.root),
+        "image_ext": config.image_ext,
+        "source": "input_video" if config.input_video else "frames_dir",
+        "input": [path.name for path in config.input_video] or [source.folder.name],
+        "max_frames": config.max_frames,
+        "max_stride": config.max_stride,
+        "actual_stride": round((len(source.frames) - 1) / max(len(made.positions) - 1, 1), 3),
+        "num_frames_used": len(made.positions),
+        "positions": made.positions,
+        "clip_frames": source.totals,
+        "camera": None if straight is None else straight.described(source.fps),
+    }
+    write_json(path, record)
+
+
+def write_path(path: Path, made: Reconstruction) -> None:
+    """The fly-through path: the scene's cameras and some way beyond."""
+    save_trajectory(path, extend_path(made.scene.cameras, made.scene.median_depth))
+
+
+def require_own_root(config: PreprocessConfig, layout: SceneLayout) -> None:
+    """Checks that the scene at the default place is that of this input: `clip.mp4` and `clip.mov` would share one.
+
+    Raises:
+        ConfigError: it was made from an input of another name.
+    """
+    if config.scene_root is not None or not layout.preprocess_json.is_file():
+        return
+    given = config.input_video[0] if config.input_video else config.frames_dir
+    names = read_json(layout.preprocess_json).get("input", [])
+    if given is not None and names and names[0] != given.name:
+        raise ConfigError(
+            f"the scene {layout.root} was made from {names[0]}, not from {given.name}", "choose another place with --scene_root (root_path)"
+        )

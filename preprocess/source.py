@@ -1,5 +1,6 @@
 """The input of stage 0: what it consists of, its frames as files, and which of them become the scene."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,11 @@ import numpy as np
 
 from configs.preprocess import PreprocessConfig
 from utils.errors import InputError
+from utils.imports.cameras import files_of_cameras
 from utils.runtime import cpu_count
 from utils.scene.frame_selection import between, choose_uniform, prefer_sharp, share_fairly, sharpness
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import content_hash, publish
+from utils.scene.manifest import content_hash, fingerprints
 from utils.scene.media import decode, extract_frames, list_clips, list_frames, read_image
 from utils.types import Array, Reporter
 
@@ -21,9 +23,9 @@ class Source:
     """The frames of the input on disk.
 
     Attributes:
-        frames: every frame in order.
+        frames: every frame in order; those of a clip lie where they are written until the whole of stage 0 is published.
         totals: frames of each clip.
-        folder: where they lie.
+        folder: where they will lie.
         fps: frames a second of the first clip, 0 if unknown.
     """
 
@@ -32,27 +34,48 @@ class Source:
     folder: Path
     fps: float = 0.0
 
+    def place(self, position: int) -> Path:
+        """Where a frame will lie."""
+        return self.folder / self.frames[position].name
 
-def fingerprint(config: PreprocessConfig) -> dict[str, str]:
-    """Name, size and modification time of the inputs: hashing gigabytes of video would cost more than it protects.
+
+def input_ids(config: PreprocessConfig) -> dict[str, str]:
+    """Content ids of everything that is read: neither times nor the folders and names of clips matter.
+
+    Names of frames, masks and depth images do, since cameras, masks and frames belong together by them.
 
     Raises:
-        InputError: an input does not exist.
+        InputError: an input does not exist or cannot be read.
     """
-    paths = list_clips(config.input_video) if config.input_video else list_frames(_folder(config))
-    groups = {"source": paths}
+    if config.input_video:
+        ids = {"source": content_hash("clips", _contents(list_clips(config.input_video)))}
+    else:
+        ids = {"source": _named(list_frames(_folder(config)), _folder(config))}
     for name, given in (("cameras", config.cameras), ("masks", config.masks)):
-        if given is not None:
-            if not given.exists():
-                raise InputError(f"{given} does not exist", f"check the path given to --{name}")
-            files = [given] if given.is_file() else sorted(p for p in given.rglob("*") if p.is_file() and _describes(p, name))
-            groups[name] = files
-    return {name: content_hash(name, [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]) for name, files in groups.items()}
+        if given is None:
+            continue
+        if not given.exists():
+            raise InputError(f"{given} does not exist", f"check the path given to --{name}")
+        if name == "cameras":
+            ids[name] = _named(files_of_cameras(given), given)
+        else:
+            ids[name] = _named(list_frames(given), given)
+    return ids
 
 
-def _describes(path: Path, group: str) -> bool:
-    """Whether a file in a given folder matters: every mask, but of a camera folder not the images beside the cameras."""
-    return group == "masks" or path.suffix in (".bin", ".txt", ".json")
+def _named(files: list[Path], below: Path) -> str:
+    """Hash of names and contents of files."""
+    return content_hash([os.path.relpath(path, below) for path in files], _contents(files))
+
+
+def _contents(files: list[Path]) -> list[str]:
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"{path} is no file", "give clips, images and cameras as plain files")
+    try:
+        return fingerprints(files)
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}", "check the file and its permissions") from error
 
 
 def _folder(config: PreprocessConfig) -> Path:
@@ -61,14 +84,20 @@ def _folder(config: PreprocessConfig) -> Path:
     return config.frames_dir
 
 
-def frames_on_disk(config: PreprocessConfig, layout: SceneLayout, report: Reporter) -> Source:
+def frames_on_disk(config: PreprocessConfig, layout: SceneLayout, staging: Path | None, report: Reporter) -> Source:
     """All frames as files; clips are decoded into `frames/`, numbered from 1.
+
+    Args:
+        config: names the clips or the folder of frames.
+        layout: of the scene.
+        staging: the folder that will be `frames/`; None for a folder of frames.
+        report: told of a clip that breaks off.
 
     Raises:
         InputError: fewer than two frames, clips of several sizes, or a clip that cannot be decoded.
         ArtifactError: the frames cannot be written.
     """
-    if not config.input_video:
+    if staging is None:
         frames = list_frames(_folder(config))
         _require_two(len(frames), str(_folder(config)))
         return Source(frames=frames, totals=[len(frames)], folder=_folder(config))
@@ -76,15 +105,14 @@ def frames_on_disk(config: PreprocessConfig, layout: SceneLayout, report: Report
     fps = 0.0
     clips = list_clips(config.input_video)
     _require_one_size(clips)
-    with publish(layout.frames) as folder:
-        for clip in clips:
-            info = extract_frames(clip, folder, extension=config.image_ext, first=1 + sum(totals))
-            totals.append(len(info.frames))
-            fps = fps or info.fps
-            if info.broken:
-                report.note(f"{clip.name} breaks off after {len(info.frames)} frames ({info.broken}); they are used")
-        _require_two(sum(totals), ", ".join(clip.name for clip in clips))
-    return Source(frames=list_frames(layout.frames), totals=totals, folder=layout.frames, fps=fps)
+    for clip in clips:
+        info = extract_frames(clip, staging, extension=config.image_ext, first=1 + sum(totals))
+        totals.append(len(info.frames))
+        fps = fps or info.fps
+        if info.broken:
+            report.note(f"{clip.name} breaks off after {len(info.frames)} frames ({info.broken}); they are used")
+    _require_two(sum(totals), ", ".join(clip.name for clip in clips))
+    return Source(frames=list_frames(staging), totals=totals, folder=layout.frames, fps=fps)
 
 
 def _require_two(count: int, where: str) -> None:

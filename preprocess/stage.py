@@ -1,23 +1,25 @@
-"""Stage 0 as a whole: skip what is current, else decode, reconstruct and write everything."""
+"""Stage 0 as a whole: skip what is current, else decode, reconstruct and write everything in one transaction."""
 
-import dataclasses
 import time
 from pathlib import Path
 
 from configs.preprocess import PreprocessConfig
-from preprocess import frames, geometry
-from preprocess.outputs import write_clip_cameras, write_record, write_subsampled
+from preprocess import frames, geometry, outputs
+from preprocess.outputs import SCHEMA
 from preprocess.scene import reconstruct
-from preprocess.source import fingerprint, frames_on_disk
+from preprocess.source import frames_on_disk, input_ids
+from utils.imports.cameras import locate_cameras
 from utils.scene.artifacts import save_results
 from utils.scene.captured import parse_camera
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import MANIFEST, is_current, publish, write_manifest
+from utils.scene.lock import one_writer
+from utils.scene.manifest import MANIFEST, is_current, write_manifest, writing
+from utils.scene.media import list_clips
+from utils.scene.transaction import Transaction
 from utils.types import NULL_REPORTER, Reporter
 
-SCHEMA = "geometry/1"
 
-
+@one_writer(lambda config: config.root)
 def run(config: PreprocessConfig, report: Reporter = NULL_REPORTER) -> Path:
     """Makes the scene unless it is current already; returns its root.
 
@@ -27,26 +29,30 @@ def run(config: PreprocessConfig, report: Reporter = NULL_REPORTER) -> Path:
     started = time.monotonic()
     layout = SceneLayout(config.root)
     backend = geometry.resolve_backend(config)
-    config = dataclasses.replace(config, features=geometry.resolve_features(config, backend, report))
-    inputs = fingerprint(config)
+    inputs = input_ids(config)
     settings = geometry.settings_of(config, backend)
     if not config.overwrite and is_current(layout.npz_dir, SCHEMA, settings, inputs):
         report.note(f"stage 0: {layout.results_npz} is current, skipped")
         return config.root
     if not config.overwrite and layout.results_npz.is_file() and not (layout.npz_dir / MANIFEST).is_file():
-        report.note(f"stage 0: {layout.results_npz} was made by another program and is used as it is; overwrite replaces it")
+        report.note(f"stage 0: {layout.results_npz} was made by another program and is used as it is")
         return config.root
     if config.lens not in ("none", "estimate"):
         parse_camera(config.lens)  # a typing error shows before minutes of decoding
-    footage = frames.load(config, frames_on_disk(config, layout, report), report)
-    made = reconstruct(config, footage, backend, report)
-    write_subsampled(config, layout, footage, made)
-    write_clip_cameras(config, layout, footage, made, report)
-    write_record(config, layout, footage, made)
-    with publish(layout.npz_dir) as folder:
-        save_results(folder, made.scene)
+    outputs.require_own_root(config, layout)
+    reads, sources = _reads(config)
+    wanted = outputs.outputs_of(config, layout)
+    with Transaction(wanted, reads=reads, sources=sources, home=config.root, report=report) as transaction, writing(config.root):
+        source = frames_on_disk(config, layout, transaction.path(layout.frames) if config.input_video else None, report)
+        footage = frames.load(config, source, report)
+        made = reconstruct(config, footage, backend, report)
+        outputs.write_subsampled(config, transaction.path(layout.frames_subsampled), footage, made)
+        outputs.write_clip_cameras(config, layout, transaction.path(layout.clip_cameras), footage, made, report)
+        outputs.write_record(config, layout, transaction.path(layout.preprocess_json), footage, made)
+        outputs.write_path(transaction.path(layout.path_json), made)
+        save_results(transaction.path(layout.npz_dir), made.scene)
         write_manifest(
-            folder,
+            transaction.path(layout.npz_dir),
             schema=SCHEMA,
             config=settings,
             inputs=inputs,
@@ -56,3 +62,10 @@ def run(config: PreprocessConfig, report: Reporter = NULL_REPORTER) -> Path:
         )
     report.note(f"stage 0: {len(made.scene)} frames at {footage.frames.size[1]}x{footage.frames.size[0]} -> {layout.results_npz}")
     return config.root
+
+
+def _reads(config: PreprocessConfig) -> tuple[list[Path], list[Path]]:
+    """Clips, which may lie in the scene's folder; and folders of the user's, which no output may be written into."""
+    clips = list_clips(config.input_video) if config.input_video else []
+    cameras = None if config.cameras is None else locate_cameras(config.cameras)
+    return clips, [path for path in (config.frames_dir, cameras, config.masks) if path is not None]

@@ -17,7 +17,8 @@ from utils.deformation.inverse import inverse_of_alignment
 from utils.exports.nerfstudio import OPENGL_FROM_OPENCV
 from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
-from utils.scene.manifest import publish, write_manifest
+from utils.scene.manifest import write_manifest
+from utils.scene.transaction import publish
 from utils.splatting.checkpoint import GS_SCHEMA, MODEL, TrainedScene, save_checkpoint
 from utils.types import Alignment, CanonicalCloud, LatticeFields, Scene
 
@@ -35,7 +36,7 @@ def write_trained_scene(root: Path, scene: Scene, renderer: str = "3dgs") -> Run
     """The same of any consistent scene of FRAMES frames of SIZE without sky."""
     layout = SceneLayout(root)
     cameras = scene.cameras
-    with publish(layout.npz_dir) as folder:
+    with publish(layout.npz_dir, "geometry/1") as folder:
         artifacts.save_results(folder, scene)
     run = layout.run(RUN)
     points = np.concatenate(
@@ -55,13 +56,13 @@ def write_trained_scene(root: Path, scene: Scene, renderer: str = "3dgs") -> Run
         original_w2c=cameras.w2c,
         aligned=np.ones(FRAMES, bool),
     )
-    with publish(run.after_global_optimization) as folder:
+    with publish(run.after_global_optimization, "alignment/1") as folder:
         artifacts.save_alignment(folder, alignment, {})
         (folder / "report.json").write_text(
             json.dumps({"frame_residual": [0.1, 0.2, 0.15, 0.12, 0.11], "curve": {"step": [0, 1, 2], "loss": [3.0, 2.0, 1.5]}})
         )
         write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={"iterations": 3}, inputs={}, seconds=2.5)
-    with publish(run.inverse_deformation) as folder:
+    with publish(run.inverse_deformation, "inverse_deformation/1") as folder:
         save_inverse(folder, inverse_of_alignment(alignment))
         write_manifest(folder, schema=INVERSE_SCHEMA, config=InverseDeformationConfig(), inputs={})
     _write_splats(run, alignment, renderer)
@@ -77,7 +78,7 @@ def _write_splats(run: RunLayout, alignment: Alignment, renderer: str) -> None:
     trained = TrainedScene(
         splats=splats, cameras=alignment.cameras, heldout=heldout, renderer=renderer, appearance=torch.eye(3, 4).repeat(FRAMES, 1, 1)
     )
-    with publish(run.gs(renderer)) as folder:
+    with publish(run.gs(renderer), "gs/1") as folder:
         save_checkpoint(folder / MODEL, trained)
         artifacts.write_json(folder / "config.json", settings)
         artifacts.write_json(folder / "report.json", {"splats": len(splats), "curve": [{"step": i, "loss": 1 / (i + 1)} for i in range(5)]})

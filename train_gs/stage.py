@@ -1,7 +1,6 @@
 """Stage 3.2 shell: reads an alignment and its inverse, trains, publishes `gs_<renderer>/`."""
 
 import math
-import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -26,14 +25,18 @@ from train_gs.train import Trainer, TrainingData, train
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse, save_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.device.accelerator import cap_memory
-from utils.errors import InputError
+from utils.errors import ArtifactError, InputError
 from utils.exports.ply import write_splat_ply
 from utils.exports.stage import export_splats
 from utils.runtime import seed_everything
 from utils.scene import artifacts
+from utils.scene.checkpoints import forget_parts
 from utils.scene.layout import RunLayout, SceneLayout
-from utils.scene.manifest import content_hash, is_current, publish, to_plain, write_manifest
+from utils.scene.lock import one_writer
+from utils.scene.manifest import content_hash, fingerprints, is_current, portable, significant, write_manifest, writing
 from utils.scene.masks import used_pixels
+from utils.scene.media import list_frames
+from utils.scene.transaction import Output, publish, require_replaceable
 from utils.splatting.checkpoint import GS_SCHEMA, MODEL, PREVIEW, TrainedScene, save_checkpoint, unfinished
 from utils.splatting.rasterize.contract import choose_rasterizer, load_rasterizer
 from utils.splatting.sh import C0
@@ -44,6 +47,7 @@ _PREVIEW_SECONDS, _PREVIEW_PAUSE = 15.0, 50.0
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
+@one_writer(lambda config: config.root_path)
 def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     """Trains the splats of a run; returns the folder of the result."""
     layout = SceneLayout(config.root_path).named_run(config.run)
@@ -51,7 +55,9 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     inputs = _inputs(config, layout)
     if not config.overwrite and is_current(out, GS_SCHEMA, config, inputs):
         report.note(f"splatting: {out} is current, skipped")
+        forget_parts(out)
         return out
+    require_replaceable([Output(out, GS_SCHEMA)], reads=_read(config, layout), sources=_originals(config))
     started = time.perf_counter()
     seed_everything(config.seed)
     device, backend, reason = resolve_backend(config)
@@ -73,7 +79,7 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
             f"splatting: {len(trainer.parameters.means)} splats, {len(trainer.training_views)} frames to train on and "
             f"{int(shown.heldout.sum())} held out, {shown.cameras.size[1]}x{shown.cameras.size[0]}, {reason}"
         )
-        resume = ResumeFile(out, content_hash(to_plain(chosen), inputs))
+        resume = ResumeFile(out, content_hash(significant(portable(chosen)), inputs))
         resume.restore(trainer, report)
         prepared = time.perf_counter()
         preview = Preview(out, report)
@@ -94,7 +100,7 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     if trainer.plateau.reached:
         report.note(f"splatting: stopped at step {trainer.iteration} of {trainer.config.num_iters}, the loss no longer falls")
         summary["stopped_at"] = trainer.iteration
-    with publish(out) as folder:
+    with publish(out, GS_SCHEMA, home=config.root_path, report=report) as folder:
         if trainer.refinement is not None or (config.deform and roles.extended):
             save_inverse(folder, warp)
         _write(folder, config, trained, {**summary, "seconds": timings, "frames": rows, "curve": trainer.history})
@@ -107,7 +113,7 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
             seed=config.seed,
             seconds=time.perf_counter() - started,
         )
-    ResumeFile(out, "").remove()
+    forget_parts(out)
     report.note("splatting: " + ", ".join(f"{k} {v:.2f} dB" for k, v in averages(rows).items()))
     return out
 
@@ -200,13 +206,27 @@ def _inverse_dir(config: GSConfig, layout: RunLayout) -> Path:
 
 def _inputs(config: GSConfig, layout: RunLayout) -> dict[str, str]:
     """Content ids of what the training reads."""
-    source = layout.root / config.global_opt_subdir
+    source = layout.part(config.global_opt_subdir, "global_opt_subdir")
     inputs = {"results": artifacts.scene_id(config.root_path)}
     inputs[config.global_opt_subdir] = artifacts.artifact_id(source, artifacts.ALIGNMENT_SCHEMA, made_from=dict(inputs))
     if config.deform:
         inverse = _inverse_dir(config, layout)
         inputs["inverse_deformation"] = artifacts.artifact_id(inverse, INVERSE_SCHEMA, made_from=dict(inputs))
+    clips = artifacts.clip_of_frames(config.root_path, artifacts.count_frames(config.root_path))
+    if clips.any():
+        inputs["clips"] = content_hash(clips.tolist())
+    if config.original_images_dir is not None:
+        inputs["original_images"] = content_hash(fingerprints(list_frames(config.original_images_dir)))
     return inputs
+
+
+def _read(config: GSConfig, layout: RunLayout) -> list[Path]:
+    """What of the scene the training reads."""
+    return [SceneLayout(config.root_path).results_npz, layout.root / config.global_opt_subdir, _inverse_dir(config, layout)]
+
+
+def _originals(config: GSConfig) -> list[Path]:
+    return [] if config.original_images_dir is None else [config.original_images_dir]
 
 
 def _write(folder: Path, config: GSConfig, trained: TrainedScene, summary: dict[str, Any]) -> None:
@@ -242,9 +262,10 @@ class ResumeFile:
 
     def save(self, trainer: Trainer) -> None:
         """Writes the state beside the old one and renames it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with writing(self._path):
+            self._folder.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_suffix(".partial")
-        torch.save({"key": self._key, **trainer.state()}, beside)
+        artifacts.save_tensors(beside, {"key": self._key, **trainer.state()})
         beside.replace(self._path)
 
     def restore(self, trainer: Trainer, report: Reporter) -> None:
@@ -257,10 +278,6 @@ class ResumeFile:
             return
         trainer.load(state)
         report.note(f"splatting: resumes at step {trainer.iteration}")
-
-    def remove(self) -> None:
-        """The training is finished."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Preview:
@@ -312,7 +329,7 @@ class Preview:
             return self._writing is None
         try:
             self._due = time.monotonic() + max(_PREVIEW_SECONDS, _PREVIEW_PAUSE * self._writing.result())
-        except OSError as error:
+        except (OSError, ArtifactError) as error:
             self._report.note(f"splatting: no more previews, {error}")
             self._due = float("inf")
         self._writing = None

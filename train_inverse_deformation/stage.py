@@ -14,26 +14,31 @@ from utils.deformation.inverse import InverseWarp, inverse_of_alignment
 from utils.deformation.lattice.reference import LatticeField
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import is_current, publish, write_manifest
+from utils.scene.lock import one_writer
+from utils.scene.manifest import is_current, write_manifest
+from utils.scene.transaction import Output, publish, require_replaceable
 from utils.types import NULL_REPORTER, Alignment, Reporter, Scene, StepReport
 
 
+@one_writer(lambda config: config.root_path)
 def run(config: InverseDeformationConfig, report: Reporter = NULL_REPORTER) -> Path:
     """Makes the inverse deformation of a run; returns its folder."""
-    layout = SceneLayout(config.root_path).named_run(config.run)
-    source = layout.root / config.checkpoint_subdir
+    scene_layout = SceneLayout(config.root_path)
+    layout = scene_layout.named_run(config.run)
+    source = layout.part(config.checkpoint_subdir, "checkpoint_subdir")
     out = config.out_path or layout.inverse_deformation
     inputs = {"results": artifacts.scene_id(config.root_path)}
     inputs[config.checkpoint_subdir] = artifacts.artifact_id(source, artifacts.ALIGNMENT_SCHEMA, made_from=dict(inputs))
     if not config.overwrite and is_current(out, INVERSE_SCHEMA, config, inputs):
         report.note(f"inverse deformation: {out} is current, skipped")
         return out
+    require_replaceable([Output(out, INVERSE_SCHEMA)], reads=[scene_layout.results_npz, source])
     started = time.perf_counter()
     alignment = artifacts.load_alignment(source, with_cloud=False)
     scene = artifacts.load_scene(config.root_path).select(alignment.cameras.frame_ids)
     warp = make_inverse(alignment, scene, config, report)
     trips = validate(warp, alignment, scene, config, report)
-    with publish(out) as folder:
+    with publish(out, INVERSE_SCHEMA, home=config.root_path, report=report) as folder:
         save_inverse(folder, warp)
         artifacts.write_json(folder / "report.json", {"seconds": time.perf_counter() - started, "round_trip": trips})
         write_manifest(

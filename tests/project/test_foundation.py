@@ -29,7 +29,8 @@ from utils.registry import Registry
 from utils.reporting import number_ranges
 from utils.scene.artifacts import artifact_id, load_alignment, load_scene, save_alignment, save_results
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import is_current, publish, read_manifest, require_fresh, write_manifest
+from utils.scene.manifest import is_current, read_manifest, require_fresh, write_manifest
+from utils.scene.transaction import publish
 from utils.types import Alignment, CameraSet, CanonicalCloud, LatticeFields, Scene
 
 
@@ -131,7 +132,7 @@ def test_camera_set_inverse_and_resize():
 
 def make_root(tmp_path: Path, scene: Scene) -> Path:
     layout = SceneLayout(tmp_path)
-    with publish(layout.npz_dir) as folder:
+    with publish(layout.npz_dir, "geometry/1") as folder:
         save_results(folder, scene)
         write_manifest(folder, schema="scene/1", config={"a": 1}, inputs={})
     return tmp_path
@@ -220,7 +221,7 @@ def example_alignment() -> Alignment:
 
 def test_alignment_round_trip(tmp_path):
     alignment = example_alignment()
-    with publish(tmp_path / "after_non_rigid_icp") as folder:
+    with publish(tmp_path / "after_non_rigid_icp", "alignment/1") as folder:
         save_alignment(folder, alignment, {"alignment": {"stride": 2}})
         write_manifest(folder, schema="alignment/1", config={}, inputs={})
     loaded = load_alignment(tmp_path / "after_non_rigid_icp")
@@ -236,20 +237,20 @@ def test_alignment_round_trip(tmp_path):
 
 def test_a_failing_stage_leaves_the_earlier_result(tmp_path):
     final = tmp_path / "artifact"
-    with publish(final) as folder:
+    with publish(final, "s/1") as folder:
         (folder / "data").write_text("first")
         write_manifest(folder, schema="s/1", config={}, inputs={})
-    with pytest.raises(RuntimeError), publish(final) as folder:
+    with pytest.raises(RuntimeError), publish(final, "s/1") as folder:
         (folder / "data").write_text("second")
         raise RuntimeError("killed")
     assert (final / "data").read_text() == "first"
-    assert (tmp_path / "artifact.failed" / "data").read_text() == "second"
+    assert [p.read_text() for p in tmp_path.glob("artifact.failed-*/data")] == ["second"]
     assert read_manifest(final, "s/1", "x").schema == "s/1"
 
 
 def test_manifest_tells_current_stale_and_damaged(tmp_path):
     final = tmp_path / "artifact"
-    with publish(final) as folder:
+    with publish(final, "s/1") as folder:
         (folder / "data").write_text("x")
         write_manifest(folder, schema="s/1", config={"lr": 1, "root_path": "a"}, inputs={"scene": "1"})
     assert is_current(final, "s/1", {"lr": 1, "root_path": "elsewhere"}, {"scene": "1"})
@@ -267,7 +268,7 @@ def test_manifest_tells_current_stale_and_damaged(tmp_path):
 
 
 def test_an_artifact_made_from_earlier_inputs_is_refused(tmp_path):
-    with publish(tmp_path / "after_non_rigid_icp") as folder:
+    with publish(tmp_path / "after_non_rigid_icp", "alignment/1") as folder:
         (folder / "data").write_text("x")
         made = write_manifest(folder, schema="s/1", config={}, inputs={"results": "1"})
     assert artifact_id(tmp_path / "after_non_rigid_icp", "s/1", made_from={"results": "1"}) == made.content_id
@@ -279,7 +280,7 @@ def test_an_artifact_made_from_earlier_inputs_is_refused(tmp_path):
 def test_content_id_ignores_paths_and_times_but_not_settings(tmp_path):
     ids = []
     for name, config in (("a", {"lr": 1, "out_dir": "p"}), ("b", {"lr": 1, "out_dir": "q"}), ("c", {"lr": 2, "out_dir": "p"})):
-        with publish(tmp_path / name) as folder:
+        with publish(tmp_path / name, "s/1") as folder:
             (folder / "data").write_text("x")
             (folder / "report.json").write_text(json.dumps({"seconds": name}))
             ids.append(write_manifest(folder, schema="s/1", config=config, inputs={}, seconds=len(ids)).content_id)
@@ -288,7 +289,7 @@ def test_content_id_ignores_paths_and_times_but_not_settings(tmp_path):
 
 def test_writing_below_a_file_is_an_error_with_a_remedy(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match="cannot write"), publish(tmp_path / "file" / "artifact"):
+    with pytest.raises(ArtifactError, match="cannot write"), publish(tmp_path / "file" / "artifact", "s/1"):
         pass
 
 

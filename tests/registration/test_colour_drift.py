@@ -18,7 +18,7 @@ from train_gs.appearance import Appearance
 from utils.registration.colour import corrected, estimate_color_maps
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import publish
+from utils.scene.transaction import publish
 
 FRAMES = 5
 
@@ -89,7 +89,7 @@ def test_cloud_and_artifact_get_the_maps_and_old_artifacts_load(tmp_path):
     truth = drift()
     world = make_box_world(FRAMES, (60, 100))
     scene = tinted(world, truth)
-    with publish(SceneLayout(tmp_path).npz_dir) as folder:
+    with publish(SceneLayout(tmp_path).npz_dir, "geometry/1") as folder:
         artifacts.save_results(folder, scene)
     first = stage1.run(FrameToModelICPConfig(root_path=tmp_path, alignment=AlignmentDataConfig(num_frames=FRAMES, stride=1), **FAST))
     solvers = {"matching": FAST["matching"], "coarse": FAST["solver"], "fine": FAST["solver"]}

@@ -17,7 +17,7 @@ from utils.points.edges import depth_edges
 from utils.registration import align_sequential, forward_points
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import publish
+from utils.scene.transaction import publish
 from utils.synthetic import WorldConfig, make_world
 
 FAST = {
@@ -28,7 +28,7 @@ FAST = {
 
 def write_box(root, **settings) -> BoxWorld:
     world = make_box_world(**settings)
-    with publish(SceneLayout(root).npz_dir) as folder:
+    with publish(SceneLayout(root).npz_dir, "geometry/1") as folder:
         artifacts.save_results(folder, world.scene)
     return world
 
@@ -72,7 +72,7 @@ def test_stages_see_nothing_of_frames_that_are_held_out(tmp_path):
         scene = make_box_world(frames=5, size=(48, 80)).scene
         if ruined:
             scene.images[2], scene.depth[2] = 0, scene.depth[2, ::-1] * 2
-        with publish(SceneLayout(root).npz_dir) as folder:
+        with publish(SceneLayout(root).npz_dir, "geometry/1") as folder:
             artifacts.save_results(folder, scene)
         data = AlignmentDataConfig(num_frames=5, stride=1, holdout_every=4)
         run = stage.run(FrameToModelICPConfig(root_path=root, alignment=data, **FAST)).parent.name
@@ -110,7 +110,7 @@ def test_stage_writes_an_alignment_and_skips_it_the_second_time(tmp_path):
 def test_edges_are_matched_if_asked_for_and_sky_never(tmp_path, monkeypatch, edges):
     world = make_world(WorldConfig(layout="outdoor", frames=3, size=(48, 80)))
     scene = world.predicted_scene()
-    with publish(SceneLayout(tmp_path).npz_dir) as folder:
+    with publish(SceneLayout(tmp_path).npz_dir, "geometry/1") as folder:
         artifacts.save_results(folder, scene)
     matched = []
 

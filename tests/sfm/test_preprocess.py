@@ -101,7 +101,7 @@ def test_second_run_skips_and_other_settings_do_not(clip: Path) -> None:
         assert "current" not in " ".join(notes.lines)
 
 
-def test_another_programs_result_is_kept_unless_told_otherwise(clip: Path) -> None:
+def test_another_programs_result_is_kept_whatever_is_told(clip: Path) -> None:
     layout = SceneLayout(clip.with_suffix(""))
     layout.npz_dir.mkdir(parents=True)
     np.savez(layout.results_npz, image=np.zeros(3))
@@ -109,8 +109,9 @@ def test_another_programs_result_is_kept_unless_told_otherwise(clip: Path) -> No
     notes = Notes()
     assert preprocess_video.run(config(clip), notes) == layout.root
     assert layout.results_npz.read_bytes() == foreign and "another program" in notes.lines[0]
-    preprocess_video.run(config(clip, overwrite=True), Notes())
-    assert len(load_scene(layout.root)) == 5
+    with pytest.raises(ArtifactError, match="not made by this program"):
+        preprocess_video.run(config(clip, overwrite=True), Notes())
+    assert layout.results_npz.read_bytes() == foreign and not layout.frames.exists()
 
 
 def test_clip_longer_than_the_stride_is_still_covered_and_said(clip: Path) -> None:

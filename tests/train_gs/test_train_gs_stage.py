@@ -19,7 +19,8 @@ from utils.deformation.artifact import load_inverse, trained_inverse
 from utils.errors import ConfigError, InputError, MissingArtifactError
 from utils.scene import artifacts
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import publish, write_manifest
+from utils.scene.manifest import write_manifest
+from utils.scene.transaction import publish
 from utils.splatting.checkpoint import load_checkpoint
 
 
@@ -44,7 +45,7 @@ def root(tmp_path: Path) -> Path:
     layout = SceneLayout(tmp_path / "scene")
     layout.npz_dir.mkdir(parents=True)
     artifacts.save_results(layout.npz_dir, scene)
-    with publish(layout.run("r").after_global_optimization) as folder:
+    with publish(layout.run("r").after_global_optimization, "alignment/1") as folder:
         artifacts.save_alignment(folder, alignment, {})
         write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={}, inputs={})
     return layout.root

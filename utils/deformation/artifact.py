@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from utils.deformation.inverse import FixedPointInverseWarp, IdentityInverseWarp, InverseWarp
 from utils.deformation.lattice.reference import LatticeField
 from utils.deformation.network import network_from_state
 from utils.errors import CorruptArtifactError
-from utils.scene.artifacts import load_tensors, write_json
+from utils.scene.artifacts import load_tensors, save_tensors, write_json
 from utils.scene.manifest import read_manifest
 from utils.types import CONVENTIONS
 
@@ -19,8 +18,8 @@ INVERSE_SCHEMA = "inverse_deformation/1"
 
 def save_inverse(folder: Path, warp: InverseWarp) -> None:
     """Writes the warp's files (call inside `publish`)."""
-    torch.save(dict(warp.state_dict()), folder / "inverse_local.pt")
-    torch.save({**warp.config(), "convention": "c2w"}, folder / "config.pt")
+    save_tensors(folder / "inverse_local.pt", dict(warp.state_dict()))
+    save_tensors(folder / "config.pt", {**warp.config(), "convention": "c2w"})
     write_json(folder / "convention.json", {"variant": "c2w", "local_deform_space": "camera", **CONVENTIONS})
 
 

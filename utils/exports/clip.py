@@ -1,8 +1,7 @@
 """Cameras of a whole clip for other programs: nerfstudio's transforms.json and a COLMAP model, both of the frames as they lie on disk."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -18,15 +17,15 @@ from utils.types import Array, CameraSet, Scene
 _POINTS = 50_000
 
 
-def write_clip(folder: Path, found: ClipCameras, frames: Sequence[Path], size: tuple[int, int], scene: Scene, lens: Lens | None) -> None:
+def write_clip(folder: Path, found: ClipCameras, names: Sequence[str], size: tuple[int, int], scene: Scene, lens: Lens | None) -> None:
     """Writes `transforms.json`, `points.ply` and `sparse/0/` with every frame that was placed.
 
     In transforms.json the entry `scene_frame` of a frame is its row in results.npz.
 
     Args:
-        folder: a folder being published; image paths are relative to its final place.
+        folder: a folder being published.
         found: cameras of all frames at the scene's size.
-        frames: their files.
+        names: their files, relative to the folder's final place.
         size: (h, w) of the files.
         scene: gives the points.
         lens: distortion that was taken out for the scene, but not of the files.
@@ -37,14 +36,12 @@ def write_clip(folder: Path, found: ClipCameras, frames: Sequence[Path], size: t
     if lens is not None:
         cameras, k1 = _with_lens(cameras, lens)
     points, colors = _some_points(scene)
-    place = folder.parent / folder.name.removesuffix(".partial")
     rows = [{} if found.rows[i] < 0 else {"scene_frame": int(found.rows[i])} for i in shown]
     write_points_ply(folder / "points.ply", points, colors)
-    names = [Path(os.path.relpath(str(frames[i]), str(place))).as_posix() for i in shown]
-    write_transforms(folder / "transforms.json", cameras, names, "points.ply", k1, rows)
+    write_transforms(folder / "transforms.json", cameras, [names[i] for i in shown], "points.ply", k1, rows)
     model = folder / "sparse" / "0"
     model.mkdir(parents=True)
-    write_colmap_binary(model, cameras, [frames[i].name for i in shown], points, colors, k1)
+    write_colmap_binary(model, cameras, [PurePosixPath(names[i]).name for i in shown], points, colors, k1)
 
 
 def _with_lens(cameras: CameraSet, lens: Lens) -> tuple[CameraSet, float]:

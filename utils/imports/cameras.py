@@ -103,13 +103,35 @@ def read_cameras(source: Path) -> ImportedCameras:
         MissingArtifactError: nothing of the kind there.
         CorruptArtifactError: unreadable, or without cameras.
     """
+    place = locate_cameras(source)
+    return read_transforms(place) if place.is_file() else read_colmap(place)
+
+
+def files_of_cameras(source: Path) -> list[Path]:
+    """Every file that importing cameras reads: the model or transforms.json, and the depth images that it names.
+
+    Raises:
+        ArtifactError: see `read_cameras`.
+    """
+    place = locate_cameras(source)
+    if place.is_dir():
+        return sorted(p for p in place.iterdir() if p.suffix in (".bin", ".txt"))
+    return [place, *sorted({depth for depth in read_transforms(place).depths if depth is not None and depth.is_file()})]
+
+
+def locate_cameras(source: Path) -> Path:
+    """The transforms.json, or the folder of the COLMAP model, that is meant by a path.
+
+    Raises:
+        MissingArtifactError: nothing of the kind there.
+    """
     if source.is_file() and source.suffix == ".json":
-        return read_transforms(source)
+        return source
     for folder in (source, source / "sparse" / "0", source / "sparse", source / "colmap" / "sparse" / "0", source / "0"):
         if any((folder / f"cameras.{kind}").is_file() for kind in ("bin", "txt")):
-            return read_colmap(folder)
+            return folder
     if (source / "transforms.json").is_file():
-        return read_transforms(source / "transforms.json")
+        return source / "transforms.json"
     raise MissingArtifactError(
         f"no cameras found in {source}", "give a transforms.json, or a COLMAP model: cameras and images as .bin or .txt"
     )

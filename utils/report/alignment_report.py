@@ -15,7 +15,8 @@ from utils.registration.result import Registration, summary
 from utils.report.alignment_pictures import displacement_plot, residual_matrix, top_down
 from utils.reporting import TensorBoardReporter
 from utils.scene.artifacts import ALIGNMENT_SCHEMA, save_alignment, write_json
-from utils.scene.manifest import PICTURES, publish, write_manifest, writing
+from utils.scene.manifest import PICTURES, write_manifest, writing
+from utils.scene.transaction import publish
 from utils.types import Alignment, Array, Reporter, Scene
 
 
@@ -43,7 +44,7 @@ def publish_alignment(
         extra: further entries of the report.
         report: receives the figures of each frame if it writes TensorBoard scalars.
     """
-    with publish(out) as folder:
+    with publish(out, ALIGNMENT_SCHEMA, home=config.root_path, report=report) as folder:
         with ThreadPoolExecutor(1) as pool:  # the report is drawn while the points are written
             saved = pool.submit(save_alignment, folder, alignment, config)
             write_alignment_report(folder, scene, result, alignment, time.perf_counter() - started, extra, report)

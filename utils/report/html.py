@@ -25,6 +25,7 @@ from utils.report.style import PAGE
 from utils.scene.artifacts import load_alignment, load_scene
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import MANIFEST, PICTURES
+from utils.scene.transaction import publish_file
 from utils.types import Alignment, Array, Scene
 
 _PICTURE_WIDTH = 400
@@ -96,6 +97,10 @@ class _Stage:
         self.name = self.name or self.folder.name
 
 
+# In the first lines of every report that was ever written.
+_SIGNATURE = b"--ground: #fbfbf9; --card: #ffffff"
+
+
 def write_report(scene_root: Path) -> Path:
     """Writes the report of the newest run of a scene; returns its path."""
     layout = SceneLayout(scene_root)
@@ -121,9 +126,8 @@ def write_report(scene_root: Path) -> Path:
     title = f"{scene_root.resolve().name}: report"
     subtitle = f"Run {run.root.name}" if run else "No alignment run yet"
     page = PAGE.replace("{title}", escape(title)).replace("{subtitle}", escape(subtitle)).replace("{body}", body)
-    beside = layout.report_html.with_suffix(".html.partial")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(layout.report_html)
+    with publish_file(layout.report_html, signature=_SIGNATURE) as path:
+        path.write_text(page, encoding="utf-8")
     return layout.report_html
 
 

@@ -1,7 +1,9 @@
 """Reading and writing what stages hand to each other: results.npz, alignments, clouds. One writer and one checked reader each."""
 
+import errno
 import functools
 import json
+import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +16,7 @@ from utils.cameras import se3
 from utils.cameras.projection import invert_rigid, orthonormalized, to_4x4
 from utils.errors import CorruptArtifactError, MissingArtifactError
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import content_hash, read_manifest, require_fresh, sha256, to_plain, writing
+from utils.scene.manifest import content_hash, portable, read_manifest, require_fresh, sha256, writing
 from utils.types import CONVENTIONS, Alignment, Array, CameraSet, CanonicalCloud, LatticeFields, Scene
 
 ALIGNMENT_SCHEMA = "alignment/1"
@@ -151,14 +153,14 @@ def save_alignment(folder: Path, alignment: Alignment, config: Any) -> dict[str,
     Returns:
         `sha256` of the large ones, by name.
     """
-    (folder / "config.json").write_text(json.dumps(to_plain(config), indent=1))
+    (folder / "config.json").write_text(json.dumps(portable(config), indent=1))
     (folder / "convention.json").write_text(
         json.dumps({"variant": "c2w", "global_deform_is": "c2w", "local_deform_space": "camera", **CONVENTIONS}, indent=1)
     )
     twists = se3.log(torch.from_numpy(alignment.cameras.c2w)) if len(alignment.cameras) else torch.zeros(0, 6)
     for i, twist in enumerate(twists):
-        torch.save(twist, folder / f"per_frame_global_deform_{i:05d}.pt")
-        torch.save({"nodes": torch.from_numpy(alignment.fields.nodes[i])}, folder / f"per_frame_local_deform_{i:05d}.pt")
+        save_tensors(folder / f"per_frame_global_deform_{i:05d}.pt", twist)
+        save_tensors(folder / f"per_frame_local_deform_{i:05d}.pt", {"nodes": torch.from_numpy(alignment.fields.nodes[i])})
     np.savez(
         folder / "alignment.npz",
         K=alignment.cameras.K,
@@ -246,7 +248,7 @@ def write_points_ply(path: Path, points: Array, colors: Array) -> None:
     header += "".join(f"property float {c}\n" for c in "xyz") + "".join(f"property uchar {c}\n" for c in ("red", "green", "blue"))
     with path.open("wb") as stream:
         stream.write((header + "end_header\n").encode())
-        row.tofile(stream)
+        stream.write(row.data)  # tofile does not tell why it fails
 
 
 # ------------------------------------------------------------------------------------------------ tensors and reports
@@ -266,6 +268,34 @@ def load_tensors(path: Path) -> Any:
         raise CorruptArtifactError(f"{path} cannot be read: {error}", "run the stage that writes it again") from error
 
 
+def save_tensors(path: Path, value: Any) -> None:
+    """Writes a `.pt` file of tensors and plain values; on a failure nothing is left of it.
+
+    Raises:
+        ArtifactError: the file system refuses.
+    """
+    with writing(path):
+        try:
+            torch.save(value, path)
+        except (RuntimeError, OSError) as error:
+            path.unlink(missing_ok=True)
+            if isinstance(error, OSError) or "inline_container" not in str(error):
+                raise
+            # torch has lost the reason: nearly always the disk is full, and writing as much again tells
+            raise OSError(_why_not(path) or errno.ENOSPC, "the file could not be written whole", str(path)) from error
+
+
+def _why_not(path: Path) -> int:
+    """Number of the error that writing a megabyte here meets; 0 for none."""
+    try:
+        path.write_bytes(bytes(1 << 20))
+    except OSError as error:
+        return error.errno or 0
+    finally:
+        path.unlink(missing_ok=True)
+    return 0
+
+
 def write_json(path: Path, value: Any) -> None:
     """JSON, written beside and renamed, so that a reader never sees half a file.
 
@@ -273,9 +303,13 @@ def write_json(path: Path, value: Any) -> None:
         ArtifactError: the file system refuses.
     """
     with writing(path):
-        beside = path.with_name(path.name + ".partial")
-        beside.write_text(json.dumps(to_plain(value), indent=1))
-        beside.replace(path)
+        beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            beside.write_text(json.dumps(portable(value), indent=1))
+            beside.replace(path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
 
 
 def read_json(path: Path) -> Any:

@@ -1,5 +1,6 @@
 """Finished parts of a stage that is under way, on disk until its result is published."""
 
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -7,9 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from utils.scene.manifest import code_version, significant, to_plain, writing
+from utils.scene.manifest import code_version, portable, significant, writing
 from utils.scene.manifest import content_hash as hash_of
 from utils.types import Array
+
+
+def parts_of(result: Path) -> Path:
+    """Where the finished parts of a result that is being made are kept."""
+    return result.with_name(result.name + ".resume")
+
+
+def forget_parts(result: Path) -> None:
+    """Deletes the parts of a result that is finished, also those of a run that was killed just after it had published."""
+    folder = parts_of(result)
+    if folder.is_dir() and all(_is_part(path) for path in folder.iterdir()):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_part(path: Path) -> bool:
+    """Named as this program names parts: a user's folder that happens to end in `.resume` stays."""
+    return bool(re.fullmatch(r"[0-9a-f]{24}|(state|preview)\.(pt|partial)", path.name))
 
 
 class CheckpointFolder:
@@ -19,10 +37,10 @@ class CheckpointFolder:
     """
 
     def __init__(self, result: Path, config: Any, inputs: dict[str, str]):
-        self._root = result.with_name(result.name + ".resume")
-        self._folder = self._root / hash_of(significant(to_plain(config)), inputs, code_version())
+        self._result, self._root = result, parts_of(result)
+        self._folder = self._root / hash_of(significant(portable(config)), inputs, code_version())
         for other in self._root.glob("*"):
-            if other != self._folder:
+            if other != self._folder and _is_part(other):
                 shutil.rmtree(other, ignore_errors=True)
         with writing(self._root):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -52,10 +70,14 @@ class CheckpointFolder:
         path = self._folder / f"{name}.npz"
         beside = path.with_suffix(".partial")
         with writing(path):
-            with beside.open("wb") as stream:
-                np.savez(stream, **arrays)  # type: ignore[arg-type]
-            beside.replace(path)
+            try:
+                with beside.open("wb") as stream:
+                    np.savez(stream, **arrays)  # type: ignore[arg-type]
+                beside.replace(path)
+            except OSError:
+                beside.unlink(missing_ok=True)  # the next try needs the space
+                raise
 
     def remove(self) -> None:
         """Deletes everything: the result is published."""
-        shutil.rmtree(self._root, ignore_errors=True)
+        forget_parts(self._result)

@@ -1,9 +1,24 @@
 """Every path inside a scene. No other module joins scene paths."""
 
+import json
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from utils.errors import ConfigError
+
+_LONGEST_NAME = 200  # bytes; file systems allow 255, and results on their way have longer names
+
+
+def plain_name(name: str, flag: str) -> str:
+    """A name given by the user, if it can be that of a folder inside another.
+
+    Raises:
+        ConfigError: empty, a path, or with characters that cannot be printed.
+    """
+    if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
+        raise ConfigError(f"{flag}: {name!r} is no name of a folder", "give a name without slashes, for example mine_2")
+    return name
 
 
 @dataclass(frozen=True)
@@ -11,6 +26,14 @@ class RunLayout:
     """One alignment run: `<scene_root>/frame_to_model_icp_<N>_<stride>_offset<k>/`."""
 
     root: Path
+
+    def part(self, name: str, flag: str) -> Path:
+        """Folder of this run that a setting names.
+
+        Raises:
+            ConfigError: no plain name.
+        """
+        return self.root / plain_name(name, flag)
 
     @property
     def after_non_rigid_icp(self) -> Path:
@@ -31,6 +54,10 @@ class RunLayout:
     def gs(self, renderer: str) -> Path:
         """Folder of the trained splats of one renderer."""
         return self.root / f"gs_{renderer}"
+
+    def trained(self) -> list[Path]:
+        """Folders of trained splats, newest first."""
+        return sorted((p for p in self.root.glob("gs_*") if p.is_dir() and not p.suffix), key=_made, reverse=True)
 
     @staticmethod
     def evaluation(checkpoint_dir: Path) -> Path:
@@ -89,8 +116,12 @@ class SceneLayout:
         return f"frame_to_model_icp_{num_frames}_{stride}_offset{offset}{suffix}"
 
     def run(self, name: str) -> RunLayout:
-        """Paths of the run folder of this name."""
-        return RunLayout(self.root / name)
+        """Paths of the run folder of this name.
+
+        Raises:
+            ConfigError: no plain name.
+        """
+        return RunLayout(self.root / plain_name(name, "run"))
 
     def named_run(self, name: str) -> RunLayout:
         """Paths of the run that a stage is told to work on.
@@ -105,4 +136,18 @@ class SceneLayout:
     def runs(self) -> list[str]:
         """Names of the runs that exist, oldest first."""
         found = [p for p in self.root.glob("frame_to_model_icp_*") if p.is_dir()]
-        return [p.name for p in sorted(found, key=lambda p: p.stat().st_mtime)]
+        return [p.name for p in sorted(found, key=_last_change)]
+
+
+def _last_change(run: Path) -> float:
+    """When the newest alignment of a run was made."""
+    return max((_made(path.parent) for path in run.glob("*/manifest.json")), default=run.stat().st_mtime)
+
+
+def _made(folder: Path) -> float:
+    """When an artifact was made, by its manifest: times of files do not survive every copy."""
+    try:
+        created = json.loads((folder / "manifest.json").read_bytes())["created"]
+        return datetime.strptime(created, "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return folder.stat().st_mtime

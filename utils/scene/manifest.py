@@ -1,17 +1,18 @@
-"""What makes a folder an artifact: atomic publication, a manifest with content ids, and the test whether it is current.
+"""What makes a folder an artifact: a manifest with content ids, and the test whether it is current.
 
-A stage writes into `<name>.partial`; the manifest is written last and the folder is renamed into place. A stage that fails leaves
-`<name>.failed` for inspection and the earlier result untouched. Nothing but a readable manifest means "done".
+The manifest is written last, before `utils.scene.transaction` puts the folder into its place: nothing but a readable manifest means "done".
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from utils.errors import ArtifactError, ConventionError, CorruptArtifactError, M
 from utils.runtime import cpu_count
 
 MANIFEST = "manifest.json"
+MARK = ".video_to_world.json"  # see `utils.scene.marks`
 PICTURES = "pictures"  # folder of an artifact that holds what is only looked at
 
 # Settings that do not change a result: two runs that differ only in these count as the same.
@@ -39,6 +41,12 @@ COSMETIC = frozenset(
         "roma_cache",
         "allow_stale",
         "max_gpu_gb",
+        # what these name enters a result by its content, as an input
+        "inverse_deform_dir",
+        "checkpoint_dir",
+        "original_images_dir",
+        "transforms_path",
+        "ground_truth",
     ]
 )
 
@@ -91,6 +99,38 @@ def to_plain(value: Any) -> Any:
     return value
 
 
+def portable(config: Any) -> Any:
+    """Settings as JSON values for a file in the scene: paths inside the scene (`root_path`) are relative to it, others absolute.
+
+    The scene itself is ".". A scene that is moved, renamed or opened by another spelling of its path then still has the same settings.
+    """
+    root = getattr(config, "root_path", None)
+    return to_plain(config) if root is None else to_plain(_relative_to(Path(os.path.realpath(root)), config))
+
+
+def _relative_to(root: Path, value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _relative_to(root, getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {k: _relative_to(root, v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_relative_to(root, v) for v in value]
+    if isinstance(value, Path):
+        place = Path(os.path.realpath(value))
+        return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
+    return value
+
+
+def in_scene(root: Path, stored: str | Path | None) -> Path | None:
+    """A path from settings that `portable` wrote; None if none was set.
+
+    Settings of earlier versions hold paths as they were typed: these are tried as they are if the scene has nothing of that name.
+    """
+    if not stored:
+        return None
+    return root / stored if (root / stored).exists() or not Path(stored).exists() else Path(stored)
+
+
 def significant(config: Any) -> Any:
     """Plain settings without those that do not change a result."""
     if isinstance(config, dict):
@@ -114,6 +154,33 @@ def _sha256_slow(stream: Any) -> str:
 def content_hash(*parts: Any) -> str:
     """Hash of JSON values."""
     return hashlib.sha256(json.dumps(to_plain(list(parts)), sort_keys=True).encode()).hexdigest()[:24]
+
+
+# Files up to this size are hashed whole; of longer ones their size and this many pieces, evenly from the first byte to the last.
+_WHOLE, _PIECES, _PIECE = 8 << 20, 16, 256 << 10
+
+
+def fingerprint(path: Path) -> str:
+    """Hash that tells a file's content, whatever its name, folder and time; of a long video only samples are read.
+
+    Raises:
+        OSError: unreadable.
+    """
+    size = path.stat().st_size
+    if size <= _WHOLE:
+        return sha256(path)
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as stream:
+        for piece in range(_PIECES):
+            stream.seek((size - _PIECE) * piece // (_PIECES - 1))
+            digest.update(stream.read(_PIECE))
+    return digest.hexdigest()
+
+
+def fingerprints(paths: Sequence[Path]) -> list[str]:
+    """`fingerprint` of many files."""
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        return list(pool.map(fingerprint, paths))
 
 
 def code_version() -> str:
@@ -150,55 +217,52 @@ def peak_memory_mb() -> float:
 
 
 @contextmanager
-def publish(final: Path) -> Iterator[Path]:
-    """Yields an empty sibling folder that takes the place of `final` when the block ends well.
-
-    If the block raises, the folder becomes `<final>.failed` and an earlier `final` stays as it was.
-
-    Raises:
-        ArtifactError: the folder cannot be written (permissions, full disk).
-    """
-    partial, failed, old = (final.with_name(final.name + suffix) for suffix in (".partial", ".failed", ".old"))
-    with writing(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-        partial.mkdir()
-    try:
-        with writing(final):
-            yield partial
-    except BaseException:
-        shutil.rmtree(failed, ignore_errors=True)
-        if partial.exists():
-            partial.rename(failed)
-        raise
-    if final.exists():
-        final.rename(old)  # a crash between the two renames hides the old artifact, it never mixes two
-    partial.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(failed, ignore_errors=True)
-
-
-@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turns the file system's refusals while writing `path` into errors with a remedy.
 
     Raises:
-        ArtifactError: full disk, no permission, read-only file system.
+        ArtifactError: full disk, no permission, read-only file system, a path too long, and whatever else it refuses.
     """
     try:
         yield
     except OSError as error:
-        hints = {
-            errno.ENOSPC: "free some space or choose another scene root, then run the same command again: finished stages are kept",
-            errno.EACCES: "choose a scene root you may write to",
-            errno.EROFS: "choose a scene root on a writable file system",
-            errno.ENOTDIR: "a part of this path is a file; choose another scene root",
-            errno.EEXIST: "a part of this path is a file; choose another scene root",
-        }
-        if error.errno not in hints:
+        if error.errno is None:
             raise
-        raise ArtifactError(f"cannot write {path}: {error.strerror}", hints[error.errno]) from error
+        where = error.filename2 or error.filename or path
+        raise ArtifactError(f"cannot write {where}: {error.strerror}", _remedy(error.errno, path)) from error
+
+
+def _remedy(number: int, path: Path) -> str:
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return _room(path)
+    if number in (errno.EACCES, errno.EPERM):
+        return "choose a scene root you may write to"
+    if number == errno.EROFS:
+        return "choose a scene root on a writable file system"
+    if number in (errno.ENOTDIR, errno.EEXIST):
+        return "a part of this path is a file; choose another scene root"
+    if number == errno.ENAMETOOLONG:
+        return "choose a scene root with a shorter path"
+    return "check the disk and the path, or choose another scene root; finished stages are kept"
+
+
+# Folders beside or in a scene that hold nothing which the next run needs.
+_DISPENSABLE = ("*.failed", "*.failed-*", "*.old", "*.old-*", "roma_cache", "tensorboard")
+
+
+def _room(path: Path) -> str:
+    """What to do on a full disk: how much is left, what may be deleted, and that work done so far is not lost."""
+    words = "free some space or choose another scene root, then run the same command again: finished stages and parts are kept"
+    there = next((p for p in path.absolute().parents if p.is_dir()), None)
+    if there is None:
+        return words
+    with contextlib.suppress(OSError):
+        left = f"{shutil.disk_usage(there).free / 1e6:.0f} MB are left"
+        found = [p for folder in (there, there.parent) for pattern in _DISPENSABLE for p in folder.glob(pattern)]
+        sizes = {p: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) / 1e6 for p in found}
+        worth = [f"{p} ({size:.0f} MB)" for p, size in sorted(sizes.items(), key=lambda item: -item[1]) if size >= 1]
+        return f"{words}; {left}" + (f"; may be deleted: {', '.join(worth[:5])}" if worth else "")
+    return words
 
 
 def write_manifest(
@@ -228,12 +292,12 @@ def write_manifest(
 
     known = digests or {}
 
-    names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, MARK))
     digest_of = lambda path: known.get(str(path.relative_to(folder))) or sha256(path)  # noqa: E731
     with ThreadPoolExecutor(cpu_count()) as pool:  # hashing releases the interpreter
         hashed = zip(names, pool.map(digest_of, names), strict=True)
         files = {str(p.relative_to(folder)): [p.stat().st_size, digest] for p, digest in hashed}
-    plain = to_plain(config)
+    plain = portable(config)
     # reports hold times and event files hold dates: they do not belong to the identity of a result; nor do pictures of it
     cosmetic = (PICTURES + "/", PICTURES + "\\")
     stable = {
@@ -278,7 +342,8 @@ def read_manifest(folder: Path, schema: str, made_by: str) -> Manifest:
         raise MissingArtifactError(f"{folder} is missing or unfinished (no {MANIFEST})", f"make it with: {made_by}")
     try:
         manifest = Manifest(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        _require_shapes(manifest)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CorruptArtifactError(f"{path} cannot be read: {error}", f"make it again with: {made_by}") from error
     if manifest.schema != schema:
         raise SchemaVersionError(f"{folder} has format {manifest.schema}, expected {schema}", f"make it again with: {made_by}")
@@ -290,13 +355,23 @@ def read_manifest(folder: Path, schema: str, made_by: str) -> Manifest:
     return manifest
 
 
+def _require_shapes(manifest: Manifest) -> None:
+    """Raises ValueError where a field is not of the type that it is declared with."""
+    for name, kind in (("schema", str), ("content_id", str), ("config", dict), ("inputs", dict), ("files", dict), ("conventions", dict)):
+        if not isinstance(getattr(manifest, name), kind):
+            raise ValueError(f"{name} is no {kind.__name__}")
+    for name, entry in manifest.files.items():
+        if not isinstance(entry, list) or len(entry) != 2 or "\0" in name:
+            raise ValueError(f"files: {name!r} has no size and hash")
+
+
 def is_current(folder: Path, schema: str, config: Any, inputs: dict[str, str]) -> bool:
     """Whether the artifact is there, whole, and made with these settings from these inputs."""
     try:
         manifest = read_manifest(folder, schema, "")
     except ArtifactError:
         return False
-    return manifest.inputs == inputs and significant(manifest.config) == significant(to_plain(config))
+    return manifest.inputs == inputs and significant(manifest.config) == significant(portable(config))
 
 
 def require_fresh(folder: Path, manifest: Manifest, inputs: dict[str, str], rerun: str) -> None:

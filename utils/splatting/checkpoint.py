@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import CorruptArtifactError, MissingArtifactError
-from utils.scene.artifacts import load_tensors
+from utils.scene.artifacts import load_tensors, save_tensors
+from utils.scene.checkpoints import parts_of
 from utils.splatting.coverage import Coverage
 from utils.splatting.view import near_plane
 from utils.types import Array, CameraSet, Splats
@@ -20,7 +21,7 @@ GS_SCHEMA = "gs/1"
 
 def unfinished(folder: Path) -> Path:
     """Where a training that will become `folder` keeps its state and, as `preview.pt`, a checkpoint of the splats so far."""
-    return folder.with_name(folder.name + ".resume")
+    return parts_of(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,8 @@ class TrainedScene:
 def save_checkpoint(path: Path, scene: TrainedScene) -> None:
     """Writes the file; names of the splat tensors as in the published checkpoints."""
     splats = scene.splats
-    torch.save(
+    save_tensors(
+        path,
         {
             "canonical_points": splats.means.detach().cpu(),
             "sh_dc": splats.sh[:, :1].detach().cpu().clone(),
@@ -82,7 +84,6 @@ def save_checkpoint(path: Path, scene: TrainedScene) -> None:
             "left_out": torch.from_numpy(np.asarray(scene.left_out, bool)),
             **({} if scene.coverage is None else {f"seen_{k}": v.cpu() for k, v in vars(scene.coverage).items()}),
         },
-        path,
     )
 
 

@@ -154,7 +154,7 @@ def locate_checkpoint(root: Path, run: str, checkpoint_dir: Path | None) -> tupl
         if checkpoint_dir is not None:
             candidates = [chosen.root / checkpoint_dir.name]
         else:
-            candidates = sorted(chosen.root.glob("gs_*"), key=lambda p: p.stat().st_mtime, reverse=True)
+            candidates = chosen.trained()
         for folder in candidates:
             if (folder / MODEL).is_file():
                 return chosen, folder
