@@ -1,5 +1,5 @@
 # CPU:  docker build -t video_to_world .
-# CUDA: docker build -t video_to_world:cuda --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04 --build-arg EXTRAS=cuda,viewer --build-arg CONSTRAINTS= .
+# CUDA: docker build -t video_to_world:cuda --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04 --build-arg CONSTRAINTS= .
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 ARG EXTRAS=viewer

@@ -62,33 +62,39 @@ def _decode(hint: Any, value: Any, where: str, default: Any = None) -> Any:
 
 
 def aliases_of(cls: type) -> dict[str, str]:
-    """Earlier names of settings -> where the setting is now, as a path with dots; a config class declares them as `ALIASES`."""
+    """Earlier names of settings -> where the setting is now, as a path with dots, or "" where it does nothing any more.
+
+    A config class declares them as `ALIASES`.
+    """
     return getattr(cls, "ALIASES", {})
 
 
 def without_aliases(cls: type, args: list[str]) -> list[str]:
-    """The command line with every earlier name of a flag replaced by the present one; values are left alone."""
-    aliases = aliases_of(cls)
-
-    def present(word: str) -> str:
+    """The command line with every earlier name of a flag replaced by the present one, and without flags that do nothing any more."""
+    aliases, words, skip = aliases_of(cls), [], False
+    for word in args:
         name, equals, value = word.partition("=")
+        if skip and not word.startswith("--"):
+            continue
         setting = name.removeprefix("--config.").replace("-", "_")
         negated = "no_" if setting.startswith("no_") else ""
-        target = aliases.get(setting.removeprefix(negated))
-        if target is None or not name.startswith("--config."):
-            return word
-        group, _, field = target.rpartition(".")
-        return f"--config.{group}.{negated}{field}".replace("_", "-") + equals + value
-
-    return [present(word) for word in args]
+        target = aliases.get(setting.removeprefix(negated)) if name.startswith("--config.") else None
+        skip = target == "" and not equals
+        if target is None:
+            words.append(word)
+        elif target:
+            group, _, field = target.rpartition(".")
+            words.append(f"--config.{group}.{negated}{field}".replace("_", "-") + equals + value)
+    return words
 
 
 def _nested(plain: dict[str, Any], aliases: dict[str, str]) -> dict[str, Any]:
     """Saved settings with those under an earlier name moved to where they are now."""
     nested = {key: value for key, value in plain.items() if key not in aliases}
     for key in plain.keys() & aliases.keys():
-        group, _, field = aliases[key].rpartition(".")
-        nested[group] = {field: plain[key]} | nested.get(group, {})
+        if aliases[key]:
+            group, _, field = aliases[key].rpartition(".")
+            nested[group] = {field: plain[key]} | nested.get(group, {})
     return nested
 
 

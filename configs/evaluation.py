@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from configs.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range, check
 from utils.errors import ConfigError
@@ -12,6 +12,9 @@ from utils.errors import ConfigError
 class EvalConfig:
     """Renders a trained world along camera paths, measures it and refreshes the report."""
 
+    ALIASES: ClassVar[dict[str, str]] = {"global_opt_subdir": "", "target_num_points": ""}
+    """Flags of old command lines; the checkpoint knows both."""
+
     root_path: Path
     """Scene root."""
 
@@ -20,9 +23,6 @@ class EvalConfig:
 
     checkpoint_dir: Path | None = None
     """Folder of the trained splats; unset takes the newest of gs_2dgs and gs_3dgs in the run. A bare name is looked up in the run."""
-
-    global_opt_subdir: str = ""
-    """Alignment the checkpoint belongs to; the checkpoint knows it, the flag is accepted for old command lines."""
 
     transforms_path: Path | None = None
     """Fly-through path JSON; unset takes <root>/gs_video/0000_extend_transforms.json, or makes such a path where there is none."""
@@ -69,9 +69,6 @@ class EvalConfig:
     override_height: int = -1
     """Height of the renders in pixels; needs override_width too."""
 
-    target_num_points: int = 1_000_000
-    """Accepted for old command lines; the checkpoint knows its size."""
-
     white_background: bool = False
     """Put renders over white instead of black."""
 
@@ -112,7 +109,10 @@ class EvalConfig:
         check(self, NOT_NEGATIVE, "max_gpu_gb")
 
 
-ExportFormat = Literal["ply", "splat", "spz", "colmap", "colmap-bin", "nerfstudio", "cloud", "cloud-npz", "mesh-ply", "mesh-glb"]
+ExportFormat = Literal[
+    "ply", "ply-compressed", "splat", "spz", "sog", "glb", "usd", "html",
+    "colmap", "colmap-bin", "nerfstudio", "cloud", "cloud-npz", "mesh-ply", "mesh-glb",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +132,13 @@ class ExportConfig:
     """Alignment whose cloud goes into the COLMAP, nerfstudio and cloud exports; unset takes the one that the splats were trained from."""
 
     format: ExportFormat = "ply"
-    """ply: standard splat PLY; splat, spz: compact splats for the web; colmap, colmap-bin, nerfstudio: cameras, images and cloud for
-    other trainers; cloud, cloud-npz: the canonical cloud as PLY or compressed NPZ; mesh-ply, mesh-glb: a coloured surface fused from
-    rendered depth."""
+    """ply: standard splat PLY; ply-compressed, splat, spz, sog: compact splats for the web; glb: splats as glTF; usd: splats as OpenUSD;
+    html: one page with viewer and world inside; colmap, colmap-bin, nerfstudio: cameras, images and cloud for other trainers; cloud,
+    cloud-npz: the canonical cloud as PLY or compressed NPZ; mesh-ply, mesh-glb: a coloured surface fused from rendered depth."""
+
+    layout: Literal["standard", "strict", "newest"] = "standard"
+    """strict: for readers that insist on it, PLY with normals, harmonics filled up to degree 3 and no comments, and SPZ version 2;
+    newest: SPZ version 4 instead of 3."""
 
     out_ply: Path | None = None
     """Where the export goes, a folder for colmap and nerfstudio; unset takes splats_<renderer>.ply and the like in checkpoint_dir."""
@@ -144,10 +148,16 @@ class ExportConfig:
 
     up: Literal["keep", "x", "y", "z", "-x", "-y", "-z"] = "keep"
     """Turn the world so that its up direction, as the cameras were held, is this axis of the file. keep leaves the world as it is,
-    y down as usual for splat PLYs; spz and mesh-glb, which are y up by definition, are then given their usual axes."""
+    y down as usual for splat PLYs; spz, glb, usd and mesh-glb, which are y up by definition, are then given their usual axes."""
 
     scale: float = 1.0
     """Multiply all lengths by this."""
+
+    title: str = ""
+    """Title of the html page; empty takes the name of the scene root."""
+
+    credit: str = ""
+    """Line under the title of the html page: who made the world and what others may do with it."""
 
     mesh_resolution: int = 192
     """Voxels along the longest side of the fused volume; time and memory grow with its cube."""

@@ -22,7 +22,7 @@ Device = Literal["auto", "cpu", "cuda"]
 _HERE = Path()  # stands for the scene root, and for stage 0's source, until the driver knows them
 _PREPROCESS = (
     "overwrite", "max_frames", "max_stride", "image_ext", "process_res", "model_name", "cameras", "masks", "mask_overlays", "mask_sky",
-    "prefer_sharp", "lens", "backend",
+    "prefer_sharp", "lens", "backend", "features",
 )  # fmt: skip
 
 

@@ -57,6 +57,9 @@ class PreprocessConfig:
     """Let the `da3` backend use only weights whose licence allows commercial use."""
     process_res: int = 504
     """Longest side of the scene's images and depth in pixels; both sides become multiples of 14."""
+    features: Literal["auto", "sift", "xfeat"] = "auto"
+    """What `sfm` recognises places by: `sift`, or `xfeat`, which adds learned matches where SIFT has none (wide steps, revisits) and needs
+    the extra of that name; auto is xfeat where its weights are installed."""
     between_frames: int = 3
     """Frames between two chosen ones that may help to measure depth; 0 uses the chosen frames alone."""
     every_frame: bool = True

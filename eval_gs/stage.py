@@ -19,6 +19,7 @@ from eval_gs.render import FilmOptions, film
 from utils.deformation.artifact import INVERSE_SCHEMA, trained_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.device.accelerator import cap_accelerator, or_on_cpu
+from utils.exports.check import checked_exports
 from utils.report import pictures
 from utils.report.html import write_report
 from utils.scene import artifacts
@@ -126,7 +127,9 @@ def _evaluate(
             consistency[name] = film(subject.view, cameras, folder, name, options, report)
             save_trajectory(folder / f"{name}_transforms.json", cameras)
         if config.metrics:
-            _measure(config, subject, folder, consistency, started, report)
+            consistency = {name: values for name, values in consistency.items() if values}
+            more = {"exports": checked_exports(checkpoint, subject.view), "consistency": consistency}
+            _measure(config, subject, folder, more, started, report)
         _picture_rows(subject, folder / "report_pictures", config.white_background)
         if subject.view.trained.coverage is not None:
             write_image(folder / "report_pictures" / "coverage_from_above.jpg", coverage_plan(subject.view.trained))
@@ -190,10 +193,8 @@ def _paths(config: EvalConfig, subject: _Subject, report: Reporter) -> dict[str,
     return {name: cameras.resized(size) for name, cameras in paths.items()}
 
 
-def _measure(
-    config: EvalConfig, subject: _Subject, folder: Path, consistency: dict[str, dict[str, float]], started: float, report: Reporter
-) -> None:
-    """Writes `metrics.json`."""
+def _measure(config: EvalConfig, subject: _Subject, folder: Path, more: dict[str, object], started: float, report: Reporter) -> None:
+    """Writes `metrics.json`; `more` is what was measured elsewhere."""
     lpips, reason = lpips_or_reason(config.lpips)
     if reason:
         report.note(f"evaluation: no LPIPS. {reason}")
@@ -219,7 +220,7 @@ def _measure(
         "multi_layer": multi_layer(artifacts.load_cloud(subject.alignment).points, cameras),
         "frames_placed": _frames_placed(subject),
         "off_path": off_path(subject.view, config.off_path_degrees),
-        "consistency": {name: values for name, values in consistency.items() if values},
+        **more,
         "frames": scores,
         "seconds": time.perf_counter() - started,
     }

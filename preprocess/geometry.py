@@ -1,12 +1,15 @@
 """Who estimates cameras and depth, and which settings determine the result."""
 
 import dataclasses
+from typing import Literal
 
 from configs.preprocess import PreprocessConfig
 from utils.da3.weights import ready
 from utils.device.accelerator import accelerator
 from utils.geometry_backend import GEOMETRY, GeometryBackend
+from utils.matching.xfeat.weights import advice, available, require_weights
 from utils.runtime import cuda_device_present
+from utils.types import Reporter
 
 
 def resolve_backend(config: PreprocessConfig) -> str:
@@ -23,9 +26,26 @@ def resolve_backend(config: PreprocessConfig) -> str:
     return name
 
 
+def resolve_features(config: PreprocessConfig, backend: str, report: Reporter) -> Literal["sift", "xfeat"]:
+    """What `sfm` recognises places by: `auto` is learned features where their weights are installed, else says what they would bring.
+
+    Raises:
+        MissingDependencyError: learned features are asked for without their weights.
+    """
+    if backend != "sfm" or config.features == "sift":
+        return "sift"
+    if config.features == "auto" and not available():
+        report.note(advice())
+        return "sift"
+    require_weights()
+    return "xfeat"
+
+
 def make_backend(name: str, config: PreprocessConfig) -> GeometryBackend:
     """The backend of this name with the settings that concern it."""
     options: dict[str, object] = {"seed": config.seed}
+    if name == "sfm":
+        options["features"] = config.features
     if name == "da3":
         options |= {"model_name": config.model_name, "commercial_safe": config.commercial_safe}
     if name == "import":

@@ -1,5 +1,6 @@
 """Stage 0 as a whole: skip what is current, else decode, reconstruct and write everything in one transaction."""
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def run(config: PreprocessConfig, report: Reporter = NULL_REPORTER) -> Path:
     started = time.monotonic()
     layout = SceneLayout(config.root)
     backend = geometry.resolve_backend(config)
+    config = dataclasses.replace(config, features=geometry.resolve_features(config, backend, report))
     inputs = input_ids(config)
     settings = geometry.settings_of(config, backend)
     if not config.overwrite and is_current(layout.npz_dir, SCHEMA, settings, inputs):

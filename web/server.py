@@ -10,7 +10,6 @@ import fcntl
 import logging
 import os
 import shutil
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from urllib.parse import urlsplit
 
 from configs.pipeline import BUDGETS
 from configs.web import WebConfig
+from utils.device.ports import bound_socket
 from utils.errors import ConfigError, InputError, MissingDependencyError, V2WError
 from utils.runtime import cuda_device_present
 from utils.scene.layout import SceneLayout
@@ -53,7 +53,6 @@ logger = logging.getLogger(__name__)
 _STATIC = Path(__file__).parent / "static"
 _MODES, _RENDERERS = ("fast", "extensive"), ("", "2dgs", "3dgs", "both")
 _LOG_BYTES = 60_000
-_PORTS_TRIED = 50
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ANYWHERE = ("0.0.0.0", "::")
 _PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self'; connect-src 'self'"
@@ -167,7 +166,8 @@ def serve(config: WebConfig) -> None:
     Raises:
         ConfigError: no port is free, or the workspace cannot be used.
     """
-    sock = _listen(config.host, config.port)
+    sock = bound_socket(config.host, config.port, "choose others with --port and --host")
+    sock.listen(128)
     port = sock.getsockname()[1]
     app = make_app(config)
     shown = "localhost" if config.host in (*_LOOPBACK, *_ANYWHERE) else config.host
@@ -178,22 +178,6 @@ def serve(config: WebConfig) -> None:
     print(f"worlds are kept in {config.workspace.resolve()}")
     print(f"open http://{shown}:{port} (Ctrl+C ends it)", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[sock])
-
-
-def _listen(host: str, wanted: int) -> socket.socket:
-    """A socket on the wanted port or the next free one."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in range(wanted, min(wanted + _PORTS_TRIED, 65536)):
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((host, port))
-            sock.listen(128)
-        except OSError:
-            sock.close()
-            continue
-        return sock
-    raise ConfigError(f"ports {wanted} to {wanted + _PORTS_TRIED - 1} on {host} cannot be used", "choose others with --port and --host")
 
 
 def _claim(workspace: Path) -> IO[str]:

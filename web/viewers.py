@@ -4,12 +4,11 @@ import re
 import socket
 import subprocess
 import threading
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.errors import ConfigError
+from utils.device.ports import free_port
 from web.jobs import JobStore
 from web.processes import Commands, end, end_leftover
 from web.runner import explain
@@ -18,7 +17,6 @@ _PID_FILE = "viewer.pid"
 _LOG_FILE = "viewer.log"
 # Each holds a world in memory; the one opened first makes room.
 _MOST_OPEN = 2
-_PORTS_TRIED = 50
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Viewers:
                 return
             self._open.pop(job_id, None)
             surplus = [self._open.pop(next(iter(self._open))) for _ in range(len(self._open) - _MOST_OPEN + 1)]
-            port = _free_port(self._host, self._first_port)
+            port = free_port(self._host, self._first_port, or_any=True)
             folder = self._store.folder(job_id)
             (folder / _LOG_FILE).unlink(missing_ok=True)
             argv = [*self._commands.viewer, "--config.root-path", str(self._store.scene_root(job_id))]
@@ -110,18 +108,6 @@ def _read(path: Path) -> str:
         return path.read_text(errors="replace")
     except OSError:
         return ""
-
-
-def _free_port(host: str, first: int) -> int:
-    """The first port that nobody listens on; any free one if all of them are taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in (*range(first, min(first + _PORTS_TRIED, 65536)), 0):
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):
-                probe.bind((host, port))
-                return int(probe.getsockname()[1])
-    raise ConfigError(f"no port is free on {host}", "close other programs that listen")
 
 
 def _answers(host: str, port: int) -> bool:

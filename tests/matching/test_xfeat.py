@@ -7,7 +7,7 @@ import torch
 from tests.box_world import make_box_world
 from utils.errors import BackendError, MissingDependencyError
 from utils.matching.xfeat import weights
-from utils.matching.xfeat.features import FeatureMaps, Keypoints, XFeat, all_cells, find_keypoints, network_size
+from utils.matching.xfeat.features import FeatureMaps, Keypoints, XFeat, find_cells, find_keypoints, network_size
 from utils.matching.xfeat.match import (
     SAME_PLACE,
     _expected_offset,
@@ -186,14 +186,16 @@ def test_blank_images_have_no_keypoints_and_match_nothing(random_xfeat):
     assert list(random_xfeat.maps([])) == []
 
 
-def test_cells_lie_row_by_row(random_xfeat):
-    (maps,) = random_xfeat.maps([texture(64, 96)])
-    cells = all_cells(maps)
-    rows, columns = maps.descriptors.shape[1:]
-    assert len(cells) == rows * columns and (rows, columns) == (64, 96)
-    # The network's image is 8 times as large, so a cell is one pixel.
-    assert torch.equal(cells.corner_px[96 * 2 + 5], torch.tensor([5.0, 2.0]))
-    assert torch.equal(cells.descriptors[96 * 2 + 5], maps.descriptors[:, 2, 5])
+def test_cells_come_by_reliability_with_their_places():
+    maps = maps_with_peak(0, 0)
+    maps.reliability[:] = torch.linspace(0.1, 0.9, 8 * 16).view(8, 16)
+    maps.reliability[3, 5] = 0.95
+    cells = find_cells(maps, 2)
+    # The network's image is twice as large, so a cell is four pixels wide.
+    assert torch.equal(cells.corner_px, torch.tensor([[4.0 * 5, 4.0 * 3], [4.0 * 15, 4.0 * 7]]))
+    assert torch.equal(cells.descriptors[0], maps.descriptors[:, 3, 5])
+    assert torch.allclose(cells.reliability, torch.tensor([0.95, 0.9]))
+    assert len(find_cells(maps)) == 8 * 16
 
 
 # ------------------------------------------------------------------------------------------------ matches
@@ -237,13 +239,24 @@ def test_offsets_within_a_cell():
 
 def test_cells_of_an_image_match_themselves(random_xfeat):
     (maps,) = random_xfeat.maps([texture(96, 128)])
-    cells = all_cells(maps)
+    cells = find_cells(maps)
     found = match_cells(random_xfeat.network, cells, cells)
     assert np.isfinite(found.first_px).all() and found.confidence.shape == (len(found),)
 
 
-def test_fewer_than_eight_matches_verify_nothing():
-    assert not verified(np.zeros((7, 2), np.float32), np.zeros((7, 2), np.float32)).any()
+def test_only_what_is_more_than_chance_is_verified():
+    rng = np.random.default_rng(0)
+    places = rng.uniform(0, 300, (100, 3)) * [1, 1, 0.01] + [0, 0, 1]
+    first = (places[:, :2] / places[:, 2:]).astype(np.float32)
+    second = ((places[:, :2] + [30, 5]) / places[:, 2:]).astype(np.float32)
+    assert verified(first, second).mean() > 0.95
+    mixed = second.copy()
+    mixed[40:] = rng.uniform(0, 300, (60, 2))
+    assert not verified(first[: SAME_PLACE // 2], second[: SAME_PLACE // 2]).any()
+    assert not verified(first, rng.uniform(0, 300, (100, 2)).astype(np.float32)).any()
+    assert not verified(first[30:], mixed[30:]).any(), "a seventh agrees"
+    found = verified(first[:90], mixed[:90])
+    assert found[:40].mean() > 0.9 and found[40:].mean() < 0.2
 
 
 # ------------------------------------------------------------------------------------------------ weights
@@ -302,7 +315,7 @@ def test_published_cells_are_refined_without_bias(xfeat, zoom):
     large = torch.nn.functional.interpolate(crop, scale_factor=zoom, mode="bilinear", antialias=True, align_corners=False)
     fitting = large[0, :, : min(h, large.shape[2]), : min(w, large.shape[3])].permute(1, 2, 0).byte().numpy()
     (maps,), (other,) = xfeat.maps([first]), xfeat.maps([fitting])
-    found = match_cells(xfeat.network, all_cells(maps), all_cells(other))
+    found = match_cells(xfeat.network, find_cells(maps), find_cells(other))
     shares = np.array([large.shape[3] / crop.shape[3], large.shape[2] / crop.shape[2]])
     error = found.first_px - (found.second_px / shares + [10, 6])
     near = np.abs(error).max(1) < 6
@@ -317,4 +330,4 @@ def test_one_place_is_told_from_another(xfeat):
     here = [find_keypoints(maps) for maps in xfeat.maps(world.scene.images)]
     (there,) = (find_keypoints(maps) for maps in xfeat.maps([texture(180, 256, 5)]))
     assert same_place(here[0], here[1]) > 2 * SAME_PLACE
-    assert same_place(here[0], there) < SAME_PLACE
+    assert same_place(here[0], there) == 0

@@ -13,6 +13,8 @@ import pytest
 
 import preprocess_video
 import run_reconstruction
+from configs.base import from_plain, parse
+from configs.evaluation import EvalConfig
 from configs.pipeline import BUDGETS, PipelineConfig, preset
 from configs.preprocess import PreprocessConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
@@ -259,3 +261,9 @@ def test_many_frames_left_out_bring_advice(count, told, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(report))
     (words,) = run_reconstruction.alignment_words(tmp_path)
     assert "frames left out" in words and ("--config.preprocess-max-frames" in words) == told
+
+
+def test_flags_that_do_nothing_any_more_are_accepted() -> None:
+    words = ["--config.root-path", "S", "--config.target-num-points", "5", "--config.global-opt-subdir=x", "--config.fps", "24"]
+    assert parse(EvalConfig, words) == EvalConfig(root_path=Path("S"), fps=24)
+    assert from_plain(EvalConfig, {"root_path": "S", "target_num_points": 5}) == EvalConfig(root_path=Path("S"))

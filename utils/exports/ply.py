@@ -29,30 +29,33 @@ def flatten_discs(splats: Splats) -> Splats:
     return Splats(splats.means, splats.quats, log_scales, splats.logit_opacities, splats.sh)
 
 
-def splat_property_names(sh_degree: int) -> list[str]:
+def splat_property_names(sh_degree: int, *, normals: bool = False) -> list[str]:
     """The vertex properties in file order."""
     rest = 3 * ((sh_degree + 1) ** 2 - 1)
-    names = ["x", "y", "z", *(f"f_dc_{i}" for i in range(3)), *(f"f_rest_{i}" for i in range(rest))]
+    names = ["x", "y", "z", *(["nx", "ny", "nz"] if normals else [])]
+    names += [*(f"f_dc_{i}" for i in range(3)), *(f"f_rest_{i}" for i in range(rest))]
     return [*names, "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
 
 
-def write_splat_ply(path: Path, splats: Splats, renderer: str) -> None:
+def write_splat_ply(path: Path, splats: Splats, renderer: str, *, strict: bool = False) -> None:
     """Writes the splats.
 
     Args:
         path: the file.
         splats: 2DGS splats must have been flattened (`flatten_discs`).
         renderer: "3dgs" or "2dgs"; the latter is marked by a comment that viewers which know it honour.
+        strict: as the authors' own files: with their unused normals, all zero, and without comments.
     """
     count = len(splats)
     rest = splats.sh[:, 1:].transpose(1, 2).reshape(count, -1)
     quats = torch.nn.functional.normalize(splats.quats, dim=1)
-    columns = [splats.means, splats.sh[:, 0], rest, splats.logit_opacities[:, None], splats.log_scales, quats]
+    unused = splats.means.new_zeros(count, 3 if strict else 0)
+    columns = [splats.means, unused, splats.sh[:, 0], rest, splats.logit_opacities[:, None], splats.log_scales, quats]
     table = host(torch.cat([c.detach().float() for c in columns], 1))  # on the device of the splats: one copy to the host
     lines = ["ply", "format binary_little_endian 1.0"]
-    lines += ["comment SplatRenderMode: 2dgs"] if renderer == "2dgs" else []
+    lines += ["comment SplatRenderMode: 2dgs"] if renderer == "2dgs" and not strict else []
     lines += [f"element vertex {count}"]
-    lines += [f"property float {name}" for name in splat_property_names(splats.sh_degree)]
+    lines += [f"property float {name}" for name in splat_property_names(splats.sh_degree, normals=strict)]
     header = "\n".join([*lines, "end_header", ""])
     with path.open("wb") as stream:
         stream.write(header.encode("ascii"))

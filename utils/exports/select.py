@@ -44,6 +44,28 @@ def drop_non_finite(splats: Splats) -> Splats:
     return splats if bool(finite.all()) else splats.select(torch.nonzero(finite)[:, 0])
 
 
+def draw_in(splats: Splats, eye: Tensor, farthest: float) -> tuple[Splats, int]:
+    """The splats with those beyond `farthest` from `eye` moved to that distance along the line of sight, and how many those are.
+
+    They shrink in the same measure, so that from near `eye` the picture stays: a stray splat at a million units would otherwise
+    take all of the steps that a quantised format has for positions.
+    """
+    offset = splats.means - eye
+    distance = offset.norm(dim=1)
+    share = torch.clamp(farthest / distance.clamp_min(1e-12), max=1.0)
+    moved = replace(splats, means=eye + share[:, None] * offset, log_scales=splats.log_scales + torch.log(share)[:, None])
+    far = int((distance > farthest).sum())
+    return (moved, far) if far else (splats, 0)
+
+
+def padded_harmonics(splats: Splats, degree: int = 3) -> Splats:
+    """The splats with zero coefficients up to `degree`, for readers that know only that many."""
+    missing = (degree + 1) ** 2 - splats.sh.shape[1]
+    if missing <= 0:
+        return splats
+    return replace(splats, sh=torch.cat([splats.sh, splats.sh.new_zeros(len(splats), missing, 3)], dim=1))
+
+
 def scene_up(cameras: CameraSet) -> Array:
     """(3,) unit vector that points up, from how the cameras were held.
 

@@ -1,21 +1,42 @@
-"""What the export command does: locate, select, turn upright, write; a file or folder appears whole or not at all."""
+"""What the export command does: locate, select, turn upright, write, check; a file or folder appears whole or not at all."""
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from configs.evaluation import ExportConfig
+from utils.errors import ConfigError
+from utils.exports.check import ExportCheck, psnr_of_file, record
 from utils.exports.colmap import write_colmap_binary, write_colmap_text
+from utils.exports.compressed_ply import write_compressed_ply
+from utils.exports.gltf_splats import write_splat_glb
 from utils.exports.mesh import fuse_mesh, write_mesh
 from utils.exports.nerfstudio import write_transforms
 from utils.exports.ply import flatten_discs, write_splat_ply
-from utils.exports.select import drop_non_finite, most_important, transform_cameras, transform_splats, upright
+from utils.exports.select import (
+    UP_AXES,
+    draw_in,
+    drop_non_finite,
+    most_important,
+    padded_harmonics,
+    scene_up,
+    transform_cameras,
+    transform_splats,
+    upright,
+)
+from utils.exports.sog import write_sog
 from utils.exports.splat import write_splat
-from utils.exports.spz import write_spz
+from utils.exports.spz import LONGEST_LOG_SCALE, SHORTEST_LOG_SCALE, write_spz
+from utils.exports.usd import USD_SUFFIXES, write_usd
+from utils.exports.world_html import Showing, write_world_html
 from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.media import write_image
+from utils.scene.trajectories import extend_path, load_trajectory
 from utils.scene.transaction import publish, publish_file
 from utils.splatting.checkpoint import MODEL, TrainedScene, load_checkpoint
 from utils.splatting.render import SplatView, locate_checkpoint, resolve_rasterizer, training_settings
@@ -24,8 +45,13 @@ from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, Splats
 
 _FILE_NAMES = {
     "ply": "splats_{renderer}.ply",
+    "ply-compressed": "splats_{renderer}.compressed.ply",
     "splat": "splats_{renderer}.splat",
     "spz": "splats_{renderer}.spz",
+    "sog": "splats_{renderer}.sog",
+    "glb": "splats_{renderer}.glb",
+    "usd": "splats_{renderer}.usdc",
+    "html": "world.html",
     "colmap": "colmap",
     "colmap-bin": "colmap_bin",
     "nerfstudio": "nerfstudio",
@@ -35,6 +61,13 @@ _FILE_NAMES = {
     "mesh-glb": "mesh.glb",
 }
 _FOLDERS = ("colmap", "colmap-bin", "nerfstudio")
+_SPLATS = ("ply", "ply-compressed", "splat", "spz", "sog", "glb", "usd")
+_MESHES = ("mesh-ply", "mesh-glb")
+# Formats whose axes are x right, y up, z back by definition; the others are x right, y down, z forward as splat PLYs are.
+_Y_UP_FORMATS = ("spz", "glb", "usd", "mesh-glb")
+_QUANTISED = ("ply-compressed", "spz", "sog", "html")
+_FARTHEST = 64.0
+"""In median distances of the splats: how far from the cameras a quantised format holds splats."""
 # From x right, y down, z forward to x right, y up, z back, and the other way round.
 _Y_UP = np.diag([1.0, -1.0, -1.0])
 
@@ -44,16 +77,18 @@ def run(config: ExportConfig, report: Reporter = NULL_REPORTER) -> Path:
     run_layout, checkpoint = locate_checkpoint(config.root_path, config.run, config.checkpoint_dir)
     trained = load_checkpoint(checkpoint)
     target = config.out_ply or checkpoint / _FILE_NAMES[config.format].format(renderer=trained.renderer)
-    rotation = _turn(trained.cameras, config)
+    if config.format == "usd" and target.suffix not in USD_SUFFIXES:
+        raise ConfigError(f"{target}: a USD file is known by its name", f"end --config.out-ply in {', '.join(USD_SUFFIXES)}")
+    rotation = file_from_world(trained.cameras, config)
     reads = [SceneLayout(config.root_path).results_npz, checkpoint / MODEL]
     if config.format in _FOLDERS:
         with publish(target, f"export-{config.format}", reads=reads, report=report) as folder:
             _write_scene(folder, trained.cameras, _alignment(config, run_layout, checkpoint), rotation, config, report)
     else:
         with publish_file(target, reads=reads, report=report) as path:
-            if config.format in ("ply", "splat", "spz"):
-                _write_splats(path, trained, rotation, config, report)
-            elif config.format in ("mesh-ply", "mesh-glb"):
+            if config.format in _SPLATS or config.format == "html":
+                record(checkpoint, target.name, _write_splats(path, trained, rotation, config, report))
+            elif config.format in _MESHES:
                 _write_mesh(path, trained, rotation, config, report)
             else:
                 _write_scene(path, trained.cameras, _alignment(config, run_layout, checkpoint), rotation, config, report)
@@ -61,20 +96,17 @@ def run(config: ExportConfig, report: Reporter = NULL_REPORTER) -> Path:
     return target
 
 
+def file_from_world(cameras: CameraSet, config: ExportConfig) -> Array:
+    """Rotation (3, 3) of the world into the file's axes: as `config.up` says, or the axes usual for the format."""
+    if config.up == "keep":
+        return _Y_UP if config.format in _Y_UP_FORMATS else np.eye(3)
+    return upright(cameras, config.up)
+
+
 def _alignment(config: ExportConfig, run_layout: RunLayout, checkpoint: Path) -> Path:
     """Folder of the alignment whose cloud is exported: the one given, or that of the training."""
     known = training_settings(checkpoint).get("global_opt_subdir", run_layout.after_global_optimization.name)
     return run_layout.part(config.global_opt_subdir or known, "global_opt_subdir")
-
-
-def _turn(cameras: CameraSet, config: ExportConfig) -> Array:
-    """Rotation (3, 3) of the world before it is written: `config.up` is meant in the file's own axes."""
-    rotation = upright(cameras, config.up)
-    if config.format == "spz" and config.up != "keep":
-        return _Y_UP @ rotation  # the writer turns right-down-front into the format's axes
-    if config.format == "mesh-glb" and config.up == "keep":
-        return _Y_UP
-    return rotation
 
 
 def export_splats(trained: TrainedScene, rotation: Array, scale: float, max_points: int) -> Splats:
@@ -87,15 +119,76 @@ def export_splats(trained: TrainedScene, rotation: Array, scale: float, max_poin
     return transform_splats(splats, rotation, scale, sh_basis)
 
 
-def _write_splats(path: Path, trained: TrainedScene, rotation: Array, config: ExportConfig, report: Reporter) -> None:
-    splats = export_splats(trained, rotation, config.scale, config.max_points)
-    if config.format == "ply":
-        write_splat_ply(path, splats, trained.renderer)
-    elif config.format == "splat":
-        write_splat(path, splats)
-    else:
-        write_spz(path, splats)
-    report.note(f"export: {len(splats)} of {len(trained.splats)} splats")
+def _write_splats(path: Path, trained: TrainedScene, rotation: Array, config: ExportConfig, report: Reporter) -> ExportCheck:
+    started = time.perf_counter()
+    rasterizer, device, _ = resolve_rasterizer(config.rasterizer, config.device)
+    view = SplatView(trained, rasterizer, device)
+    # The writer of SPZ turns right-down-front into the format's axes itself, by signs.
+    handed = _Y_UP @ rotation if config.format == "spz" else rotation
+    splats, drawn_in = export_splats(trained, np.eye(3), 1.0, config.max_points), 0
+    if config.format in _QUANTISED:
+        middle = torch.from_numpy(trained.cameras.centers.mean(axis=0)).to(splats.means)
+        splats, drawn_in = draw_in(splats, middle, _FARTHEST * view.median_depth)
+    splats = transform_splats(splats, handed, config.scale, sh_basis)
+    if config.layout == "strict":
+        splats = padded_harmonics(splats)
+    _writer(trained, view, rotation, config)(path, splats)
+    seconds = time.perf_counter() - started
+    clamped = _clamped(splats) if config.format in ("spz", "html") else 0
+    held = _Y_UP @ rotation if config.format == "html" else rotation  # the page holds an SPZ
+    suffix = path.suffix if config.format == "usd" else Path(_FILE_NAMES[config.format]).suffix
+    found, psnr = psnr_of_file(path, view, held, config.scale, suffix)
+    report.note(f"export: {len(found)} of {len(trained.splats)} splats, {path.stat().st_size / 1e6:.2f} MB")
+    if drawn_in:
+        report.note(f"export: {drawn_in} splats beyond {_FARTHEST:.0f} median distances were moved nearer, for the format's steps")
+    if clamped:
+        report.note(f"export: {clamped} splats larger or smaller than this format can hold were clamped; --config.scale may help")
+    report.note(f"export: read back and drawn at {len(psnr)} cameras, {min(psnr):.1f} dB at the worst against our own renders")
+    return ExportCheck(
+        format=config.format,
+        splats=len(found),
+        bytes=path.stat().st_size,
+        seconds=round(seconds, 2),
+        psnr=psnr,
+        drawn_in=drawn_in,
+        clamped=clamped,
+    )
+
+
+def _writer(trained: TrainedScene, view: SplatView, rotation: Array, config: ExportConfig) -> Callable[[Path, Splats], None]:
+    """What writes splats that are in the file's axes already, or for SPZ in the axes of a PLY."""
+    strict, newest = config.layout == "strict", config.layout == "newest"
+    writers: dict[str, Callable[[Path, Splats], None]] = {
+        "ply": lambda path, splats: write_splat_ply(path, splats, trained.renderer, strict=strict),
+        "ply-compressed": write_compressed_ply,
+        "splat": write_splat,
+        "spz": lambda path, splats: write_spz(path, splats, 2 if strict else 4 if newest else 3),
+        "sog": write_sog,
+        "glb": write_splat_glb,
+        "usd": lambda path, splats: write_usd(path, splats, z_up=config.up == "z", metres_per_unit=1.0),
+        "html": lambda path, splats: write_world_html(path, splats, _showing(view, rotation, config)),
+    }
+    return writers[config.format]
+
+
+def _clamped(splats: Splats) -> int:
+    """How many splats SPZ cannot hold in their size; that thin axes become a little thicker does not show."""
+    largest = splats.log_scales.max(dim=1).values
+    return int(((largest > LONGEST_LOG_SCALE) | (largest < SHORTEST_LOG_SCALE)).sum())
+
+
+def _showing(view: SplatView, rotation: Array, config: ExportConfig) -> Showing:
+    """Cameras and fly-through in the file's axes."""
+    cameras, layout = view.trained.cameras, SceneLayout(config.root_path)
+    path = load_trajectory(layout.path_json) if layout.path_json.is_file() else extend_path(cameras, view.median_depth)
+    return Showing(
+        cameras=transform_cameras(cameras, rotation, config.scale),
+        path=transform_cameras(path, rotation, config.scale),
+        up=np.array(UP_AXES[config.up]) if config.up != "keep" else scene_up(cameras),
+        near=view.near * config.scale,
+        title=config.title or config.root_path.resolve().name,
+        credit=config.credit,
+    )
 
 
 def _write_scene(path: Path, cameras: CameraSet, source: Path, rotation: Array, config: ExportConfig, report: Reporter) -> None:

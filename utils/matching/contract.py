@@ -66,11 +66,13 @@ class MatcherFactory(Protocol):
 
 MATCHERS = Registry(
     "matcher",
+    auto="utils.matching.xfeat.matcher:auto_matcher",
     flow="utils.matching.flow:flow_matcher",
     flow_dis="utils.matching.flow.dis:FlowMatcher",
     flow_torch="utils.matching.flow.batched:TorchFlowMatcher",
     none="utils.matching.contract:NoMatcher",
     romav2="utils.matching.romav2:RomaMatcher",
+    xfeat="utils.matching.xfeat.matcher:xfeat_matcher",
 )
 
 

@@ -14,10 +14,20 @@ import numpy as np
 from utils.cameras.projection import invert_rigid
 from utils.geometry_backend import ClipFrames, SparseModel
 from utils.sfm.dense_bundle_adjustment import Matches, adjust, join
-from utils.sfm.depth_completion import LAST_STRENGTH, PosedClip, anchor_images, hints_of, known_layers, relative_poses, settle
+from utils.sfm.depth_completion import (
+    LAST_STRENGTH,
+    PosedClip,
+    anchor_images,
+    depth_and_confidence,
+    hints_of,
+    known_layers,
+    relative_poses,
+    settle,
+)
 from utils.sfm.depth_filling import edge_couplings, fill_and_smooth, fill_layers, flatness
-from utils.sfm.flow_depth import RayDepth, agreement, frame_threads, match_through_depth, triangulate
+from utils.sfm.flow_depth import RayDepth, frame_threads, match_through_depth, triangulate
 from utils.sfm.mapping import (
+    Features,
     UnmatchedError,
     check_parallax,
     focal_prior,
@@ -57,9 +67,11 @@ class SfmGeometry:
 
     Attributes:
         seed: makes mapping repeatable.
+        features: what frames are recognised by, see `mapping.map_frames`.
     """
 
     seed: int = 0
+    features: Features = "sift"
 
     def estimate(self, frames: ClipFrames, report: Reporter) -> Scene:
         """Cameras, depth and confidence of the chosen frames that could be registered.
@@ -85,12 +97,12 @@ class SfmGeometry:
         size, everything, keep = frames.images.shape[1:3], len(frames.images) > len(frames.chosen), frames.keep
         chosen_keep = None if keep is None else keep[frames.chosen]
         try:
-            model = map_frames(frames.images[frames.chosen], seed=self.seed, report=report, keep=chosen_keep)
+            model = map_frames(frames.images[frames.chosen], seed=self.seed, report=report, keep=chosen_keep, features=self.features)
         except UnmatchedError:
             if not everything:
                 raise
             report.note(f"poses: too few match each other, mapping all {len(frames.images)} frames around them")
-            model = settle_focal(map_frames(frames.images, seed=self.seed, report=report, keep=keep), size, report)
+            model = settle_focal(map_frames(frames.images, seed=self.seed, report=report, keep=keep, features=self.features), size, report)
             check_parallax(model)
             return restricted(model, frames.images, frames.chosen)
         model = settle_focal(model, size, report)
@@ -296,19 +308,13 @@ def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, inverse: 
     stacked = np.stack(inverse)
     known = stacked[measured] if measured.any() else stacked
     lowest = max(np.percentile(known, 1.0) / _SHELL, np.median(known) / _FARTHEST)
-    shell = stacked <= lowest
-    depth = (1 / np.maximum(stacked, lowest)).astype(np.float32)
-    support = agreement(depth, clip.w2c[clip.refs], clip.K)
     own = np.stack([2 * ray.weight / (ray.weight + 0.5) for ray in rays])
     with frame_threads() as pool:
         smooth = np.stack(list(pool.map(flatness, inverse)))
-    confidence = 1.0 + np.where(measured, own, 0.05) * (0.25 + support) * smooth
-    # What another frame confirms counts as measured, however weak; a guess stays below.
-    confidence += np.float32(0.1) * (measured & (support > 0))
-    confidence[shell] = 1.0
+    depth, confidence = depth_and_confidence(stacked, measured, own, lowest, clip.w2c[clip.refs], clip.K, smooth)
     scale = MEDIAN_DEPTH / float(np.median(depth))
     c2w = invert_rigid(clip.w2c[clip.refs])
     c2w[:, :3, 3] *= scale
     images = np.stack([_working_image(frames, int(ref)) for ref in clip.refs])
     cameras = CameraSet(c2w=c2w, K=np.repeat(clip.K[None], len(c2w), 0), size=frames.size, frame_ids=model.frames.astype(np.int64))
-    return Scene(cameras=cameras, images=images, depth=depth * np.float32(scale), confidence=confidence.astype(np.float32))
+    return Scene(cameras=cameras, images=images, depth=depth * np.float32(scale), confidence=confidence)

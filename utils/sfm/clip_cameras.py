@@ -13,6 +13,7 @@ import torch
 
 from utils.cameras import se3
 from utils.cameras.projection import invert_rigid, transform, unproject_depth
+from utils.cameras.resection import resect
 from utils.points.edges import depth_edges
 from utils.scene.media import resize_area
 from utils.sfm.flow_depth import frame_threads, match_through_depth
@@ -151,21 +152,8 @@ def _place(world: _WorldPoints, around: list[int], positions: Array, frame: int,
     start = _between(world.scene.cameras.c2w[around], positions[around], frame)
     found = [world.seen(row, gray, start, K) for row in around]
     points, pixels = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    if len(points) < _LEAST:
-        return None
-    w2c = invert_rigid(start)
-    rotation, shift = cv2.Rodrigues(w2c[:3, :3])[0], w2c[:3, 3:].copy()
-    cv2.setRNGSeed(0)
-    solved, rotation, shift, inliers = cv2.solvePnPRansac(
-        points, pixels, K, None, rotation, shift, useExtrinsicGuess=True, reprojectionError=_AGREE_PX, flags=cv2.SOLVEPNP_ITERATIVE
-    )
-    if not solved or inliers is None or len(inliers) < max(_LEAST, _LEAST_SHARE * len(points)):
-        return None
-    agreeing = inliers[:, 0]
-    rotation, shift = cv2.solvePnPRefineLM(points[agreeing], pixels[agreeing], K, None, rotation, shift)
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(rotation)[0], shift[:, 0]
-    return invert_rigid(pose)
+    pose = resect(points, pixels, K, invert_rigid(start), _AGREE_PX, _LEAST, _LEAST_SHARE)
+    return None if pose is None else invert_rigid(pose)
 
 
 def _spread(gray: Array) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from utils.cameras.projection import invert_rigid
 from utils.sfm.depth_filling import fill_doubting, steadiness
-from utils.sfm.flow_depth import RayDepth, carried
+from utils.sfm.flow_depth import RayDepth, agreement, carried
 from utils.sfm.plane_sweep import doubted, sweep
 from utils.types import Array
 
@@ -139,3 +139,25 @@ def _confirmed(
         replace(ray, weight=doubted(ray.inverse, ray.weight, vote, spacing))
         for ray, vote, spacing in zip(rays, voted, spacings, strict=True)
     ]
+
+
+def depth_and_confidence(
+    inverse: Array, measured: Array, strength: Array, farthest: float, w2c: Array, K: Array, flat: Array | float = 1.0
+) -> tuple[Array, Array]:
+    """Depth with a far shell in place of infinity, and confidence (1 and more) from the triangulation and from other frames' agreement.
+
+    Args:
+        inverse: (R, H, W) filled inverse depth.
+        measured: (R, H, W) bool, pixels that were triangulated.
+        strength: (R, H, W) confidence of the triangulation.
+        farthest: inverse depth of the shell; what lies beyond it is put there, at the lowest confidence.
+        w2c: (R, 4, 4).
+        K: (3, 3).
+        flat: (R, H, W) factor on the confidence.
+    """
+    depth = (1 / np.maximum(inverse, farthest)).astype(np.float32)
+    support = agreement(depth, w2c, K)
+    confidence = 1.0 + np.where(measured, strength, 0.05) * (0.25 + support) * flat
+    # What another frame confirms counts as measured, however weak; a guess stays below.
+    confidence += np.float32(0.1) * (measured & (support > 0))
+    return depth, np.where(inverse <= farthest, 1.0, confidence).astype(np.float32)

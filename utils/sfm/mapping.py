@@ -1,4 +1,4 @@
-"""Camera poses and sparse points of a clip by global structure from motion (pycolmap; SIFT on the CPU, no weights).
+"""Camera poses and sparse points of a clip by global structure from motion (pycolmap; SIFT on the CPU, XFeat beside it if wanted).
 
 One camera of unknown focal length is shared by all frames. Poses of further frames are found by tracking the sparse points into them.
 COLMAP's pixel centres are at +0.5, as ours.
@@ -11,17 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import pycolmap
 
+from utils.cameras.resection import resect
 from utils.errors import GeometryError
 from utils.geometry_backend import SparseModel
 from utils.reporting import number_ranges
 from utils.runtime import cpu_count
 from utils.sfm.dense_bundle_adjustment import Bundle, FocalPrior, Matches, adjust
 from utils.sfm.flow_depth import frame_threads
+from utils.sfm.learned_matches import add_learned_matches
 from utils.types import Array, Reporter
 
 # Between a fish-eye's and a long telephoto's; a focal length outside means that mapping went wrong.
@@ -29,6 +32,8 @@ FOCAL_RANGE = (0.3, 3.0)
 # Field of view of 58 degrees along the longest side: the middle of what cameras and video models show.
 FOCAL_PRIOR = 0.9
 MIN_REGISTERED = 8
+
+Features = Literal["sift", "xfeat"]
 
 # Importing pycolmap installs a handler that answers the polite request to end (SIGTERM) with a stack trace; Python's own comes back.
 if threading.current_thread() is threading.main_thread():
@@ -53,7 +58,7 @@ def _quiet() -> Iterator[None]:
         pycolmap.logging.minloglevel = before
 
 
-def map_frames(images: Array, *, seed: int, report: Reporter, keep: Array | None = None) -> SparseModel:
+def map_frames(images: Array, *, seed: int, report: Reporter, keep: Array | None = None, features: Features = "sift") -> SparseModel:
     """Poses, focal length and sparse points from images of one moving camera.
 
     Global mapping first estimates the focal length from a prior of `FOCAL_PRIOR` times the longest side. If it registers too
@@ -64,8 +69,10 @@ def map_frames(images: Array, *, seed: int, report: Reporter, keep: Array | None
         seed: makes RANSAC and the solver repeatable.
         report: told which frames are missing and whether the focal length was fixed.
         keep: (F, h, w) bool, where features may lie; None: everywhere.
+        features: `xfeat` adds learned matches to those of SIFT, which need their weights.
 
     Raises:
+        MissingDependencyError: the weights are not installed.
         GeometryError: fewer than two frames, or too few could be registered; says why as far as that can be seen.
     """
     if len(images) < 2:
@@ -73,6 +80,9 @@ def map_frames(images: Array, *, seed: int, report: Reporter, keep: Array | None
     needed = min(MIN_REGISTERED, len(images))
     with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder, _quiet():
         database = _match(images, Path(folder), seed, keep)
+        if features == "xfeat":
+            helped = add_learned_matches(database, images, seed=seed, keep=keep)
+            report.note(f"poses: {helped} more pairs of frames are held together by learned matches (XFeat)")
         model = _map(database, Path(folder), images.shape[1:3], seed, fixed_focal=False)
         if model is None or len(model.frames) < needed or not _plausible(model, images):
             report.note("poses: mapping with a free focal length failed, trying again with a fixed one")
@@ -396,6 +406,7 @@ def adjusted(model: SparseModel, bundle: Bundle) -> SparseModel:
 
 # A frame in between is kept if this many tracked points agree with its pose.
 _MIN_TRACKED = 20
+_INLIER_PX = 2.0
 
 
 def place_between(images: Array, w2c: Array, refs: Array, model: SparseModel) -> Array:
@@ -418,7 +429,7 @@ def place_between(images: Array, w2c: Array, refs: Array, model: SparseModel) ->
         around = [row for row in (after - 1, after) if 0 <= row < len(refs)]
         world, pixels = zip(*(_tracked(grays, frame, int(refs[row]), row, model) for row in around), strict=True)
         nearest = min(around, key=lambda row: abs(int(refs[row]) - frame))
-        return _solve_pose(np.concatenate(world), np.concatenate(pixels), model.K, w2c[refs[nearest]])
+        return resect(np.concatenate(world), np.concatenate(pixels), model.K, w2c[refs[nearest]], _INLIER_PX, _MIN_TRACKED)
 
     missing = np.flatnonzero(~np.isfinite(w2c[:, 0, 0])).tolist()
     with frame_threads() as pool:
@@ -446,20 +457,3 @@ def _sample(field: Array, at: Array) -> Array:
         field, at[None, :, 0] - 0.5, at[None, :, 1] - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(1e4, 1e4)
     )
     return picked[0]
-
-
-def _solve_pose(world: Array, pixels: Array, K: Array, start: Array) -> Array | None:
-    if len(world) < _MIN_TRACKED:
-        return None
-    rotation, translation = cv2.Rodrigues(start[:3, :3])[0], start[:3, 3:].copy()
-    cv2.setRNGSeed(0)
-    found, rotation, translation, inliers = cv2.solvePnPRansac(
-        world, pixels, K, None, rotation, translation, useExtrinsicGuess=True, reprojectionError=2.0, flags=cv2.SOLVEPNP_ITERATIVE
-    )
-    if not found or inliers is None or len(inliers) < _MIN_TRACKED:
-        return None
-    rows = inliers[:, 0]
-    rotation, translation = cv2.solvePnPRefineLM(world[rows], pixels[rows], K, None, rotation, translation)
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(rotation)[0], translation[:, 0]
-    return pose

@@ -12,9 +12,9 @@ import numpy as np
 from utils.cameras.projection import invert_rigid
 from utils.errors import GeometryError
 from utils.sfm.backend import choose_neighbours
-from utils.sfm.depth_completion import LAST_STRENGTH, PosedClip, settle
+from utils.sfm.depth_completion import LAST_STRENGTH, PosedClip, depth_and_confidence, settle
 from utils.sfm.depth_filling import edge_couplings, fill_and_smooth
-from utils.sfm.flow_depth import RayDepth, agreement, frame_threads, match_through_depth, triangulate
+from utils.sfm.flow_depth import RayDepth, frame_threads, match_through_depth, triangulate
 from utils.types import Array, Reporter, StepReport
 
 # Frames on either side that give the first, rough depth.
@@ -111,10 +111,4 @@ def _finished(inverse: Array, rays: list[RayDepth], w2c: Array, K: Array) -> tup
     if not measured.any():
         raise GeometryError("no pixel of the clip shows parallax along the given poses", "check that the camera moves")
     nearest = max(float(np.percentile(inverse[measured], 1.0)) / _SHELL, 1e-9)
-    depth = (1 / np.maximum(inverse, nearest)).astype(np.float32)
-    support = agreement(depth, w2c, K)
-    strength = np.stack([np.minimum(ray.weight, 4.0) for ray in rays])
-    confidence = 1.0 + np.where(measured, strength, 0.05) * (0.25 + support)
-    # What another frame confirms counts as measured, however weak; a guess stays below.
-    confidence += np.float32(0.1) * (measured & (support > 0))
-    return depth, np.where(inverse <= nearest, 1.0, confidence).astype(np.float32)
+    return depth_and_confidence(inverse, measured, np.stack([np.minimum(ray.weight, 4.0) for ray in rays]), nearest, w2c, K)

@@ -1,7 +1,6 @@
 """The page: viser shows symbols and clouds, the splats come as pictures rendered for each visitor's camera."""
 
 import shlex
-import socket
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,8 @@ import numpy as np
 
 from configs.evaluation import ViewerConfig
 from utils.cameras.projection import invert_rigid
-from utils.errors import ArtifactError, ConfigError, MissingArtifactError, MissingDependencyError, V2WError
+from utils.device.ports import free_port
+from utils.errors import ArtifactError, MissingArtifactError, MissingDependencyError, V2WError
 from utils.exports.select import scene_up
 from utils.report.pictures import fit_width
 from utils.scene import artifacts
@@ -29,7 +29,6 @@ from utils.viewer.source import Source, locate_source
 _STILL_SECONDS = 0.2
 # How often the training that is shown is looked at.
 _WATCH_SECONDS = 2.0
-_PORTS_TRIED = 50
 _MAX_CLOUD_POINTS = 300_000
 # Camera symbols nearer to the visitor than this many times their size are hidden.
 _CLEARANCE = 5.0
@@ -122,23 +121,6 @@ def _alignment(run_layout: RunLayout, subdir: str) -> Alignment | None:
         except ArtifactError:
             continue
     return None
-
-
-def free_port(host: str, wanted: int) -> int:
-    """The wanted port, or the next one that nobody listens on.
-
-    Raises:
-        ConfigError: none of the next ports is free.
-    """
-    for port in range(wanted, wanted + _PORTS_TRIED):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-            return port
-    raise ConfigError(f"ports {wanted} to {wanted + _PORTS_TRIED - 1} on {host} cannot be used", "choose another with --config.port")
 
 
 @dataclass

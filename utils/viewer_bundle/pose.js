@@ -73,9 +73,12 @@ export function between(from, to, t) {
   return { c2w: compose(...columns, position), fov: from.fov + t * (to.fov - from.fov) };
 }
 
-/** Poses of cameras {c2w, fx, fy, cx, cy, width, height}, with the field of view that shows all of the picture at this aspect. */
+// In narrow windows a camera's picture is cut at the sides rather than showing much that the camera did not see above and below.
+const TALLEST = 1.6;
+
+/** Pose of a camera {c2w, fx, fy, cx, cy, width, height} whose field of view shows its picture in a window of this aspect. */
 export function poseOf(camera, aspect) {
   const tall = Math.max(camera.cy, camera.height - camera.cy) / camera.fy;
   const wide = Math.max(camera.cx, camera.width - camera.cx) / camera.fx;
-  return { c2w: camera.c2w, fov: 2 * Math.atan(Math.max(tall, wide / aspect)) };
+  return { c2w: camera.c2w, fov: 2 * Math.atan(Math.max(tall, Math.min(wide / aspect, TALLEST * tall))) };
 }

@@ -4,12 +4,13 @@ Prediction, flow and all checks of a batch of pairs stay on the device; only the
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from configs.stage1_align import MatchingConfig
 from utils.cameras.pixels import pixel_grid
@@ -18,6 +19,7 @@ from utils.deformation.lattice.batched import DeviceGeometry
 from utils.device.accelerator import accelerator, in_chunks
 from utils.matching.checks import FLAT
 from utils.matching.contract import MatchSet, grid_phase
+from utils.matching.flow.seeds import SeededGeometry
 from utils.matching.optical_flow.reference import box_mean, dense_flow, sample
 from utils.types import Array, Scene
 
@@ -82,19 +84,22 @@ class _DeviceMatcher:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # of this thread
         placed = DeviceGeometry.of(geometry, self._depth)
+        corrections = geometry.corrections if isinstance(geometry, SeededGeometry) else {}
         size = max(1, _BATCH_PIXELS // (2 * self._depth[0].numel()))
 
         def work(chunk: Sequence[tuple[int, int]]) -> list[MatchSet]:
-            found = self._match_batch([(a, b) for a, b in chunk], placed)
+            found = self._match_batch([(a, b) for a, b in chunk], placed, corrections)
             more(len(found))
             return found
 
         return in_chunks(work, pairs, size, "matching")
 
-    def _match_batch(self, pairs: list[tuple[int, int]], geometry: DeviceGeometry) -> list[MatchSet]:
+    def _match_batch(
+        self, pairs: list[tuple[int, int]], geometry: DeviceGeometry, corrections: Mapping[tuple[int, int], Array]
+    ) -> list[MatchSet]:
         both = np.array(pairs + [(b, a) for a, b in pairs])
         first, second = (torch.from_numpy(frames.copy()).to(self._device) for frames in both.T)
-        predicted = geometry.predict(both[:, 0], both[:, 1])
+        predicted = corrected(geometry.predict(both[:, 0], both[:, 1]), both, corrections)
         h, w = geometry.size
         known = ((predicted > 0) & (predicted < torch.tensor([w, h], device=self._device))).all(-1)  # False for NaN
         predicted = torch.where(known[..., None], predicted, torch.nan)
@@ -136,6 +141,17 @@ class _DeviceMatcher:
         columns = phase[:, 1:] + torch.arange(0, w, step, device=self._device)
         shape = (len(pairs), rows.shape[1], columns.shape[1])
         return rows[:, :, None].expand(shape).flatten(1), columns[:, None].expand(shape).flatten(1)
+
+
+def corrected(predicted: Tensor, pairs: Array, corrections: Mapping[tuple[int, int], Array]) -> Tensor:
+    """Predictions (B, H, W, 2) of pairs (B, 2) with the corrections of those that have one, see `SeededGeometry`."""
+    own = [corrections.get((int(a), int(b))) for a, b in pairs]
+    if all(one is None for one in own):
+        return predicted
+    blank = np.zeros_like(next(one for one in own if one is not None))
+    coarse = torch.from_numpy(np.stack([blank if one is None else one for one in own])).to(predicted)
+    fine = functional.interpolate(coarse.permute(0, 3, 1, 2), predicted.shape[1:3], mode="bilinear", align_corners=False)
+    return predicted + fine.permute(0, 2, 3, 1)
 
 
 class Corners:

