@@ -12,14 +12,13 @@ from utils.cameras.projection import invert_rigid
 from utils.errors import GeometryError, InputError, UnknownBackendError
 from utils.geometry_backend import GEOMETRY, ClipFrames
 from utils.sfm import dense_bundle_adjustment as flow_bundle
-from utils.sfm import depth_completion as depth_settle
-from utils.sfm import flow_depth
+from utils.sfm import depth_completion, flow_depth
 from utils.sfm import mapping as sfm_poses
 from utils.sfm.backend import MEDIAN_DEPTH, SfmGeometry, _match, choose_neighbours
 from utils.sfm.depth_completion import PosedClip
-from utils.sfm.depth_filling import edge_couplings, fill_and_smooth, fill_doubting, fill_layers, steadiness
+from utils.sfm.depth_filling import edge_couplings, fill_and_smooth, fill_layers, fill_robust, scatter_weight
 from utils.sfm.flow_depth import RayDepth
-from utils.sfm.plane_sweep import doubted, sweep
+from utils.sfm.plane_sweep import downweight_contradicted, sweep
 from utils.synthetic.world import SyntheticWorld, WorldConfig, make_world
 from utils.types import NULL_REPORTER, CameraSet
 
@@ -108,7 +107,7 @@ def test_depth_is_carried_from_other_frames() -> None:
     _, depths, w2c = plane_clip()
     inverse, trusted = 1 / depths, np.ones(depths.shape, bool)
     inverse[2], trusted[2] = 9.0, False
-    value, count = flow_depth.carried(inverse, trusted, w2c, K, 2)
+    value, count = flow_depth.reproject_depth(inverse, trusted, w2c, K, 2)
     assert (count > 0).mean() > 0.95 and count.max() == 4
     assert np.median(np.abs(value * depths[2] - 1)[count > 0]) < 0.004
 
@@ -133,8 +132,8 @@ def test_plane_sweep_finds_the_plane_across_a_blank_patch_and_doubts_what_contra
     error = np.abs(swept / truth - 1)
     assert np.median(error) < 0.01 and np.median(error[blank]) < 0.03
     weight = np.ones(SIZE, np.float32)
-    assert doubted(truth, weight, swept, spacing)[blank].mean() > 0.7
-    assert doubted(0.7 * truth, weight, swept, spacing)[blank].max() < 0.1
+    assert downweight_contradicted(truth, weight, swept, spacing)[blank].mean() > 0.7
+    assert downweight_contradicted(0.7 * truth, weight, swept, spacing)[blank].max() < 0.1
 
 
 def test_a_plane_sweep_abstains_where_it_has_nothing_to_tell_by() -> None:
@@ -150,7 +149,7 @@ def test_a_plane_sweep_abstains_where_it_has_nothing_to_tell_by() -> None:
     for image, seen, moved in ((np.full_like(color, 128), blank, poses), (color, grays[[2] * 5], still)):
         swept, spacing = sweep(image, seen, moved, K, inverse)
         assert np.isnan(swept).all()
-        np.testing.assert_array_equal(doubted(inverse, weight, swept, spacing), weight)
+        np.testing.assert_array_equal(downweight_contradicted(inverse, weight, swept, spacing), weight)
     keep = np.ones((5, *SIZE), bool)
     keep[0, 40:80, 100:160] = False
     swept, _ = sweep(color, grays[[2, *others]], poses, K, inverse, keep)
@@ -181,7 +180,8 @@ def test_what_is_masked_in_other_frames_doubts_nothing() -> None:
     behind = np.s_[50:84, 110:142]
     with flow_depth.frame_threads() as pool:
         heeded, ignored = (
-            depth_settle._confirmed(c, images, neighbours, rays, inverse, pool)[4].weight for c in (clip, replace(clip, keep=None))
+            depth_completion._downweight_swept(c, images, neighbours, rays, inverse, pool)[4].weight
+            for c in (clip, replace(clip, keep=None))
         )
     assert np.median(heeded[behind]) > 0.5 and np.median(heeded) > 0.7
     assert np.median(ignored[behind]) < 0.3
@@ -216,10 +216,10 @@ def test_scattered_values_are_taken_for_guesses() -> None:
     weight = np.ones_like(value)
     noise = np.random.default_rng(0).normal(1, 0.2, (40, 30)).astype(np.float32)
     value[:, 30:] *= noise
-    trust = steadiness(value, weight)
+    trust = scatter_weight(value, weight)
     assert trust[:, 5:24].min() > 0.8 and np.median(trust[:, 36:]) < 0.05
     weight[:, 30:] = 0
-    assert steadiness(value, weight)[:, 5:].min() > 0.8, "what has no weight does not count"
+    assert scatter_weight(value, weight)[:, 5:].min() > 0.8, "what has no weight does not count"
 
 
 def test_a_weak_layer_that_contradicts_its_surroundings_is_outvoted() -> None:
@@ -230,10 +230,10 @@ def test_a_weak_layer_that_contradicts_its_surroundings_is_outvoted() -> None:
     value[0][patch] *= 0.6
     weight[0][patch] = weight[1][patch] = 0.05
     couplings = edge_couplings(np.full((60, 60, 3), 128, np.uint8))
-    blended, doubted = (fill(value, weight, couplings, 4.0) for fill in (fill_layers, fill_doubting))
-    off = [float(np.abs(filled / truth - 1)[patch].max()) for filled in (blended, doubted)]
+    blended, robust = (fill(value, weight, couplings, 4.0) for fill in (fill_layers, fill_robust))
+    off = [float(np.abs(filled / truth - 1)[patch].max()) for filled in (blended, robust)]
     assert off[0] > 0.12 and off[1] < 0.05
-    assert np.abs(doubted / truth - 1)[:15].max() < 0.03
+    assert np.abs(robust / truth - 1)[:15].max() < 0.03
 
 
 def test_filling_follows_image_edges() -> None:

@@ -17,14 +17,14 @@ from utils.sfm.dense_bundle_adjustment import Matches, adjust, join
 from utils.sfm.depth_completion import (
     LAST_STRENGTH,
     PosedClip,
-    anchor_images,
+    complete_depth,
     depth_and_confidence,
-    hints_of,
-    known_layers,
+    observations,
     relative_poses,
-    settle,
+    reprojected_layers,
+    sparse_layer,
 )
-from utils.sfm.depth_filling import edge_couplings, fill_and_smooth, fill_layers, flatness
+from utils.sfm.depth_filling import edge_couplings, fill_and_smooth, fill_layers, planarity
 from utils.sfm.flow_depth import RayDepth, frame_threads, match_through_depth, triangulate
 from utils.sfm.mapping import (
     Features,
@@ -36,7 +36,7 @@ from utils.sfm.mapping import (
     restricted,
     settle_focal,
 )
-from utils.sfm.plane_sweep import all_kept
+from utils.sfm.plane_sweep import shrink_mask
 from utils.types import Array, CameraSet, Reporter, Scene, StepReport
 
 # Depth of the middle of the scene, in scene units; arbitrary, but the same for every clip.
@@ -44,15 +44,15 @@ MEDIAN_DEPTH = 3.0
 # Triangulation angles (degrees) of the neighbours looked for, on either side in time: small ones match best, wide ones measure best.
 _ANGLES_DEG = (1.5, 3.0, 6.0, 10.0, 16.0)
 # Percentile of the sparse points' angles that is compared with them.
-_NEARER_SHARE = 75
+_NEARER_PERCENTILE = 75
 # What a neighbour costs that comes k times later than the first one with enough angle, in log k: generated frames far apart in time
 # contradict each other even where the camera has come back.
 _LATE_COST = 0.5
 # Smoothing of inverse depth after each round; the first only has to start the second well.
 _FIRST_STRENGTH = 1e5
 _STRENGTHS = (60.0, 15.0, LAST_STRENGTH)
-# Weight that a pixel needs to be carried into other frames between the rounds.
-_CARRIED_LEAST = 0.1
+# Weight that a pixel needs to be reprojected into other frames between the rounds.
+_REPROJECTED_LEAST = 0.1
 # Points of each frame that enter bundle adjustment: more add time, not accuracy.
 _BUNDLE_POINTS = 150
 # The far shell lies at this multiple of the 99th percentile of the measured depth.
@@ -126,7 +126,7 @@ def _posed_clip(frames: ClipFrames, model: SparseModel) -> PosedClip:
         sparse.append(np.column_stack([model.seen_at[mine][front] * scale, 1 / camera[front, 2]]))
     keep = frames.keep
     if keep is not None:
-        keep = np.stack([all_kept(mask, size[::-1]) for mask in keep])
+        keep = np.stack([shrink_mask(mask, size[::-1]) for mask in keep])
     return PosedClip(grays=grays, w2c=w2c, K=np.diag([*scale, 1.0]) @ model.K, refs=refs, sparse=sparse, keep=keep)
 
 
@@ -143,7 +143,7 @@ def choose_neighbours(clip: PosedClip, row: int) -> list[int]:
     distance = np.linalg.norm(offsets, axis=-1)
     rays = offsets / distance[..., None]
     own = int(np.flatnonzero(posed == ref)[0])
-    angle = np.degrees(np.percentile(np.arccos(np.clip((rays * rays[own]).sum(-1), -1, 1)), _NEARER_SHARE, axis=1))
+    angle = np.degrees(np.percentile(np.arccos(np.clip((rays * rays[own]).sum(-1), -1, 1)), _NEARER_PERCENTILE, axis=1))
     zoom = np.abs(np.log(np.median(distance / distance[own], axis=1)))
     overlap = _shares_inside(clip, posed, points)
     gap = np.abs(posed - ref)
@@ -192,33 +192,33 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
     """Refined cameras, filled inverse depth and the raw triangulation of every ref.
 
     Every round matches through the current depth and triangulates; between rounds the dense matches refine poses and focal length. At
-    the end what looks guessed, or contradicts a plane sweep, loses its weight, and depth is filled from the rest.
+    the end outliers of the flow lose their weight, and depth is filled from the rest (`depth_completion`).
     """
     rows = range(len(clip.refs))
-    hints: Sequence[tuple[Array, Array] | None] = [None for _ in rows]
-    found: list[_Found] = []
+    reprojected: Sequence[tuple[Array, Array] | None] = [None for _ in rows]
+    results: list[_Round] = []
     with frame_threads() as pool:
         images = list(pool.map(lambda ref: _working_image(frames, int(ref)), clip.refs))
         couplings = list(pool.map(edge_couplings, images))
         neighbours = [choose_neighbours(clip, row) for row in rows]
-        inverse = list(pool.map(lambda row: fill_and_smooth(*anchor_images(clip, row), couplings[row], _FIRST_STRENGTH)[0], rows))
+        inverse = list(pool.map(lambda row: fill_and_smooth(*sparse_layer(clip, row), couplings[row], _FIRST_STRENGTH)[0], rows))
         for number, strength in enumerate(_STRENGTHS):
             improve = partial(_improve, clip, strength=strength)
-            found = []
-            for row, result in enumerate(pool.map(improve, rows, neighbours, inverse, couplings, hints)):
-                found.append(result)
+            results = []
+            for row, result in enumerate(pool.map(improve, rows, neighbours, inverse, couplings, reprojected)):
+                results.append(result)
                 report.step(StepReport("depth", number * len(rows) + row, len(_STRENGTHS) * len(rows)))
-            inverse = [result.inverse for result in found]
+            inverse = [result.inverse for result in results]
             if number + 1 < len(_STRENGTHS):
-                hints = hints_of(clip, [result.ray for result in found], _CARRIED_LEAST, pool)
-                clip = _refine_cameras(clip, [r.sample for r in found], [r.sample_inverse for r in found], report)
-        inverse, rays = settle(clip, images, neighbours, [result.ray for result in found], inverse, couplings, pool)
+                reprojected = reprojected_layers(clip, [result.ray for result in results], _REPROJECTED_LEAST, pool)
+                clip = _refine_cameras(clip, [r.sample for r in results], [r.sample_inverse for r in results], report)
+        inverse, rays = complete_depth(clip, images, neighbours, [result.ray for result in results], inverse, couplings, pool)
     return clip, inverse, rays
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What one round found for one ref: filled 1/z, its triangulation, and matches for bundle adjustment with their 1/z."""
+class _Round:
+    """Result of one round for one ref: filled 1/z, its triangulation, and matches for bundle adjustment with their 1/z."""
 
     inverse: Array
     ray: RayDepth
@@ -232,16 +232,16 @@ def _improve(
     neighbours: list[int],
     inverse: Array,
     couplings: tuple[Array, Array],
-    hint: tuple[Array, Array] | None,
+    reprojected: tuple[Array, Array] | None,
     *,
     strength: float,
-) -> _Found:
+) -> _Round:
     """One round for one ref: match through the current 1/z, triangulate and fill."""
-    matches, trusted = _match(clip, row, neighbours, inverse)
-    ray = triangulate(matches, trusted, *relative_poses(clip, row, neighbours), clip.K)
-    filled = fill_layers(*known_layers(clip, row, ray, hint), couplings, strength)
-    sample, start = _sample_matches(clip, row, neighbours, ray, matches, trusted)
-    return _Found(filled, ray, sample, start)
+    matches, valid = _match(clip, row, neighbours, inverse)
+    ray = triangulate(matches, valid, *relative_poses(clip, row, neighbours), clip.K)
+    filled = fill_layers(*observations(clip, row, ray, reprojected), couplings, strength)
+    sample, start = _sample_matches(clip, row, neighbours, ray, matches, valid)
+    return _Round(filled, ray, sample, start)
 
 
 def _working_image(frames: ClipFrames, position: int) -> Array:
@@ -249,33 +249,31 @@ def _working_image(frames: ClipFrames, position: int) -> Array:
 
 
 def _match(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> tuple[Array, Array]:
-    """Matches (V, H, W, 2) of a ref in its neighbours and whether they are trusted (V, H, W)."""
+    """Matches (V, H, W, 2) of a ref in its neighbours and which of them are valid (V, H, W)."""
     rotations, translations = relative_poses(clip, row, neighbours)
     reference = clip.grays[clip.refs[row]]
-    found = [
+    matched = [
         match_through_depth(reference, clip.grays[k], inverse, (R, t), clip.K)
         for k, R, t in zip(neighbours, rotations, translations, strict=True)
     ]
-    matches, trusted = np.stack([match for match, _ in found]), np.stack([trusted for _, trusted in found])
+    matches, valid = np.stack([match for match, _ in matched]), np.stack([valid for _, valid in matched])
     if clip.keep is not None:
         there = [
             cv2.remap(clip.keep[k].astype(np.uint8), match[..., 0] - 0.5, match[..., 1] - 0.5, cv2.INTER_NEAREST) > 0
             for k, match in zip(neighbours, matches, strict=True)
         ]
-        trusted &= clip.keep[clip.refs[row]] & np.stack(there)
-    return matches, trusted
+        valid &= clip.keep[clip.refs[row]] & np.stack(there)
+    return matches, valid
 
 
-def _sample_matches(
-    clip: PosedClip, row: int, neighbours: list[int], ray: RayDepth, matches: Array, trusted: Array
-) -> tuple[Matches, Array]:
+def _sample_matches(clip: PosedClip, row: int, neighbours: list[int], ray: RayDepth, matches: Array, valid: Array) -> tuple[Matches, Array]:
     """Matches of well measured pixels, one for each cell of a grid, and their inverse depth."""
     height, width = ray.inverse.shape
     step = max(2, round((height * width / _BUNDLE_POINTS) ** 0.5))
     good = (ray.views >= 3) & (ray.inverse > 0) & (ray.weight > 0)
     y, x = (grid.ravel() for grid in np.mgrid[step // 2 : height : step, step // 2 : width : step])
     y, x = y[good[y, x]], x[good[y, x]]
-    point, view = np.nonzero(trusted[:, y, x].T)
+    point, view = np.nonzero(valid[:, y, x].T)
     host_px = np.column_stack([x + 0.5, y + 0.5])[point]
     target = np.array(neighbours, np.int64)[view]
     sample = Matches(
@@ -310,7 +308,7 @@ def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, inverse: 
     lowest = max(np.percentile(known, 1.0) / _SHELL, np.median(known) / _FARTHEST)
     own = np.stack([2 * ray.weight / (ray.weight + 0.5) for ray in rays])
     with frame_threads() as pool:
-        smooth = np.stack(list(pool.map(flatness, inverse)))
+        smooth = np.stack(list(pool.map(planarity, inverse)))
     depth, confidence = depth_and_confidence(stacked, measured, own, lowest, clip.w2c[clip.refs], clip.K, smooth)
     scale = MEDIAN_DEPTH / float(np.median(depth))
     c2w = invert_rigid(clip.w2c[clip.refs])

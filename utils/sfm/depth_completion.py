@@ -1,7 +1,7 @@
-"""The end of measuring depth along poses: what looks guessed loses its weight, and every pixel is filled from the rest.
+"""From triangulated to complete depth: outliers of the flow lose their weight, then every pixel is filled from the rest.
 
-Flow says where a pixel went even where it cannot know. Its values count less where they scatter, and where plane sweeps over the same
-frames contradict them; what remains is carried between the frames and filled along image edges.
+Flow gives a value even where it cannot know. Values weigh less where they scatter within their neighbourhood, and where plane sweeps over
+the same frames contradict them; the rest is reprojected between the frames and filled along image edges.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -11,19 +11,19 @@ from functools import partial
 import numpy as np
 
 from utils.cameras.projection import invert_rigid
-from utils.sfm.depth_filling import fill_doubting, steadiness
-from utils.sfm.flow_depth import RayDepth, agreement, carried
-from utils.sfm.plane_sweep import doubted, sweep
+from utils.sfm.depth_filling import fill_robust, scatter_weight
+from utils.sfm.flow_depth import RayDepth, agreement, reproject_depth
+from utils.sfm.plane_sweep import downweight_contradicted, sweep
 from utils.types import Array
 
 # Smoothing of the inverse depth that is handed on.
 LAST_STRENGTH = 4.0
-# Weight of a carried value for each frame that says so, and the weight that a pixel needs to be carried when guesses have lost theirs.
-_HINT, _STEADY_LEAST = 0.02, 0.03
+# Weight of a reprojected value for each frame that it comes from, and the weight that a pixel needs to be reprojected.
+_REPROJECTED, _LEAST_WEIGHT = 0.02, 0.03
 # Sweeps of other frames that must reach a pixel for their median to count instead of its own frame's sweep.
 _SWEEPS = 3
-# Weight of a sparse point once flow has measured: as much as any other weak hint, or single points show as dots in far depth.
-_ANCHOR = 0.05
+# Weight of a sparse point beside measured depth: more, and single points show as dots in far depth.
+_SPARSE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class PosedClip:
     keep: Array | None = None
 
 
-def settle(
+def complete_depth(
     clip: PosedClip,
     images: list[Array],
     neighbours: list[list[int]],
@@ -56,55 +56,55 @@ def settle(
     couplings: list[tuple[Array, Array]],
     pool: ThreadPoolExecutor,
 ) -> tuple[list[Array], list[RayDepth]]:
-    """The final inverse depth (H, W) of every ref, every pixel filled, and the rays with little weight where flow guessed.
+    """The final inverse depth (H, W) of every ref, every pixel filled, and the rays with outliers down-weighted.
 
     Args:
         clip: R refs among T frames.
         images: R images (H, W, 3) uint8 of the refs.
         neighbours: for each ref the frames that it was matched with.
-        rays: what these matches say of each ref.
-        inverse: (H, W) 1/z of each ref found so far, of which only the range is used.
-        couplings: of each ref, see `depth_refine.edge_couplings`.
+        rays: triangulation of these matches for each ref.
+        inverse: (H, W) current 1/z of each ref, of which only the range is used.
+        couplings: of each ref, see `depth_filling.edge_couplings`.
         pool: takes one ref at a time.
     """
     rows = range(len(rays))
-    steady = list(pool.map(_steady, rays))
-    confirmed = _confirmed(clip, images, neighbours, steady, inverse, pool)
-    hints = hints_of(clip, confirmed, _STEADY_LEAST, pool)
+    smooth_rays = list(pool.map(_downweight_scattered, rays))
+    checked = _downweight_swept(clip, images, neighbours, smooth_rays, inverse, pool)
+    reprojected = reprojected_layers(clip, checked, _LEAST_WEIGHT, pool)
 
     def filled(row: int) -> Array:
-        return fill_doubting(*known_layers(clip, row, confirmed[row], hints[row]), couplings[row], LAST_STRENGTH)
+        return fill_robust(*observations(clip, row, checked[row], reprojected[row]), couplings[row], LAST_STRENGTH)
 
-    return list(pool.map(filled, rows)), steady
+    return list(pool.map(filled, rows)), smooth_rays
 
 
-def hints_of(clip: PosedClip, rays: list[RayDepth], least: float, pool: ThreadPoolExecutor) -> list[tuple[Array, Array]]:
-    """For every ref the inverse depth that the others' pixels of more than the `least` weight give it, and how many frames say so."""
+def reprojected_layers(clip: PosedClip, rays: list[RayDepth], least: float, pool: ThreadPoolExecutor) -> list[tuple[Array, Array]]:
+    """For every ref inverse depth reprojected from the others' pixels of more than the `least` weight, and from how many frames."""
     inverse = np.stack([ray.inverse for ray in rays])
-    trusted = np.stack([(ray.weight > least) & (ray.views >= 3) for ray in rays])
-    return list(pool.map(partial(carried, inverse, trusted, clip.w2c[clip.refs], clip.K), range(len(rays))))
+    valid = np.stack([(ray.weight > least) & (ray.views >= 3) for ray in rays])
+    return list(pool.map(partial(reproject_depth, inverse, valid, clip.w2c[clip.refs], clip.K), range(len(rays))))
 
 
-def known_layers(clip: PosedClip, row: int, ray: RayDepth, hint: tuple[Array, Array] | None) -> tuple[Array, Array]:
-    """What is known of a ref's inverse depth, and its weight, (L, H, W) float32 each: measured values, sparse points and hints."""
-    anchors, anchor_weight = anchor_images(clip, row)
-    values = [np.where(ray.far, np.maximum(ray.inverse, 0), ray.inverse), anchors]
-    weights = [np.where(ray.far, np.float32(1), ray.weight), _ANCHOR * anchor_weight]
-    if hint is not None:
-        values.append(hint[0])
-        weights.append(_HINT * hint[1])
+def observations(clip: PosedClip, row: int, ray: RayDepth, reprojected: tuple[Array, Array] | None) -> tuple[Array, Array]:
+    """Observations of a ref's inverse depth and their weights, (L, H, W) float32 each: triangulated, sparse and reprojected values."""
+    sparse, sparse_weight = sparse_layer(clip, row)
+    values = [np.where(ray.far, np.maximum(ray.inverse, 0), ray.inverse), sparse]
+    weights = [np.where(ray.far, np.float32(1), ray.weight), _SPARSE * sparse_weight]
+    if reprojected is not None:
+        values.append(reprojected[0])
+        weights.append(_REPROJECTED * reprojected[1])
     return np.stack(values), np.stack(weights)
 
 
-def anchor_images(clip: PosedClip, row: int) -> tuple[Array, Array]:
+def sparse_layer(clip: PosedClip, row: int) -> tuple[Array, Array]:
     """Sparse inverse depth and its weight on the grid, (H, W) float32 each."""
     _, h, w = clip.grays.shape
-    anchors, weight = np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)
+    sparse, weight = np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)
     x, y, inverse = clip.sparse[row].T
     inside = (x >= 0) & (y >= 0) & (x < w) & (y < h)
     at = (y[inside].astype(int), x[inside].astype(int))
-    anchors[at], weight[at] = inverse[inside], 1.0
-    return anchors, weight
+    sparse[at], weight[at] = inverse[inside], 1.0
+    return sparse, weight
 
 
 def relative_poses(clip: PosedClip, row: int, neighbours: list[int]) -> tuple[Array, Array]:
@@ -113,15 +113,15 @@ def relative_poses(clip: PosedClip, row: int, neighbours: list[int]) -> tuple[Ar
     return np.ascontiguousarray(relative[:, :3, :3]), np.ascontiguousarray(relative[:, :3, 3])
 
 
-def _steady(ray: RayDepth) -> RayDepth:
-    """The triangulation with little weight where flow guessed. Only at the end: between rounds it keeps thin things from being found."""
-    return replace(ray, weight=ray.weight * steadiness(ray.inverse, ray.weight))
+def _downweight_scattered(ray: RayDepth) -> RayDepth:
+    """The triangulation with little weight where its values scatter. Only at the end: between rounds this loses thin structures."""
+    return replace(ray, weight=ray.weight * scatter_weight(ray.inverse, ray.weight))
 
 
-def _confirmed(
+def _downweight_swept(
     clip: PosedClip, images: list[Array], neighbours: list[list[int]], rays: list[RayDepth], inverse: list[Array], pool: ThreadPoolExecutor
 ) -> list[RayDepth]:
-    """The triangulations with little weight where plane sweeps over the same neighbours contradict them: there flow drifted."""
+    """The triangulations with little weight where plane sweeps over the same neighbours contradict them."""
 
     def swept_of(row: int) -> tuple[Array, float]:
         shown = [int(clip.refs[row]), *neighbours[row]]
@@ -131,13 +131,13 @@ def _confirmed(
     rows = range(len(rays))
     swept, spacings = zip(*pool.map(swept_of, rows), strict=True)
     stacked = np.stack(swept)
-    # what masks hide may stand elsewhere in the frames that show it
-    says = np.isfinite(stacked) if clip.keep is None else np.isfinite(stacked) & clip.keep[clip.refs]
-    others = pool.map(partial(carried, stacked, says, clip.w2c[clip.refs], clip.K), rows)
-    voted = [np.where(count >= _SWEEPS, value, own) for (value, count), own in zip(others, swept, strict=True)]
+    # what masks hide may have moved in the frames that show it
+    valid = np.isfinite(stacked) if clip.keep is None else np.isfinite(stacked) & clip.keep[clip.refs]
+    others = pool.map(partial(reproject_depth, stacked, valid, clip.w2c[clip.refs], clip.K), rows)
+    consensus = [np.where(count >= _SWEEPS, value, own) for (value, count), own in zip(others, swept, strict=True)]
     return [
-        replace(ray, weight=doubted(ray.inverse, ray.weight, vote, spacing))
-        for ray, vote, spacing in zip(rays, voted, spacings, strict=True)
+        replace(ray, weight=downweight_contradicted(ray.inverse, ray.weight, median, spacing))
+        for ray, median, spacing in zip(rays, consensus, spacings, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Filling and smoothing of inverse depth along image edges, and the far shell. Pure functions on numpy arrays.
+"""Edge-aware filling and smoothing of inverse depth, and weights that detect its outliers. Pure functions on numpy arrays.
 
 The smoother is separable weighted least squares (Min et al., "Fast Global Image Smoothing Based on Weighted Least Squares", 2014):
 1D tridiagonal systems along rows and columns whose coupling falls off with colour difference. Inverse depth, because it is linear
@@ -15,11 +15,11 @@ from utils.types import Array
 _COLOR_SIGMA = 12.0
 # Passes over rows and columns; the coupling falls by four each time, which removes the streaks of a single pass.
 _PASSES = 3
-# Values that scatter by this share of their mean within this window have lost most of their weight: flow without texture to hold on to.
+# Window, and standard deviation as a share of the mean at which the weight is halved: flow without texture scatters.
 _SCATTER_WINDOW, _SCATTER = 9, 0.05
-# Smoothing against which values are doubted, and the relative distance from it at which their weight has fallen to a quarter.
-_DOUBT_STRENGTH, _DOUBT = 60.0, 0.1
-# Depth edges: deviation of 1/z from its mean over this window, relative, at which trust has halved.
+# Smoothing that residuals are taken against, and the Geman-McClure scale of these residuals, relative: there the weight is a quarter.
+_ROBUST_STRENGTH, _ROBUST_SCALE = 60.0, 0.1
+# Depth edges: deviation of 1/z from its mean over this window, relative, at which the weight is halved.
 _BEND_WINDOW, _BEND = 9, 0.02
 
 
@@ -74,15 +74,15 @@ def fill_layers(value: Array, weight: Array, couplings: tuple[Array, Array], str
     return fill_and_smooth(mean.astype(np.float32), total.astype(np.float32), couplings, strength)[0]
 
 
-def fill_doubting(value: Array, weight: Array, couplings: tuple[Array, Array], strength: float) -> Array:
-    """`fill_layers` with less weight for values that contradict those around them, each layer doubted by itself."""
-    around = fill_layers(value, weight, couplings, _DOUBT_STRENGTH)
-    off = (value - around) / (_DOUBT * np.maximum(around, 1e-9))
-    return fill_layers(value, weight / (1 + off * off) ** 2, couplings, strength)
+def fill_robust(value: Array, weight: Array, couplings: tuple[Array, Array], strength: float) -> Array:
+    """`fill_layers` with one IRLS step: Geman-McClure weights of each layer's residuals to its surroundings."""
+    around = fill_layers(value, weight, couplings, _ROBUST_STRENGTH)
+    residual = (value - around) / (_ROBUST_SCALE * np.maximum(around, 1e-9))
+    return fill_layers(value, weight / (1 + residual * residual) ** 2, couplings, strength)
 
 
-def steadiness(value: Array, weight: Array) -> Array:
-    """(H, W) float32 near 1 where weighted values (H, W) vary smoothly, towards 0 where they scatter, as guesses do."""
+def scatter_weight(value: Array, weight: Array) -> Array:
+    """(H, W) float32 weight near 1 where weighted values (H, W) vary smoothly, towards 0 where their local variance is large."""
     window = (_SCATTER_WINDOW, _SCATTER_WINDOW)
     exact, share = value.astype(np.float64), weight.astype(np.float64)
     total = np.maximum(cv2.blur(share, window), 1e-12)
@@ -91,7 +91,7 @@ def steadiness(value: Array, weight: Array) -> Array:
     return (1 / (1 + (variance / np.maximum((_SCATTER * mean) ** 2, 1e-18)) ** 2)).astype(np.float32)
 
 
-def flatness(inverse: Array) -> Array:
+def planarity(inverse: Array) -> Array:
     """(H, W) float32 near 1 where inverse depth is locally planar, towards 0 beside depth edges, over which flow smears."""
     bend = np.abs(cv2.blur(inverse, (_BEND_WINDOW, _BEND_WINDOW)) - inverse) / np.maximum(inverse, 1e-9)
     reach = cv2.dilate(bend.astype(np.float32), np.ones((5, 5), np.uint8))

@@ -2,8 +2,8 @@
 
 For a reference frame and a current depth, each neighbour image is first warped into the reference by that depth, so that the flow
 which remains is small even over wide baselines; flow plus warp is a dense match, and all matches of a pixel are triangulated
-together along its ray. Iterated, the depth converges like a coarse-to-fine stereo method, but with matching that tolerates frames
-that do not quite agree.
+together along its ray. Iterated, the depth converges like coarse-to-fine multi-view stereo, with matches that may lie off their
+epipolar line, since frames of a generated clip disagree.
 
 The kernels release the GIL and run on one core each: callers put frames on threads, which has no barriers to wait at.
 
@@ -23,11 +23,11 @@ from utils.cameras.projection import invert_rigid
 from utils.runtime import cpu_count
 from utils.types import Array
 
-# Flow forward and back must return to within this many pixels.
-_RETURN_PX = 1.0
+# Forward-backward consistency of the flow, pixels.
+_CYCLE_PX = 1.0
 # A match may lie this many pixels off its epipolar line: frames of a generated clip disagree by about one.
 _EPIPOLAR_PX = 1.5
-# Views whose inverse depth lies within this share of the median are averaged.
+# Inlier gate of a view: its inverse depth lies within this share of the median.
 _INLIER = 0.04
 # Up to this size flow runs at full resolution, beyond at half.
 _FINE_FLOW_PIXELS = 100_000
@@ -37,12 +37,12 @@ _FLOW_SMOOTHNESS = 5.0
 
 @dataclass(frozen=True)
 class RayDepth:
-    """Triangulated inverse depth of one frame.
+    """Triangulated inverse depth of one frame, along the rays of its pixels.
 
     Attributes:
         inverse: (H, W) float32 1/z, may be slightly negative for far points, 0 where unknown.
-        weight: (H, W) float32 information: sum over agreeing views of (pixels of parallax per 1 % of depth, at most 1)^2; 0 = unknown.
-        views: (H, W) float32 number of agreeing views.
+        weight: (H, W) float32 information: sum over inlier views of (pixels of parallax per 1 % of depth, at most 1)^2; 0 = unknown.
+        views: (H, W) float32 number of inlier views.
         far: (H, W) bool, matched well but without measurable parallax.
     """
 
@@ -90,7 +90,7 @@ def match_through_depth(reference: Array, neighbour: Array, inverse: Array, pose
         K: (3, 3).
 
     Returns:
-        (H, W, 2) float32 pixel coordinates in the neighbour, and (H, W) bool whether the match can be trusted.
+        (H, W, 2) float32 pixel coordinates in the neighbour, and (H, W) bool, matches that pass the forward-backward check.
     """
     height, width = reference.shape
     start, visible = project_inverse(inverse, pose[0], pose[1], K)
@@ -101,13 +101,13 @@ def match_through_depth(reference: Array, neighbour: Array, inverse: Array, pose
     forward, backward = flow.calc(reference, warped, None), flow.calc(warped, reference, None)
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     to_x, to_y = x + forward[..., 0], y + forward[..., 1]
-    returned = cv2.remap(backward, to_x, to_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(1e3, 1e3))
-    returned += forward
-    closed = (np.abs(returned[..., 0]) < _RETURN_PX) & (np.abs(returned[..., 1]) < _RETURN_PX)
+    cycle = cv2.remap(backward, to_x, to_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(1e3, 1e3))
+    cycle += forward
+    consistent = (np.abs(cycle[..., 0]) < _CYCLE_PX) & (np.abs(cycle[..., 1]) < _CYCLE_PX)
     match = cv2.remap(start, to_x, to_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     seen = cv2.remap(visible.astype(np.uint8), to_x, to_y, cv2.INTER_NEAREST) > 0
     inside = (match[..., 0] > 0) & (match[..., 0] < width) & (match[..., 1] > 0) & (match[..., 1] < height)
-    return match, closed & seen & visible & inside
+    return match, consistent & seen & visible & inside
 
 
 @njit(nogil=True, cache=True)
@@ -130,39 +130,39 @@ def project_inverse(inverse: Array, rotation: Array, translation: Array, K: Arra
     return out, visible
 
 
-def triangulate(matches: Array, trusted: Array, rotations: Array, translations: Array, K: Array) -> RayDepth:
-    """Inverse depth along each reference ray from its matches in V views: weighted median, then mean of the views near it.
+def triangulate(matches: Array, valid: Array, rotations: Array, translations: Array, K: Array) -> RayDepth:
+    """Inverse depth along each reference ray from its matches in V views: weighted median, then weighted mean of the inliers.
 
     Args:
         matches: (V, H, W, 2) float32 pixel coordinates in the views.
-        trusted: (V, H, W) bool.
+        valid: (V, H, W) bool, matches that count.
         rotations: (V, 3, 3) view camera from reference camera.
         translations: (V, 3).
         K: (3, 3), shared.
     """
-    inverse, weight, views, far = _triangulate(
-        matches, trusted, rotations.astype(np.float64), translations.astype(np.float64), K.astype(np.float64)
+    inverse, information, views, far = _triangulate(
+        matches, valid, rotations.astype(np.float64), translations.astype(np.float64), K.astype(np.float64)
     )
-    return RayDepth(inverse, weight, views, far)
+    return RayDepth(inverse, information, views, far)
 
 
 @njit(nogil=True, cache=True)
-def _triangulate(matches: Array, trusted: Array, rotations: Array, translations: Array, K: Array) -> tuple[Array, Array, Array, Array]:
-    count, height, width = trusted.shape
+def _triangulate(matches: Array, valid: Array, rotations: Array, translations: Array, K: Array) -> tuple[Array, Array, Array, Array]:
+    count, height, width = valid.shape
     out = np.zeros((height, width), np.float32)
     information = np.zeros((height, width), np.float32)
-    agreeing = np.zeros((height, width), np.float32)
+    inliers = np.zeros((height, width), np.float32)
     far = np.zeros((height, width), np.bool_)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     for row in range(height):
         value = np.empty(count, np.float64)
-        power = np.empty(count, np.float64)
+        weight = np.empty(count, np.float64)
         slope = np.empty(count, np.float64)
         for column in range(width):
             rx, ry = (column + 0.5 - cx) / fx, (row + 0.5 - cy) / fy
-            found = 0
+            num_matches = 0
             for v in range(count):
-                if not trusted[v, row, column]:
+                if not valid[v, row, column]:
                     continue
                 R, t = rotations[v], translations[v]
                 mx = R[0, 0] * rx + R[0, 1] * ry + R[0, 2]
@@ -180,51 +180,51 @@ def _triangulate(matches: Array, trusted: Array, rotations: Array, translations:
                 off = abs(ax * by - ay * bx) / np.sqrt(norm) * depth_ratio
                 if off > _EPIPOLAR_PX or mz + w * t[2] < 1e-3:
                     continue
-                value[found], slope[found] = w, np.sqrt(norm)
-                found += 1
-            if found == 0:
+                value[num_matches], slope[num_matches] = w, np.sqrt(norm)
+                num_matches += 1
+            if num_matches == 0:
                 continue
             total = 0.0
-            for i in range(found):
+            for i in range(num_matches):
                 # pixels of parallax: what one pixel of error is compared with
-                power[i] = slope[i] * slope[i]
-                total += power[i]
+                weight[i] = slope[i] * slope[i]
+                total += weight[i]
             # weighted median by repeated selection: V is about eight
-            order = np.argsort(value[:found])
-            half, median = 0.0, value[order[found - 1]]
+            order = np.argsort(value[:num_matches])
+            half, median = 0.0, value[order[num_matches - 1]]
             for i in order:
-                half += power[i]
+                half += weight[i]
                 if half >= 0.5 * total:
                     median = value[i]
                     break
-            top, bottom, near, gain = 0.0, 0.0, 0, 0.0
-            for i in range(found):
-                # agreement: within a share of the depth, or within a pixel of flow error
+            weighted, total, num_inliers, info = 0.0, 0.0, 0, 0.0
+            for i in range(num_matches):
+                # inlier: within a share of the depth, or within a pixel of flow error
                 if abs(value[i] - median) < max(_INLIER * abs(median), 0.7 / slope[i]):
-                    top += power[i] * value[i]
-                    bottom += power[i]
-                    near += 1
+                    weighted += weight[i] * value[i]
+                    total += weight[i]
+                    num_inliers += 1
                     sensitivity = 0.01 * abs(median) * slope[i]
-                    gain += min(sensitivity, 1.0) ** 2
-            w = top / max(bottom, 1e-18)
+                    info += min(sensitivity, 1.0) ** 2
+            w = weighted / max(total, 1e-18)
             out[row, column] = w
-            agreeing[row, column] = near
+            inliers[row, column] = num_inliers
             # error of w if every match is off by 0.5 px, independently
-            far[row, column] = w < 2.0 * 0.5 / np.sqrt(max(bottom, 1e-18)) and near >= 3 and 2 * near >= found
-            information[row, column] = gain if (w > 0 and 2 * near >= found) else 0.0
-    return out, information, agreeing, far
+            far[row, column] = w < 2.0 * 0.5 / np.sqrt(max(total, 1e-18)) and num_inliers >= 3 and 2 * num_inliers >= num_matches
+            information[row, column] = info if (w > 0 and 2 * num_inliers >= num_matches) else 0.0
+    return out, information, inliers, far
 
 
-# Frames, counted in chosen ones, whose depth is carried into a frame.
-_CARRIED_FROM = (1, 2, 4, 7)
+# Frames, counted in chosen ones, whose depth is reprojected into a frame.
+_REPROJECTED_FROM = (1, 2, 4, 7)
 
 
-def carried(inverse: Array, trusted: Array, w2c: Array, K: Array, row: int) -> tuple[Array, Array]:
-    """What other frames' depth says about one frame, which helps where its own neighbours show it too little parallax.
+def reproject_depth(inverse: Array, valid: Array, w2c: Array, K: Array, row: int) -> tuple[Array, Array]:
+    """Inverse depth of one frame from other frames' depth: helps where its own neighbours show it too little parallax.
 
     Args:
         inverse: (F, H, W) float32 1/z of all frames.
-        trusted: (F, H, W) bool, pixels that may be carried.
+        valid: (F, H, W) bool, pixels that are reprojected.
         w2c: (F, 4, 4).
         K: (3, 3), shared.
         row: the frame.
@@ -232,11 +232,11 @@ def carried(inverse: Array, trusted: Array, w2c: Array, K: Array, row: int) -> t
     Returns:
         (H, W) float32 1/z, the median of the frames that reach a pixel, and (H, W) float32 how many do.
     """
-    others = [j for o in _CARRIED_FROM for j in (row - o, row + o) if 0 <= j < len(inverse)]
+    others = [j for o in _REPROJECTED_FROM for j in (row - o, row + o) if 0 <= j < len(inverse)]
     relative = w2c[row] @ invert_rigid(w2c[others])
     layers = np.stack(
         [
-            _splat(inverse[j], trusted[j], np.ascontiguousarray(T[:3, :3]), np.ascontiguousarray(T[:3, 3]), K.astype(np.float64))
+            _splat(inverse[j], valid[j], np.ascontiguousarray(T[:3, :3]), np.ascontiguousarray(T[:3, 3]), K.astype(np.float64))
             for j, T in zip(others, relative, strict=True)
         ]
     )
@@ -247,7 +247,7 @@ def carried(inverse: Array, trusted: Array, w2c: Array, K: Array, row: int) -> t
 
 
 @njit(nogil=True, cache=True)
-def _splat(inverse: Array, trusted: Array, rotation: Array, translation: Array, K: Array) -> Array:
+def _splat(inverse: Array, valid: Array, rotation: Array, translation: Array, K: Array) -> Array:
     """(H, W) float32 1/z of a depth image seen from another camera (its pose from the image's camera), nearest wins; 0 = nothing."""
     height, width = inverse.shape
     out = np.zeros((height, width), np.float32)
@@ -255,7 +255,7 @@ def _splat(inverse: Array, trusted: Array, rotation: Array, translation: Array, 
     for row in range(height):
         for column in range(width):
             w = inverse[row, column]
-            if not trusted[row, column] or w <= 0:
+            if not valid[row, column] or w <= 0:
                 continue
             rx, ry = (column + 0.5 - cx) / fx, (row + 0.5 - cy) / fy
             qz = rotation[2, 0] * rx + rotation[2, 1] * ry + rotation[2, 2] + w * translation[2]
@@ -269,33 +269,33 @@ def _splat(inverse: Array, trusted: Array, rotation: Array, translation: Array, 
     return out
 
 
-# Depth maps agree at a pixel when they differ by less than this share; twice this in front of a seen surface is a contradiction.
+# Support: depths differ by less than this share. Contradiction (free-space violation): twice this in front of a seen surface.
 _AGREE = 0.03
-# Other frames against which each depth map is checked: enough for a vote, few enough to be quick.
+# Other frames against which each depth map is checked.
 _CHECKED_AGAINST = 8
 
 
 def agreement(depth: Array, w2c: Array, K: Array) -> Array:
-    """How well other frames' depth confirms each pixel, (F, H, W) float32 0..about 1: mean of agreeing minus contradicting views.
+    """Geometric consistency of each pixel, (F, H, W) float32 0..1: mean support over the other frames that see its place.
 
-    A pixel is carried into up to 8 other frames. There its depth may agree, may be hidden behind something nearer (no vote), or may
-    float in front of what that frame sees (a contradiction).
+    A pixel is reprojected into up to 8 other frames. There its depth agrees (support 0.5 to 1), is hidden behind something nearer (not
+    counted), or floats in front of what that frame sees (support 0).
     """
     frames = len(depth)
     offsets = sorted({round(o) for o in np.geomspace(1, max(frames // 2, 1), _CHECKED_AGAINST // 2)})
 
-    def votes_of(i: int) -> Array:
+    def support_of(i: int) -> Array:
         others = [j for o in offsets for j in (i - o, i + o) if 0 <= j < frames]
         relative = w2c[others] @ np.linalg.inv(w2c[i])
         rotations, translations = (np.ascontiguousarray(part) for part in (relative[:, :3, :3], relative[:, :3, 3]))
-        return _votes(depth[i], depth[np.array(others)], rotations, translations, K.astype(np.float64))
+        return _support(depth[i], depth[np.array(others)], rotations, translations, K.astype(np.float64))
 
     with frame_threads() as pool:
-        return np.stack(list(pool.map(votes_of, range(frames))))
+        return np.stack(list(pool.map(support_of, range(frames))))
 
 
 @njit(nogil=True, cache=True)
-def _votes(depth: Array, others: Array, rotations: Array, translations: Array, K: Array) -> Array:
+def _support(depth: Array, others: Array, rotations: Array, translations: Array, K: Array) -> Array:
     count, height, width = others.shape
     out = np.zeros((height, width), np.float32)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
@@ -303,7 +303,7 @@ def _votes(depth: Array, others: Array, rotations: Array, translations: Array, K
         for column in range(width):
             z = depth[row, column]
             x, y = (column + 0.5 - cx) / fx * z, (row + 0.5 - cy) / fy * z
-            vote, seen = 0.0, 0
+            support, seen = 0.0, 0
             for v in range(count):
                 R, t = rotations[v], translations[v]
                 qz = R[2, 0] * x + R[2, 1] * y + R[2, 2] * z + t[2]
@@ -315,10 +315,10 @@ def _votes(depth: Array, others: Array, rotations: Array, translations: Array, K
                     continue
                 difference = (others[v, int(w), int(u)] - qz) / qz
                 if abs(difference) < _AGREE:
-                    vote += 1.0 - abs(difference) / _AGREE * 0.5
+                    support += 1.0 - abs(difference) / _AGREE * 0.5
                     seen += 1
                 elif difference > 2 * _AGREE:
                     seen += 1
             if seen > 0:
-                out[row, column] = vote / seen
+                out[row, column] = support / seen
     return out

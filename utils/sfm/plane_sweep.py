@@ -1,8 +1,8 @@
-"""A second opinion on depth: a plane sweep over the neighbours with semi-global matching, coarse, and independent of flow.
+"""Coarse plane sweep with semi-global matching: inverse depth whose errors are independent of optical flow's.
 
-On blank or mirroring surfaces flow drifts to values on which neighbouring pixels, views and frames all agree, so none of them gives it
-away. A search over all depths in which weak texture counts for little, and smoothness decides instead, errs elsewhere: where both
-find the same, the value is right. By itself it is no better than flow; only what contradicts it is doubted.
+On blank or mirroring surfaces flow drifts to values on which neighbouring pixels, views and frames all agree, so none of them reveals the
+error. A search over all depths, in which windows of little texture weigh little and smoothness decides instead, errs elsewhere. By itself
+it is no better than flow; so it only lowers the weight of flow's values that contradict it.
 
 Semi-global matching: Hirschmueller, "Stereo Processing by Semiglobal Matching and Mutual Information", 2008.
 """
@@ -14,9 +14,9 @@ from numba import njit
 from utils.sfm.flow_depth import project_inverse
 from utils.types import Array
 
-# The sweep runs on about this many pixels, with this many planes evenly spaced in 1/z: what it is asked about is large.
+# The sweep runs on about this many pixels, with this many planes evenly spaced in 1/z: the regions it has to judge are large.
 _PIXELS, _PLANES = 12_000, 48
-# Planes reach this far beyond these percentiles of the depth found so far, as factors on 1/z.
+# Planes reach this far beyond these percentiles of the current depth, as factors on 1/z.
 _PERCENTILES, _BEYOND = (0.5, 99.5), (0.8, 1.15)
 # Window of the correlation in pixels of the coarse grid, and noise in grey levels squared that keeps blank windows from correlating.
 _WINDOW, _NOISE = 5, 2.0
@@ -26,14 +26,14 @@ _CONTRAST = 8.0
 _STEP, _JUMP, _COLOR_SIGMA = 0.05, 1.5, 24.0
 # Values off by this share, and a plane's spacing, have lost three quarters of their weight.
 _TOLERANCE = 0.06
-# Where the planes' costs differ by less than this there is nothing to choose by.
-_TELLING = 1e-3
+# Pixels whose costs differ by less than this over all planes are undetermined.
+_LEAST_RANGE = 1e-3
 
 
-def doubted(inverse: Array, weight: Array, swept: Array, spacing: float) -> Array:
-    """(H, W) float32 `weight` of the inverse depths (H, W), less where they contradict the `swept` ones (H, W), planes `spacing` apart.
+def downweight_contradicted(inverse: Array, weight: Array, swept: Array, spacing: float) -> Array:
+    """(H, W) float32 `weight` of inverse depths (H, W), lowered by a Geman-McClure weight where they differ from the `swept` ones (H, W).
 
-    Where `swept` is NaN nothing contradicts them.
+    The scale is 6 % of the depth plus the `spacing` of the planes. Where `swept` is NaN the weight stays.
     """
     off = np.where(np.isnan(swept), 0, (inverse - swept) / (_TOLERANCE * np.maximum(swept, 1e-9) + spacing))
     return (weight / (1 + off * off) ** 2).astype(np.float32)
@@ -49,37 +49,37 @@ def sweep(
         grays: (1 + V, H, W) uint8, the reference and its neighbours.
         poses: rotations (V, 3, 3) and translations (V, 3), neighbour camera from reference camera.
         K: (3, 3), shared.
-        inverse: (H, W) float32 1/z found so far, of which only the range is used.
+        inverse: (H, W) float32 current 1/z, of which only the range is used.
         keep: (1 + V, H, W) bool, pixels that may be matched; None: all.
 
     Returns:
-        (H, W) float32 1/z, NaN where there is nothing to tell by (masked, blank, no parallax), and the spacing of the planes in it.
+        (H, W) float32 1/z, NaN where it is undetermined (masked, blank, no parallax), and the spacing of the planes in it.
     """
     height, width = inverse.shape
     scale = min(1.0, (_PIXELS / (height * width)) ** 0.5)
     size = max(2, round(width * scale)), max(2, round(height * scale))
     coarse = np.stack([cv2.resize(gray, size, interpolation=cv2.INTER_AREA) for gray in grays]).astype(np.float32)
-    kept = None if keep is None else np.stack([all_kept(mask, size) for mask in keep])
+    coarse_keep = None if keep is None else np.stack([shrink_mask(mask, size) for mask in keep])
     colors = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     low, high = np.maximum(np.percentile(inverse, _PERCENTILES) * _BEYOND, 0)
     planes = np.linspace(low, max(high, low + 1e-9), _PLANES)
-    cost = _costs(coarse, poses, np.diag([size[0] / width, size[1] / height, 1.0]) @ K, planes, kept)
+    cost = _costs(coarse, poses, np.diag([size[0] / width, size[1] / height, 1.0]) @ K, planes, coarse_keep)
     total = _aggregate(cost, colors, np.float32(_STEP), np.float32(_JUMP), np.float32(_COLOR_SIGMA))
-    telling = np.ptp(total, axis=-1) > _TELLING
-    if kept is not None:
-        telling &= kept[0]
+    determined = np.ptp(total, axis=-1) > _LEAST_RANGE
+    if coarse_keep is not None:
+        determined &= coarse_keep[0]
     spacing = float(planes[1] - planes[0])
-    found = np.where(telling, planes[0] + spacing * _best(total), np.nan).astype(np.float32)
-    return cv2.resize(found, (width, height), interpolation=cv2.INTER_LINEAR), spacing
+    best = np.where(determined, planes[0] + spacing * _best(total), np.nan).astype(np.float32)
+    return cv2.resize(best, (width, height), interpolation=cv2.INTER_LINEAR), spacing
 
 
-def all_kept(mask: Array, size: tuple[int, int]) -> Array:
+def shrink_mask(mask: Array, size: tuple[int, int]) -> Array:
     """A mask (H, W) of usable pixels at `size` (width, height): a pixel is used only if all that lies under it is."""
     return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.999
 
 
 def _costs(grays: Array, poses: tuple[Array, Array], K: Array, planes: Array, keep: Array | None) -> Array:
-    """(H, W, D) float32: 1 - correlation with the better half of the views, times how much contrast there is to tell by.
+    """(H, W, D) float32: 1 - normalised cross-correlation with the better half of the views, times a weight of the contrast.
 
     Windows that hold a pixel outside `keep` (1 + V, H, W) are not visible in a view and cost nothing in the reference, nor does a pixel
     that masks hide from most views at some plane: its planes cannot be compared.

@@ -1,7 +1,7 @@
 """Dense depth of images whose cameras are known, in the cameras' own units: flow between neighbours, triangulated along the poses.
 
 Nothing is known of the depth at first. Neighbours in time, seen through the rotation alone, give a rough depth; with it, wider and more
-precise neighbours are chosen and matched through the depth found so far. Then all frames together settle it, see `depth_settle`.
+precise neighbours are chosen and matched through the current depth. Then all frames complete it together, see `depth_completion`.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import numpy as np
 from utils.cameras.projection import invert_rigid
 from utils.errors import GeometryError
 from utils.sfm.backend import choose_neighbours
-from utils.sfm.depth_completion import LAST_STRENGTH, PosedClip, depth_and_confidence, settle
+from utils.sfm.depth_completion import LAST_STRENGTH, PosedClip, complete_depth, depth_and_confidence
 from utils.sfm.depth_filling import edge_couplings, fill_and_smooth
 from utils.sfm.flow_depth import RayDepth, frame_threads, match_through_depth, triangulate
 from utils.types import Array, Reporter, StepReport
@@ -47,19 +47,21 @@ def depth_along_poses(images: Array, w2c: Array, K: Array, refs: Array, report: 
         GeometryError: a frame matches none of its neighbours, or the cameras do not move.
     """
     grays = np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images])
-    found: list[_Found] = []
+    results: list[_RefDepth] = []
     with frame_threads() as pool:
         for row, result in enumerate(pool.map(lambda ref: _one_frame(images, grays, w2c, K, int(ref)), refs)):
-            found.append(result)
+            results.append(result)
             report.step(StepReport("depth along the given poses", row, len(refs)))
         clip = PosedClip(grays=grays, w2c=w2c, K=K, refs=refs, sparse=[np.zeros((0, 3))] * len(refs))
-        neighbours, couplings = [f.neighbours for f in found], [f.couplings for f in found]
-        inverse, rays = settle(clip, list(images[refs]), neighbours, [f.ray for f in found], [f.inverse for f in found], couplings, pool)
+        neighbours, couplings = [f.neighbours for f in results], [f.couplings for f in results]
+        inverse, rays = complete_depth(
+            clip, list(images[refs]), neighbours, [f.ray for f in results], [f.inverse for f in results], couplings, pool
+        )
     return _finished(np.maximum(np.stack(inverse), 0), rays, w2c[refs], K)
 
 
 @dataclass(frozen=True)
-class _Found:
+class _RefDepth:
     """Filled inverse depth (H, W), the last triangulation, the frames that it is from, and couplings of one frame."""
 
     inverse: Array
@@ -68,7 +70,7 @@ class _Found:
     couplings: tuple[Array, Array]
 
 
-def _one_frame(images: Array, grays: Array, w2c: Array, K: Array, ref: int) -> _Found:
+def _one_frame(images: Array, grays: Array, w2c: Array, K: Array, ref: int) -> _RefDepth:
     couplings = edge_couplings(images[ref])
     posed = np.flatnonzero(np.isfinite(w2c[:, 0, 0]))
     at = int(np.searchsorted(posed, ref))
@@ -89,7 +91,7 @@ def _one_frame(images: Array, grays: Array, w2c: Array, K: Array, ref: int) -> _
     chosen = choose_neighbours(clip, 0) or near
     for strength in _STRENGTHS:
         inverse, ray = _round(grays, w2c, K, ref, chosen, inverse, couplings, strength)
-    return _Found(inverse, ray, chosen, couplings)
+    return _RefDepth(inverse, ray, chosen, couplings)
 
 
 def _round(
@@ -98,8 +100,10 @@ def _round(
     """Matches through the current inverse depth, triangulates, fills and smooths."""
     relative = w2c[others] @ invert_rigid(w2c[ref])
     rotations, translations = np.ascontiguousarray(relative[:, :3, :3]), np.ascontiguousarray(relative[:, :3, 3])
-    found = [match_through_depth(grays[ref], grays[k], inverse, (R, t), K) for k, R, t in zip(others, rotations, translations, strict=True)]
-    ray = triangulate(np.stack([m for m, _ in found]), np.stack([t for _, t in found]), rotations, translations, K)
+    matched = [
+        match_through_depth(grays[ref], grays[k], inverse, (R, t), K) for k, R, t in zip(others, rotations, translations, strict=True)
+    ]
+    ray = triangulate(np.stack([m for m, _ in matched]), np.stack([t for _, t in matched]), rotations, translations, K)
     weight = np.where(ray.far, 1.0, ray.weight).astype(np.float32)
     value = np.where(ray.far, np.maximum(ray.inverse, 0), ray.inverse).astype(np.float32)
     return np.maximum(fill_and_smooth(value, weight, couplings, strength)[0], 0), ray
