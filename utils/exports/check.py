@@ -8,6 +8,7 @@ import numpy as np
 from utils.exports.readers import read_splats
 from utils.exports.select import transform_splats
 from utils.scene import artifacts
+from utils.scene.transaction import publish_file
 from utils.splatting.render import SplatView
 from utils.splatting.sh import sh_basis
 from utils.types import Array, Splats
@@ -77,4 +78,5 @@ def record(checkpoint: Path, name: str, check: ExportCheck) -> None:
     """Adds or replaces an entry of `exports.json` beside the checkpoint, which the evaluation copies into metrics.json."""
     path = checkpoint / RECORD
     known = dict(artifacts.read_json(path)) if path.is_file() else {}
-    artifacts.write_json(path, dict(sorted((known | {name: asdict(check)}).items())))
+    with publish_file(path) as beside:
+        artifacts.write_json(beside, dict(sorted((known | {name: asdict(check)}).items())))

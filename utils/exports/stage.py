@@ -86,14 +86,30 @@ def run(config: ExportConfig, report: Reporter = NULL_REPORTER) -> Path:
             _write_scene(folder, trained.cameras, _alignment(config, run_layout, checkpoint), rotation, config, report)
     else:
         with publish_file(target, reads=reads, report=report) as path:
-            if config.format in _SPLATS or config.format == "html":
-                record(checkpoint, target.name, _write_splats(path, trained, rotation, config, report))
-            elif config.format in _MESHES:
-                _write_mesh(path, trained, rotation, config, report)
-            else:
-                _write_scene(path, trained.cameras, _alignment(config, run_layout, checkpoint), rotation, config, report)
+            check = _write_file(path, trained, rotation, _alignment(config, run_layout, checkpoint), config, report)
+        if check is not None:
+            record(checkpoint, target.name, check)
     report.note(f"export: wrote {target}")
     return target
+
+
+def _alignment(config: ExportConfig, run_layout: RunLayout, checkpoint: Path) -> Path:
+    """Folder of the alignment whose cloud is exported: the one given, or that of the training."""
+    known = training_settings(checkpoint).get("global_opt_subdir", run_layout.after_global_optimization.name)
+    return run_layout.part(config.global_opt_subdir or known, "global_opt_subdir")
+
+
+def _write_file(
+    path: Path, trained: TrainedScene, rotation: Array, alignment: Path, config: ExportConfig, report: Reporter
+) -> ExportCheck | None:
+    """Writes a format that is a single file; for splats, how it compares with them."""
+    if config.format in _SPLATS or config.format == "html":
+        return _write_splats(path, trained, rotation, config, report)
+    if config.format in _MESHES:
+        _write_mesh(path, trained, rotation, config, report)
+    else:
+        _write_scene(path, trained.cameras, alignment, rotation, config, report)
+    return None
 
 
 def file_from_world(cameras: CameraSet, config: ExportConfig) -> Array:
@@ -101,12 +117,6 @@ def file_from_world(cameras: CameraSet, config: ExportConfig) -> Array:
     if config.up == "keep":
         return _Y_UP if config.format in _Y_UP_FORMATS else np.eye(3)
     return upright(cameras, config.up)
-
-
-def _alignment(config: ExportConfig, run_layout: RunLayout, checkpoint: Path) -> Path:
-    """Folder of the alignment whose cloud is exported: the one given, or that of the training."""
-    known = training_settings(checkpoint).get("global_opt_subdir", run_layout.after_global_optimization.name)
-    return run_layout.part(config.global_opt_subdir or known, "global_opt_subdir")
 
 
 def export_splats(trained: TrainedScene, rotation: Array, scale: float, max_points: int) -> Splats:
