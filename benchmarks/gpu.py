@@ -315,7 +315,8 @@ def time_alignment_parts(generator: torch.Generator) -> list[Row]:
 def time_training(num: int, steps: int, generator: torch.Generator) -> None:
     """Milliseconds of one step of stage 3.2 before and after the higher bands start, and the peak memory."""
     from configs.stage3_gs import GSConfig
-    from train_gs.train import Trainer, TrainingData
+    from train_gs.data import TrainingData
+    from train_gs.train import Trainer
 
     frames, modes = 8, ("3dgs", "2dgs")
     poses = se3.exp(0.02 * torch.randn(frames, 6, generator=generator, dtype=torch.float64)).numpy()

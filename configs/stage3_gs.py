@@ -64,8 +64,8 @@ class GSConfig:
     left_out: Literal["exclude", "train"] = "train"
     """Frames that alignment could not place. exclude: they take no part, are named and counted; train: they are trained on where alignment
     left them, starting from their points."""
-    prune_floating: bool = True
-    """Drop splats at the end that no frame knows and some see through: neither on a surface of any frame, nor behind it."""
+    prune_floating_at: float = 0.5
+    """Share of the steps after which splats go that no frame has on a surface of its own and some see through; 0: they stay."""
     clear_views: float = 0.3
     """Start without points that stand before a training camera, nearer than this share of the depth that its frame has there; 0: keep
     all."""
@@ -192,7 +192,7 @@ class GSConfig:
         check(self, NOT_NEGATIVE, "max_gpu_gb", "views_per_step", "relocate_every", "reference_frame", "normal_k", "sh_full_from_iter")
         check(self, NOT_NEGATIVE, *(f"{name}_weight" for name in _WEIGHTS), "noise", "plateau_rounds", "plateau_gain")
         check(self, NOT_NEGATIVE, *(f"lr_{name}" for name in _RATES))
-        check(self, SHARE, "relocate_until", "robust_from", "lr_decay", "dead_opacity", "clear_views")
+        check(self, SHARE, "prune_floating_at", "relocate_until", "robust_from", "lr_decay", "dead_opacity", "clear_views")
         check(self, Range(0, 0.99), "shell_share")
         check(self, Range(0, 1, above=True), "initial_fill", "relocate_rate", "image_scale")
         check(self, Range(0, 3), "sh_degree")

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train_gs.train import TrainingData, image_psnr
+from train_gs.data import TrainingData
+from train_gs.train import image_psnr
 from utils.deformation.inverse import InverseWarp, camera_from_world
 from utils.splatting.checkpoint import TrainedScene
 from utils.splatting.rasterize.contract import Rasterizer

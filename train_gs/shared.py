@@ -22,7 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs.stage3_gs import GSConfig
-from train_gs.train import Trainer, TrainingData
+from train_gs.data import TrainingData
+from train_gs.train import Trainer
 from utils.deformation.inverse import InverseWarp
 from utils.device.accelerator import cap_memory
 from utils.errors import ConfigError, OptimizationError

@@ -13,6 +13,7 @@ import torch
 
 from configs.stage3_gs import GSConfig
 from train_gs.clear_views import in_the_way
+from train_gs.data import TrainingData
 from train_gs.floaters import with_coverage
 from train_gs.initialize import initial_splats
 from train_gs.measure import averages, measure
@@ -21,7 +22,7 @@ from train_gs.population import with_spare_slots
 from train_gs.shared import SharedTrainer, share_of, together
 from train_gs.shell import joined, shell_splats
 from train_gs.supervision import Supervision, supervision
-from train_gs.train import Trainer, TrainingData, train
+from train_gs.train import Trainer, train
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse, save_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.device.accelerator import cap_memory
@@ -94,7 +95,9 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     timings["load"] = time.perf_counter() - started - sum(timings.values())
     trainer.release()
     warp = trainer.trained_warp()
-    trained = with_coverage(trained, trainer.data, warp, config, report)
+    if trainer.hidden:
+        report.note(f"splatting: {trainer.hidden} splats floated, known to no frame, and are gone")
+    trained = with_coverage(trained, trainer.data, warp, config)
     rows = measure(trained, trainer.data, trainer.rasterizer, warp, turn=config.deform_inverse_rotations)
     summary = {**averages(rows), "splats": len(trained.splats), "iterations": config.num_iters, "backend": backend}
     if trainer.plateau.reached:

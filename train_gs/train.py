@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from configs.stage3_gs import GSConfig
 from train_gs.appearance import Appearance
-from train_gs.cameras import CameraRefinement, CorrectionSources
+from train_gs.cameras import CameraRefinement
+from train_gs.data import TrainingData
+from train_gs.floaters import hide_floating
 from train_gs.graphs import StepGraphs
 from train_gs.losses import distortion, normal_consistency
 from train_gs.plateau import Plateau
@@ -26,58 +28,12 @@ from utils.splatting.lpips import load_lpips
 from utils.splatting.rasterize.contract import Rasterizer
 from utils.splatting.ssim import l1_and_ssim
 from utils.splatting.view import rigid, view_gaussians
-from utils.types import NULL_REPORTER, Array, CameraSet, RenderOutput, Reporter, Splats, StepReport
+from utils.types import NULL_REPORTER, RenderOutput, Reporter, Splats, StepReport
 
 NEAR_IN_MEDIAN_DEPTHS = 0.01
 
 READ_EVERY = 10
 """On a GPU, steps between two readings of the loss: reading waits for the device, which then waits for the next launches."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingData:
-    """What the splats are fitted to.
-
-    Attributes:
-        cameras: aligned cameras of all frames, at the images' resolution.
-        images: (F, H, W, 3) uint8.
-        heldout: (F,) bool, frames that are only measured.
-        median_depth: scene units.
-        used: (F, H, W) bool, pixels that no mask takes out; None for all.
-        color_maps: (F, 3, 4) colour maps of the frames as far as the alignment knows them.
-        depth: (F, h, w) float32 camera z as stage 0 estimated it, at its own size, 0 where unknown; None where nobody asks.
-        blended: (F,) bool, frames whose pose and field are blended from their neighbours in time; None for none.
-        left_out: (F,) bool, frames that alignment could not place: not trained on, like held-out ones; None for none.
-        clips: (F,) clip of each frame; None where all are of one.
-    """
-
-    cameras: CameraSet
-    images: Tensor
-    heldout: Array
-    median_depth: float
-    used: Tensor | None = None
-    color_maps: Array | None = None
-    depth: Array | None = None
-    blended: Array | None = None
-    left_out: Array | None = None
-    clips: Array | None = None
-
-    @property
-    def trained(self) -> Array:
-        """(F,) bool, frames to train on."""
-        trained: Array = ~self.heldout if self.left_out is None else ~(self.heldout | self.left_out)
-        return trained
-
-    @property
-    def sources(self) -> CorrectionSources:
-        """Which frames have corrections of their own, and what the others take over."""
-        none = np.zeros(len(self.cameras), bool)
-        return CorrectionSources(
-            frame_ids=self.cameras.frame_ids,
-            trained=self.trained,
-            blended=none if self.blended is None else self.blended,
-            clips=none.astype(int) if self.clips is None else self.clips,
-        )
 
 
 class SplatParameters(nn.Module):
@@ -133,6 +89,7 @@ class Trainer:
         self._values: dict[str, float] = {}
         self.plateau = Plateau(config.plateau_rounds, config.plateau_gain)
         self.iteration = 0
+        self.hidden: int | None = None  # splats that floated, once they have been looked for
         self.history: list[dict[str, float]] = []
         self.bands_active = False
         self.optimizer = self._make_optimizer()
@@ -272,6 +229,9 @@ class Trainer:
     def _move_splats(self) -> None:
         """Relocation of dead splats and noise, when they are due; in place, so recorded steps stay valid."""
         config, rows = self.config, self.parameters.rows()
+        if config.prune_floating_at and self.hidden is None and self.iteration >= config.prune_floating_at * config.num_iters:
+            poses = self.poses.refined(self.data.cameras, self.data.sources)
+            self.hidden = hide_floating(rows, poses, self.data, self.trained_warp() if config.deform else None)
         if config.noise > 0 and rows.means.requires_grad:
             seeded = torch.Generator(self.device).manual_seed(config.seed * 1_000_003 + self.iteration)
             shake(rows, config.noise * self._decay(), seeded)
@@ -431,6 +391,7 @@ class Trainer:
             "order": self.order,
             "history": self.history,
             "bands_active": self.bands_active,
+            "hidden": self.hidden,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -449,6 +410,7 @@ class Trainer:
         self._prepare_graphs()
         self.generator.set_state(state["generator"])
         self.order, self.history, self.iteration = list(state["order"]), list(state["history"]), state["iteration"]
+        self.hidden = state["hidden"]
 
 
 def train(trainer: Trainer, report: Reporter = NULL_REPORTER, save: Any = None, watch: Any = None) -> TrainedScene:

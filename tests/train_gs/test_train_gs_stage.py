@@ -14,7 +14,8 @@ import train_inverse_deformation.stage
 from configs.stage3_gs import GSConfig
 from configs.stage3_inverse_deformation import InverseDeformationConfig
 from tests.train_gs.test_train_gs import FRAMES, SIZE, make_config, make_world
-from train_gs.train import Trainer, TrainingData
+from train_gs.data import TrainingData
+from train_gs.train import Trainer
 from utils.deformation.artifact import load_inverse, trained_inverse
 from utils.errors import ConfigError, InputError, MissingArtifactError
 from utils.scene import artifacts

@@ -200,7 +200,7 @@ def test_frames_that_the_alignment_left_out(treated: str, tmp_path: Path) -> Non
         write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={}, inputs={})
     config = make_config(root_path=tmp_path, run="r", num_iters=1, deform=False, merge_copies=False, target_num_points=10**6)
     notes.clear()
-    trained = load_checkpoint(train_gs.stage.run(replace(config, left_out=treated, prune_floating=False), report))
+    trained = load_checkpoint(train_gs.stage.run(replace(config, left_out=treated, prune_floating_at=0.0), report))
     seen = np.isin(without.cloud.frame, trained.cameras.frame_ids[~trained.heldout]).sum()
     excluded = treated == "exclude"
     assert len(trained.splats) == seen + (not excluded) * len(added)

@@ -1,0 +1,55 @@
+"""What the splats are fitted to, and which frames take which part."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from train_gs.cameras import CorrectionSources
+from utils.types import Array, CameraSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What the splats are fitted to.
+
+    Attributes:
+        cameras: aligned cameras of all frames, at the images' resolution.
+        images: (F, H, W, 3) uint8.
+        heldout: (F,) bool, frames that are only measured.
+        median_depth: scene units.
+        used: (F, H, W) bool, pixels that no mask takes out; None for all.
+        color_maps: (F, 3, 4) colour maps of the frames as far as the alignment knows them.
+        depth: (F, h, w) float32 camera z as stage 0 estimated it, at its own size, 0 where unknown; None where nobody asks.
+        blended: (F,) bool, frames whose pose and field are blended from their neighbours in time; None for none.
+        left_out: (F,) bool, frames that alignment could not place: not trained on, like held-out ones; None for none.
+        clips: (F,) clip of each frame; None where all are of one.
+    """
+
+    cameras: CameraSet
+    images: Tensor
+    heldout: Array
+    median_depth: float
+    used: Tensor | None = None
+    color_maps: Array | None = None
+    depth: Array | None = None
+    blended: Array | None = None
+    left_out: Array | None = None
+    clips: Array | None = None
+
+    @property
+    def trained(self) -> Array:
+        """(F,) bool, frames to train on."""
+        trained: Array = ~self.heldout if self.left_out is None else ~(self.heldout | self.left_out)
+        return trained
+
+    @property
+    def sources(self) -> CorrectionSources:
+        """Which frames have corrections of their own, and what the others take over."""
+        none = np.zeros(len(self.cameras), bool)
+        return CorrectionSources(
+            frame_ids=self.cameras.frame_ids,
+            trained=self.trained,
+            blended=none if self.blended is None else self.blended,
+            clips=none.astype(int) if self.clips is None else self.clips,
+        )
