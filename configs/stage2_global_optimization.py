@@ -46,6 +46,9 @@ class GlobalOptimizationConfig:
     """Pairs of frames that are matched after the solve, only to measure it: their reprojection error is reported; 0: none."""
     heldout_pixels: float = 0.0
     """Share of 16 x 16 pixel blocks whose pixels take no part in the solve, to measure it on them too, 0..0.5; costs a little accuracy."""
+    carry_over: bool = True
+    """Weaken fields where frames that took no part (alignment.holdout_every) are explained better by weaker ones between their neighbours'
+    or by none."""
     min_fitness: float = 0.2
     """A frame is left out if a smaller share of its matches agrees after the last round, 0..1."""
 

@@ -18,6 +18,7 @@ from utils.matching.pairs import overlaps
 from utils.points.confidence import confident_pixels, sky_pixels
 from utils.published import align_leave_one_out, refine_matched
 from utils.registration import AlignedGeometry, align_jointly, build_cloud, usable_pixels
+from utils.registration.carry_over import CarryOver, measure_carry_over, pairs_with_neighbours, scaled, with_held_out
 from utils.registration.heldout import held_blocks, heldout_pairs, heldout_words, measure_heldout
 from utils.registration.result import Diagnostics, Registration, to_alignment
 from utils.report.alignment_report import publish_alignment
@@ -73,12 +74,15 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
             result = align_jointly(scene, start, matched, chosen, board, checkpoints=checkpoints)
             if config.field == "hashgrid":
                 result = refine_matched(scene, result, matched, chosen, board, checkpoints=checkpoints)
+        carried = _carry_over(everything, result, alignment.heldout, stage1, chosen, layout, board)
+        if carried is not None:
+            result = _weakened(result, carried, artifacts.clip_of_frames(config.root_path, len(everything)))
         with ThreadPoolExecutor(1) as pool:  # a GPU matches while points are gathered
             measured = pool.submit(_held_out, scene, usable & ~sky, blocks, result, chosen, report)
             cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, members, vote, result.color_maps)
             finished = to_alignment(scene, result, cloud, alignment.heldout)
             heldout = measured.result()
-        publish_alignment(out, scene, result, finished, config, inputs, started, {"heldout": heldout}, board)
+        publish_alignment(out, scene, result, finished, config, inputs, started, _figures(heldout, carried), board)
     checkpoints.remove()
     report.note(f"joint alignment: {_progress(result.diagnostics)}{int(result.aligned.sum())} of {len(scene)} frames, {len(cloud)} points")
     return out
@@ -111,6 +115,49 @@ def _held_out(
     if found:
         report.note("joint alignment: " + heldout_words(found))
     return found
+
+
+def _carry_over(
+    everything: Scene,
+    result: Registration,
+    heldout: Array,
+    stage1: FrameToModelICPConfig,
+    config: GlobalOptimizationConfig,
+    layout: SceneLayout,
+    report: Reporter,
+) -> CarryOver | None:
+    """How well the fields explain the frames that took no part; None if there are none or nothing matches frames."""
+    if not len(heldout) or config.matching.matcher == "none" or not config.carry_over:
+        return None
+    clips = artifacts.clip_of_frames(layout.root, len(everything))
+    scene, whole = with_held_out(everything, result, heldout, clips)
+    ids = whole.cameras.frame_ids
+    held = np.isin(ids, heldout)
+    usable = usable_pixels(scene, confident_pixels(everything, stage1.alignment)[ids], stage1.filter) & ~sky_pixels(everything)[ids]
+    pairs = pairs_with_neighbours(whole.aligned, held, clips[ids])
+    if not pairs:
+        return None
+    grid = match_grid(scene, max(len(result.diagnostics.pairs), 1), config.matching)
+    matcher = MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
+    prepare_pairs(matcher, pairs, report)
+    before = AlignedGeometry(scene, scene.cameras, zero_fields(scene.depth, scene.valid, (2, 2, 2)))
+    matches = match_pairs(matcher, pairs, before, lambda n: report.step(StepReport("frames kept out", n - 1, len(pairs))))
+    found = measure_carry_over(scene, whole, held, matches)
+    if words := found.words():
+        report.note(f"joint alignment: {words}")
+    return found
+
+
+def _weakened(result: Registration, carried: CarryOver, clips: Array) -> Registration:
+    """The registration with the strength of fields that explains the frames that took no part."""
+    ids = result.cameras.frame_ids
+    strength = carried.at(ids, clips[ids], clips[carried.frame_ids])
+    return replace(result, fields=scaled(result.fields, strength)) if (strength < 1).any() else result
+
+
+def _figures(heldout: dict[str, Any], carried: CarryOver | None) -> dict[str, Any]:
+    """What is measured after the solve, for the report."""
+    return {"heldout": heldout} if carried is None else {"heldout": heldout, "carry_over": carried.report()}
 
 
 def _progress(diagnostics: Diagnostics) -> str:

@@ -14,8 +14,9 @@ from utils.cameras.projection import project, transform, unproject
 from utils.deformation.lattice.reference import LatticeField
 from utils.types import Alignment, Array, CameraSet, LatticeFields, Scene
 
-UNSEEN = 0.05
-"""What a known frame counts at places outside its view, beside one that sees them."""
+_BESIDE = 0.1
+"""Share of a picture's width: so far beside its view, a known frame counts half of what one counts that sees the place."""
+_LEAST = 0.02
 
 
 def with_frames_between(scene: Scene, alignment: Alignment, wanted: Array | None = None, clips: Array | None = None) -> Alignment:
@@ -77,7 +78,7 @@ def blended_fields(fields: LatticeFields, cameras: CameraSet, around: Neighbours
         moved, total = np.zeros_like(places), np.zeros((len(places), 1))
         for row, share in ((around.low[frame], 1 - around.weight[frame]), (around.high[frame], around.weight[frame])):
             seen = transform(cameras.w2c[row], places)
-            weight = share * np.where(in_view(seen, cameras, row), 1.0, UNSEEN)[:, None]
+            weight = share * knowledge(seen, cameras, row)[:, None]
             moved += weight * (known.displacement(torch.from_numpy(seen), int(row)).numpy() @ cameras.c2w[row, :3, :3].T)
             total += weight
         nodes[frame] = (moved / total @ wanted.c2w[frame, :3, :3]).reshape(nodes.shape[1:])
@@ -92,9 +93,9 @@ def node_positions(cameras: CameraSet, frame: int, bounds: Array, counts: tuple[
     return unproject(x.ravel(), y.ravel(), z.ravel(), cameras.K[frame])
 
 
-def in_view(points: Array, cameras: CameraSet, frame: int) -> Array:
-    """(N,) bool: camera-space points (N, 3) that fall into a frame's picture."""
+def knowledge(points: Array, cameras: CameraSet, frame: int) -> Array:
+    """(N,) what a frame's field counts at camera-space points (N, 3): 1 in its view, less the farther beside it, hardly behind it."""
     (x, y, z), (h, w) = project(points, cameras.K[frame]), cameras.size
-    with np.errstate(invalid="ignore"):
-        inside: Array = (z > 0) & (x >= 0) & (y >= 0) & (x <= w) & (y <= h)
-    return inside
+    aside = np.hypot(np.maximum(np.maximum(-x, x - w), 0), np.maximum(np.maximum(-y, y - h), 0)) / (_BESIDE * w)
+    counted: Array = np.where(z > 0, np.maximum(1 / (1 + np.nan_to_num(aside, nan=np.inf) ** 2), _LEAST), _LEAST)
+    return counted
