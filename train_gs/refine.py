@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from train_gs.cameras import CorrectionSources
 from utils.cameras.blending import neighbours_in_time
 from utils.cameras.projection import project, transform
-from utils.deformation.inverse import FixedPointInverseWarp, LocalWarp
+from utils.deformation.between import blended_fields
+from utils.deformation.inverse import FixedPointInverseWarp, InverseWarp, LocalWarp
 from utils.deformation.node_shift import node_shift
 from utils.device.triton_support import triton_ready
-from utils.types import CameraSet
+from utils.types import CameraSet, LatticeFields
 
 
 class FieldRefinement(nn.Module):
@@ -134,15 +135,36 @@ class FieldRefinement(nn.Module):
             self.corrections[view] -= mean
 
     @torch.no_grad()
-    def refined(self, sources: CorrectionSources) -> FixedPointInverseWarp:
-        """The inverse of all frames; what untrained ones take over from their neighbours, see `CorrectionSources`."""
-        flat = torch.stack([c.detach().flatten() for c in self.corrections]).cpu()
-        filled = sources.fill(flat).to(self._aligned.device)
+    def refined(self, trained: np.ndarray) -> FixedPointInverseWarp:
+        """The inverse of all frames with the corrections of those that are trained, (F,) bool."""
         result = copy.deepcopy(self.warp)
-        for view, correction in enumerate(filled):
-            finer = self._finer(correction.reshape(self.corrections[view].shape))
+        for view, correction in enumerate(self.corrections):
+            finer = self._finer(correction) if trained[view] else 0.0
             result.field.nodes[view] = self._aligned[view] + finer * self._depth[view]
         return result
+
+
+def carried_over(warp: InverseWarp, cameras: CameraSet, sources: CorrectionSources) -> InverseWarp:
+    """The inverse with the fields of blended frames made anew from what training left of those of the frames beside them.
+
+    Args:
+        warp: of all frames; returned as it is if it is not one of lattices.
+        cameras: of all frames, refined.
+        sources: which frames are trained, and which are blended.
+    """
+    rest = np.flatnonzero(sources.blended & ~sources.trained)
+    if not isinstance(warp, FixedPointInverseWarp) or not len(rest):
+        return warp
+    own, field = np.flatnonzero(sources.trained), warp.field
+    h, w = field.size.tolist()
+    placed = CameraSet(c2w=cameras.c2w, K=field.K.double().cpu().numpy(), size=(h, w), frame_ids=sources.frame_ids)
+    fields = LatticeFields(nodes=field.nodes[own].cpu().numpy(), inv_depth_range=field.inv_depth_range[own].double().cpu().numpy())
+    around = neighbours_in_time(sources.frame_ids[own], sources.frame_ids[rest], sources.clips[own], sources.clips[rest])
+    between = blended_fields(fields, placed.select(own), around, placed.select(rest))
+    result = copy.deepcopy(warp)
+    result.field.nodes[rest] = torch.from_numpy(between.nodes).to(field.nodes)
+    result.field.inv_depth_range[rest] = torch.from_numpy(between.inv_depth_range).to(field.inv_depth_range)
+    return result
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from train_gs.initialize import initial_splats
 from train_gs.measure import averages, measure
 from train_gs.memory import Load, within_memory
 from train_gs.population import with_spare_slots
+from train_gs.refine import carried_over
 from train_gs.shared import SharedTrainer, share_of, together
 from train_gs.shell import joined, shell_splats
 from train_gs.supervision import Supervision, supervision
@@ -94,7 +95,7 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     trainer, trained, timings = within_memory(attempt, config.target_num_points, math.prod(data.cameras.size), report)
     timings["load"] = time.perf_counter() - started - sum(timings.values())
     trainer.release()
-    warp = trainer.trained_warp()
+    warp = carried_over(trainer.trained_warp(), trained.cameras, trainer.data.sources)
     if trainer.hidden:
         report.note(f"splatting: {trainer.hidden} splats floated, known to no frame, and are gone")
     trained = with_coverage(trained, trainer.data, warp, config)

@@ -364,10 +364,8 @@ class Trainer:
         )
 
     def trained_warp(self) -> InverseWarp:
-        """The inverse deformation as it was refined, see `CorrectionSources` for held-out frames; as it was given if it was not."""
-        if self.refinement is None:
-            return self.warp
-        return self.refinement.refined(self.data.sources)
+        """The inverse deformation as it was refined for the frames that are trained on; as it was given if it was not."""
+        return self.warp if self.refinement is None else self.refinement.refined(self.data.trained)
 
     def release(self) -> None:
         """Lets go of recorded steps and their memory; the next step makes them anew."""
