@@ -13,6 +13,8 @@ COLUMNS = {
     "reprojection_px": ("reprojection px", 2),
     "flow_photometric": ("flow photometric", 4),
     "multi_layer": ("multi_layer", 3),
+    "off_path_known": ("known 10 degrees off", 2),
+    "off_path_px": ("reprojection there px", 2),
     "placed": ("placed", 0),
     "aligned": ("aligned", 0),
     "left_out": ("left out", 0),

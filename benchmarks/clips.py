@@ -15,6 +15,7 @@ done again; stages that are current are skipped.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -44,11 +45,13 @@ from frame_to_model_icp.selection import split_frames
 from global_optimization import stage as stage2
 from train_gs import stage as stage32
 from train_inverse_deformation import stage as stage31
+from utils.device.accelerator import accelerator
 from utils.errors import ConfigError, V2WError
 from utils.registration.sequential import unaligned
 from utils.reporting import ConsoleReporter
 from utils.runtime import cpu_count, run_stage
 from utils.scene import artifacts
+from video_to_world.warm_up import warming_up
 
 SUFFIXES = (".mp4", ".mov", ".webm", ".gif")
 THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -185,6 +188,8 @@ def figures(metrics: dict[str, Any]) -> dict[str, Any]:
         "reprojection_px": along.get("reprojection_px"),
         "flow_photometric": along.get("flow_photometric"),
         "multi_layer": metrics.get("multi_layer"),
+        "off_path_known": metrics.get("off_path", {}).get("known"),
+        "off_path_px": metrics.get("off_path", {}).get("reprojection_px"),
         "splats": metrics["splats"],
         "frames": [{k: f.get(k) for k in ("frame_id", "heldout", "psnr", "rigid_psnr", "canonical_psnr")} for f in metrics["frames"]],
     }
@@ -246,16 +251,26 @@ def attempt(subject: Subject, name: str, args: argparse.Namespace, report: Conso
 def spread(args: argparse.Namespace, clips: list[Path]) -> None:
     """Clips in processes of their own, `jobs` at a time, each with its share of the cores."""
     flags = [word for word in sys.argv[1:] if word not in {str(given) for given in args.clips}]
+    shares = core_shares(sorted(os.sched_getaffinity(0)), args.jobs) if hasattr(os, "sched_getaffinity") else []
     threads = {name: str(max(1, cpu_count() // args.jobs)) for name in THREADS}
 
-    def run(clip: Path) -> None:
+    def run(job: tuple[int, Path]) -> None:
+        number, clip = job
+        command = [sys.executable, "-m", "benchmarks.clips", str(clip), *flags, "--jobs", "1", "--no-table"]
+        if shares:
+            command += ["--cores", *(str(core) for core in shares[number % args.jobs])]
         with (args.out / f"{clip.stem}.log").open("w") as log:
-            command = [sys.executable, "-m", "benchmarks.clips", str(clip), *flags, "--jobs", "1"]
             code = subprocess.run(command, env=os.environ | threads, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
         print(f"{clip.stem}: {'done' if code == 0 else f'failed, see {log.name}'}", file=sys.stderr, flush=True)
 
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(run, clips))
+    ahead = contextlib.nullcontext() if accelerator() is None or args.device == "cpu" else warming_up(("3dgs",))
+    with ahead, ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(run, enumerate(clips)))
+
+
+def core_shares(cores: list[int], jobs: int) -> list[list[int]]:
+    """The cores of each job: all of them shared out, or one each, some used by several, where there are more jobs."""
+    return [cores[j::jobs] or [cores[j % len(cores)]] for j in range(jobs)]
 
 
 def listed(given: list[Path]) -> list[Path]:
@@ -297,6 +312,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=5, help="frames shown in a picture")
     parser.add_argument("--width", type=int, default=300, help="width of a frame in it, in pixels")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is in DIR")
+    parser.add_argument("--no-table", action="store_true", help=argparse.SUPPRESS)  # of a job: its caller makes it
+    parser.add_argument("--cores", nargs="+", type=int, help=argparse.SUPPRESS)  # of a job
     parser.add_argument("--verbose", action="store_true", help="show what the stages say")
     return parser.parse_args()
 
@@ -304,12 +321,16 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.cores:
+        os.sched_setaffinity(0, args.cores)
     if not args.table:
         clips = listed(args.clips)
         if args.jobs > 1 and not args.together and len(clips) > 1:
             spread(args, clips)
         else:
             work_through(args, clips)
+    if args.no_table:
+        return
     text = clip_tables([line for path in sorted(args.out.glob("*.jsonl")) for line in read_lines(path)])
     (args.out / "table.md").write_text(text + "\n")
     print(text)

@@ -33,6 +33,11 @@ def test_sampled_frames_cover_the_clip_and_show_held_out_ones() -> None:
     assert len({4, 12, 20, 28} & set(frames)) == 2
 
 
+def test_cores_are_shared_out() -> None:
+    assert clips.core_shares([0, 1, 2, 3, 4], 2) == [[0, 2, 4], [1, 3]]
+    assert clips.core_shares([0, 1], 3) == [[0], [1], [0]]
+
+
 def test_one_tiny_clip_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     world = make_world(WorldConfig(layout="room", frames=6, size=(84, 112), severity="medium"))
     film = cv2.VideoWriter(str(tmp_path / "tiny.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (112, 84))
