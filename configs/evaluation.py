@@ -193,7 +193,13 @@ class ViewerConfig:
     """Port of the page; the next free one is taken if it is in use."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in."""
+    """Address to listen on. 0.0.0.0 and :: let other machines in; visitors then need the link printed at start, or the password."""
+
+    public_url: str = ""
+    """Address under which a proxy shows the viewer, for example https://worlds.example.org/viewer."""
+
+    password: str = ""
+    """What visitors must know; empty: a token in the printed link where other machines can reach the viewer, nothing where not."""
 
     show_cameras: bool = True
     """Show the training cameras with their images."""
@@ -202,22 +208,22 @@ class ViewerConfig:
     """Size of the camera symbols as a share of the median scene depth."""
 
     near_plane: float = 0.0
-    """Nearest distance shown, as a share of the median scene depth; 0: what training drew."""
+    """Nearest distance shown, as a share of the median distance of the splats from the first camera; 0: a hundredth."""
 
     far_plane: float = 1e10
-    """Farthest distance shown in scene units, at most 1e6."""
+    """Accepted for old command lines, as are the following: splats are drawn by the browser, at the resolution of its window."""
 
     max_side: int = 960
-    """Longest side of a sharp render in pixels; smaller answers sooner."""
+    """Accepted for old command lines."""
 
     moving_side: int = 320
-    """Longest side of a render while the view moves."""
+    """Accepted for old command lines."""
 
     rasterizer: str = "auto"
-    """Rasteriser backend, or auto for the best one that runs here."""
+    """Accepted for old command lines."""
 
     device: str = "auto"
-    """cpu, cuda, or auto."""
+    """Accepted for old command lines."""
 
     def __post_init__(self) -> None:
         check(self, Range(1, 65535), "port")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import ConfigError
+from configs.ranges import NOT_NEGATIVE, Range, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,10 +11,21 @@ class WebConfig:
     """A page on which clips are dropped, watched while they become worlds, looked at and downloaded."""
 
     port: int = 8000
-    """Port of the page; the next free one is taken if it is in use."""
+    """Port of page and viewer; the next free one is taken if it is in use."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. 0.0.0.0 lets every machine that reaches this one in: there is no password."""
+    """Address to listen on. 0.0.0.0 and :: let other machines in; visitors then need the link printed at start, or the password."""
+
+    public_url: str = ""
+    """Address under which a proxy shows the page, for example https://worlds.example.org or https://example.org/worlds; the proxy may
+    pass that path on or take it off."""
+
+    password: str = ""
+    """What visitors must know; the environment variable V2W_PASSWORD keeps it out of the list of processes. Empty: a token in the link
+    printed at start where other machines can reach the page, nothing where not."""
+
+    open_to_all: bool = False
+    """Ask nobody for a password or token, for pages behind a login of their own."""
 
     workspace: Path = Path("worlds")
     """Folder for uploads and results; earlier runs in it are listed."""
@@ -25,7 +36,10 @@ class WebConfig:
     max_queue: int = 20
     """Most jobs that may wait."""
 
+    min_free_mb: int = 2000
+    """Space that stays free on the workspace's disk, in megabytes: below, no clip is taken."""
+
     def __post_init__(self) -> None:
-        for name in ("port", "max_upload_mb", "max_queue"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}", "give at least 1")
+        check(self, Range(1, 65535), "port")
+        check(self, Range(1), "max_upload_mb", "max_queue")
+        check(self, NOT_NEGATIVE, "min_free_mb")

@@ -34,7 +34,6 @@ from utils.splatting.checkpoint import GS_SCHEMA, load_checkpoint
 from utils.splatting.render import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
 from utils.synthetic.world import ground_truth_file, load_ground_truth
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
-from utils.viewer.picture import normals_of_depth
 
 EVALUATION_SCHEMA = "evaluation/1"
 _REPORT_FRAMES = 4
@@ -279,7 +278,7 @@ def _picture_rows(subject: _Subject, folder: Path, white: bool) -> None:
             "2_through_its_deformation": rgb_image(view.render_frame(subject.warp, i)),
             "3_depth": pictures.colorize_depth(depth_image(output), near, far),
         }
-        normal = normals_of_depth(depth_image(output), cameras.K[i]) if output.normal is None else output.normal.cpu().numpy()
+        normal = pictures.normals_of_depth(depth_image(output), cameras.K[i]) if output.normal is None else output.normal.cpu().numpy()
         row["4_normals" if output.normal is not None else "4_normals_of_depth"] = pictures.colorize_normals(normal)
         for name, image in row.items():
             write_image(folder / f"frame_{int(cameras.frame_ids[i]):05d}_{name}.jpg", image)

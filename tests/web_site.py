@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -16,11 +17,12 @@ import numpy as np
 import uvicorn
 
 from configs.web import WebConfig
+from utils.serving.access import Access
 from web.processes import Commands
-from web.server import make_app
+from web.server import claimed, make_app
 
 STAND_IN = Path(__file__).with_name("web_stand_in.py")
-QUICK = Commands(*((sys.executable, str(STAND_IN), name) for name in ("pipeline", "export", "viewer")))
+QUICK = replace(Commands(), **{name: (sys.executable, str(STAND_IN), name) for name in ("pipeline", "export", "prepare")})
 
 
 def write_clip(path: Path, tail: bytes = b"") -> Path:
@@ -81,16 +83,19 @@ class Client:
 
 
 @contextmanager
-def site(workspace: Path, commands: Commands = QUICK, **settings: Any) -> Iterator[Client]:
+def site(workspace: Path, commands: Commands = QUICK, access: Access | None = None, **settings: Any) -> Iterator[Client]:
     """The page, served by a thread of this process."""
-    server = uvicorn.Server(uvicorn.Config(make_app(WebConfig(workspace=workspace, **settings), commands), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield Client(server.servers[0].sockets[0].getsockname()[1])
-    finally:
-        server.should_exit = True
-        thread.join()
+    config = WebConfig(**{"workspace": workspace, "min_free_mb": 0, **settings})
+    with claimed(workspace.resolve()):
+        app = make_app(config, access or Access(), commands)
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            yield Client(server.servers[0].sockets[0].getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join()

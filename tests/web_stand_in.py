@@ -1,13 +1,15 @@
-"""Quick stand-ins for the programs behind the web page: `python tests/web_stand_in.py pipeline|export|viewer <their flags>`.
+"""Quick stand-ins for the programs behind the web page: `python tests/web_stand_in.py pipeline|export|prepare <their flags>`.
 
 The clip steers the pipeline: the tests put a word behind its bytes. A stage that has left its file is kept, as in the real one.
 """
 
 import json
-import socket
 import sys
 import time
 from pathlib import Path
+
+import cv2
+import numpy as np
 
 
 def flag(name: str, default: str = "") -> str:
@@ -49,7 +51,9 @@ def pipeline() -> None:
     films = splats / "gs_video_eval"
     films.mkdir(parents=True, exist_ok=True)
     (splats / "model_final.pt").write_text("splats")
-    (splats / "splats_3dgs.ply").write_bytes(b"ply\n" + bytes(1000))
+    (splats / "splats_3dgs.ply").write_bytes(small_ply())
+    (root / "frames_subsampled").mkdir(exist_ok=True)
+    (root / "frames_subsampled" / "000000.png").write_bytes(cv2.imencode(".png", np.full((72, 96, 3), 99, np.uint8))[1].tobytes())
     (films / "metrics.json").write_text(json.dumps({"heldout": {"psnr": 24.5, "ssim": 0.8}}))
     (films / "render_gs_video.mp4").write_bytes(source.read_bytes() if source.is_file() else b"film")
     (root / "report.html").write_text(
@@ -57,6 +61,25 @@ def pipeline() -> None:
     )
     summary = {"seconds": 1, "stages": [{"title": t, "seconds": 10.0, "kept": False} for t in stages]}
     (root / "run_summary.json").write_text(json.dumps(summary))
+
+
+def small_ply() -> bytes:
+    """Two hundred grey splats on a wall in front of the camera."""
+    names = ["x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
+    rows = np.zeros((200, len(names)), "<f4")
+    rows[:, 0], rows[:, 1], rows[:, 2] = np.arange(200) % 20 / 10 - 1, np.arange(200) // 20 / 10 - 0.5, 2
+    rows[:, 6], rows[:, 7:10], rows[:, 10] = 4, -3, 1
+    head = "".join(f"property float {name}\n" for name in names)
+    return f"ply\nformat binary_little_endian 1.0\nelement vertex 200\n{head}end_header\n".encode() + rows.tobytes()
+
+
+def prepare() -> None:
+    folder = Path(sys.argv[3]) / "view"
+    folder.mkdir(exist_ok=True)
+    camera = {"c2w": np.eye(4).reshape(-1).tolist(), "fx": 90, "fy": 90, "cx": 48, "cy": 36, "width": 96, "height": 72}
+    settings = {"version": 1, "renderer": "3dgs", "splats": 200, "up": [0, -1, 0], "seconds": 1, "unfinished": False}
+    settings |= {"cameras": [{**camera, "frame": 0, "heldout": False}] * 2, "file": "../splats_3dgs.ply"}
+    (folder / "view.json").write_text(json.dumps(settings))
 
 
 def export() -> None:
@@ -68,16 +91,5 @@ def export() -> None:
     (folder / name).write_text(kind)
 
 
-def viewer() -> None:
-    port = int(flag("--config.port"))
-    with socket.create_server((flag("--config.host"), port)) as server:
-        print(f"  viewer: open http://localhost:{port} (Ctrl+C ends it)", file=sys.stderr, flush=True)
-        while True:
-            client, _ = server.accept()
-            with client:
-                client.recv(4096)
-                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\nConnection: close\r\n\r\nthe viewer")
-
-
 if __name__ == "__main__":
-    {"pipeline": pipeline, "export": export, "viewer": viewer}[sys.argv[1]]()
+    {"pipeline": pipeline, "export": export, "prepare": prepare}[sys.argv[1]]()

@@ -30,6 +30,8 @@ from utils.device.accelerator import cap_memory
 from utils.errors import ArtifactError, InputError
 from utils.exports.ply import write_splat_ply
 from utils.exports.stage import export_splats
+from utils.exports.view import FOLDER as VIEW
+from utils.exports.view import write_view
 from utils.runtime import seed_everything
 from utils.scene import artifacts
 from utils.scene.checkpoints import forget_parts
@@ -325,6 +327,7 @@ class Preview:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(beside, scene)
         beside.replace(self._path)
+        write_view(self._path.parent / VIEW, scene, unfinished=True)
         return time.monotonic() - begin
 
     def _written(self, *, wait: bool = False) -> bool:

@@ -10,7 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_SECONDS_TO_END = 10.0
+# Of one picture; OpenCV refuses larger ones in every program behind the page.
+MAX_PIXELS = 40_000_000
+_SECONDS_TO_END = 6.0
 
 
 def _home() -> Path:
@@ -27,27 +29,43 @@ class Commands:
     Attributes:
         pipeline: makes a world.
         export: writes one format.
-        viewer: shows a world.
+        check: looks at an upload.
+        prepare: writes what the viewer in the browser needs.
         home: folder they run in.
     """
 
     pipeline: tuple[str, ...] = (sys.executable, "-m", "run_reconstruction")
     export: tuple[str, ...] = (sys.executable, "-m", "utils.export_checkpoint_to_ply")
-    viewer: tuple[str, ...] = (sys.executable, "-m", "utils.view_checkpoint")
+    check: tuple[str, ...] = (sys.executable, "-m", "web.check_upload")
+    prepare: tuple[str, ...] = (sys.executable, "-m", "utils.viewer.prepare")
     home: Path = field(default_factory=_home)
 
     def start(self, argv: list[str], log: Path) -> "subprocess.Popen[bytes]":
-        """Starts a command in a process group of its own; what it prints is added to the log."""
+        """Starts a command in a process group of its own that ends with this process; what it prints is added to the log."""
         with log.open("ab") as stream:
             return subprocess.Popen(
-                argv,
+                [sys.executable, "-m", "web.keeper", *argv],
                 cwd=self.home,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # held open as long as this process lives
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env=_environment(),
             )
+
+    def ask(self, argv: list[str], seconds: float) -> "subprocess.CompletedProcess[str]":
+        """Runs a quick command and returns what it said.
+
+        Raises:
+            subprocess.TimeoutExpired: it took too long and was ended.
+        """
+        return subprocess.run(
+            argv, cwd=self.home, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, env=_environment(), check=False
+        )
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "OPENCV_IO_MAX_IMAGE_PIXELS": str(MAX_PIXELS)}
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:

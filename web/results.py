@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.scene.layout import RunLayout, SceneLayout
+from utils.viewer.world import newest_training
 
-MESHES = ("mesh-glb", "mesh-ply")
+# Files that a visitor asks for afterwards: name -> formats.
+BUNDLES = {"mesh": ("mesh-glb", "mesh-ply")}
 _EXPORT_NAMES = {"ply": "splats_{}.ply", "splat": "splats_{}.splat", "spz": "splats_{}.spz", "mesh-glb": "mesh.glb", "mesh-ply": "mesh.ply"}
 _EXPORT_WORDS = {
     "ply": "Splats, PLY: opens in most viewers and editors",
@@ -23,8 +25,8 @@ _FILM_WORDS = {
     "input_poses": "From the cameras of the clip",
     "optimised_poses": "From the refined cameras",
 }
-# Names of `utils.splatting.checkpoint`, which is not imported: it would load PyTorch into the server.
-_CHECKPOINT, _UNFINISHED = "model_final.pt", "gs_*.resume/preview.pt"
+# Name of `utils.splatting.checkpoint`, which is not imported: it would load PyTorch into the server.
+_CHECKPOINT = "model_final.pt"
 _METRICS = {"psnr": "PSNR {:.1f} dB", "ssim": "SSIM {:.3f}"}
 
 
@@ -57,8 +59,7 @@ def splat_folders(root: Path) -> list[Path]:
 
 def viewable(root: Path) -> bool:
     """Whether the viewer has something to show: trained splats, or those of a training that is under way."""
-    layout = SceneLayout(root)
-    return bool(splat_folders(root)) or any(any(layout.run(name).root.glob(_UNFINISHED)) for name in layout.runs())
+    return newest_training(root) is not None
 
 
 def export_path(folder: Path, kind: str) -> Path:

@@ -20,7 +20,7 @@ LAYERS_ABOVE = (*STAGES, "video_to_world", "web")
 # From the bottom up; a module imports from its own folder and from the layers before it.
 LAYERS = (
     ("utils.types", "utils.errors", "utils.runtime", "utils.reporting", "utils.registry", "utils.version", "utils.third_party", "configs"),
-    ("utils.device", "utils.cameras", "utils.viewer_bundle"),
+    ("utils.device", "utils.cameras", "utils.viewer_bundle", "utils.serving"),
     ("utils.scene", "utils.points", "utils.synthetic"),
     ("utils.deformation", "utils.geometry_backend"),
     ("utils.matching", "utils.splatting"),

@@ -30,7 +30,7 @@ from configs.stage3_inverse_deformation import InverseDeformationConfig
 from configs.web import WebConfig
 from tests.trained_world import RUN, write_trained_world
 from utils.synthetic.__main__ import build_parser
-from utils.viewer.app import load_exhibit
+from utils.viewer.app import load_world
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("usage", "how-it-works", "backends", "clips", "file-formats"))]
@@ -175,7 +175,7 @@ def test_commands_from_the_inverse_deformation_on_run_on_a_tiny_scene(tmp_path: 
         "train_gs": train_gs.stage.run,
         "eval_gs": eval_gs.stage.run,
         "utils.export_checkpoint_to_ply": utils.exports.stage.run,
-        "utils.view_checkpoint": load_exhibit,
+        "utils.view_checkpoint": load_world,
     }
     for name, run in runs.items():
         words = next(words for words in commands() if program(words)[0] == name and "S" in words)

@@ -97,3 +97,19 @@ def scatter(
     picture[y[sequence], x[sequence], :3] = colors[sequence]
     picture[y, x, 3] = 255
     return picture
+
+
+def normals_of_depth(depth: Array, K: Array) -> Array:
+    """(h, w, 3) camera-space unit normals that face the camera, from neighbouring depths; 0 where a neighbour is unknown.
+
+    3DGS has no normals of its own: these are of the surface its depth describes.
+    """
+    h, w = depth.shape
+    x, y = np.meshgrid((np.arange(w) + 0.5 - K[0, 2]) / K[0, 0], (np.arange(h) + 0.5 - K[1, 2]) / K[1, 1])
+    points = np.stack([x * depth, y * depth, depth], axis=-1)
+    normal = np.cross(points[2:, 1:-1] - points[:-2, 1:-1], points[1:-1, 2:] - points[1:-1, :-2])
+    length = np.linalg.norm(normal, axis=-1, keepdims=True)
+    known = (depth[2:, 1:-1] > 0) & (depth[:-2, 1:-1] > 0) & (depth[1:-1, 2:] > 0) & (depth[1:-1, :-2] > 0)
+    out = np.zeros((h, w, 3))
+    out[1:-1, 1:-1] = np.where(known[..., None] & (length > 0), normal / np.maximum(length, 1e-12), 0)
+    return out

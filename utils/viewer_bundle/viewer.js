@@ -299,10 +299,18 @@ export class Viewer {
     if (this._glide) this._slide(now);
     const moving = flying || this.playing || Boolean(this._glide) || performance.now() - this._moved < STILL_MS;
     this._adapt(moving, 1000 * seconds);
-    if (this.table) this.order.request(this._plane(this._pose.c2w), this.near);
+    this._sort();
     this._draw();
-    if (moving || !this.order.idle) this.invalidate();
+    if (moving) this.invalidate();
     else this._lastTick = undefined;
+  }
+
+  /** Asks for the order of a view that is new; its coming draws once more, and a view that stands costs nothing. */
+  _sort() {
+    const plane = this._plane(this._pose.c2w), asked = plane.join();
+    if (!this.table || asked === this._asked) return;
+    this._asked = asked;
+    this.order.request(plane, this.near);
   }
 
   _advance(now) {

@@ -82,7 +82,7 @@ function send(event) {
   const asked = new URLSearchParams(new FormData($("new")));
   asked.set("name", chosenFile.name);
   const request = new XMLHttpRequest();
-  request.open("POST", `/api/jobs?${asked}`);
+  request.open("POST", `api/jobs?${asked}`);
   request.setRequestHeader("Content-Type", "application/octet-stream");
   request.upload.onprogress = (progress) => { $("sent").value = progress.loaded / progress.total; };
   request.onloadend = () => {
@@ -146,7 +146,7 @@ function shape(job) {
 function card(job) {
   const isOpen = job.id === open;
   const picture = job.thumbnail
-    ? make("img", { className: "picture", alt: "", src: `/jobs/${job.id}/thumbnail` }) : make("span", { className: "picture" });
+    ? make("img", { className: "picture", alt: "", src: `jobs/${job.id}/thumbnail` }) : make("span", { className: "picture" });
   const spent = job.state === "done" && job.spent ? `, made in ${duration(job.spent)}` : "";
   const head = make("button", { className: "head", type: "button", ariaExpanded: String(isOpen), onclick: () => show(job.id) },
     picture,
@@ -168,10 +168,9 @@ function body(job) {
   const parts = make("div", { className: "body" });
   const look = make("div", { className: "row" });
   if (job.viewer) {
-    look.append(make("form", { method: "post", action: `/jobs/${job.id}/viewer`, target: "_blank" },
-      make("button", { className: "main", type: "submit", textContent: "Open 3D viewer" })));
+    look.append(make("a", { className: "button main", href: `jobs/${job.id}/view/`, textContent: "Open 3D viewer" }));
   }
-  if (job.report) look.append(make("a", { className: "button", href: `/jobs/${job.id}/report`, target: "_blank", textContent: "Report" }));
+  if (job.report) look.append(make("a", { className: "button", href: `jobs/${job.id}/report`, target: "_blank", textContent: "Report" }));
   if (look.children.length) parts.append(look);
   for (const line of job.quality) parts.append(make("p", { className: "facts quality", textContent: line }));
   parts.append(...(job.state === "done" ? [] : stages(job)), ...films(job), ...downloads(job));
@@ -200,7 +199,7 @@ function films(job) {
   const found = job.files.filter((file) => file.kind === "film");
   if (!found.length) return [];
   const figures = found.map((file) => {
-    const address = `/jobs/${job.id}/files/${file.key}`;
+    const address = `jobs/${job.id}/files/${file.key}`;
     return make("figure", {},
       make("video", { src: address, controls: true, loop: true, muted: true, playsInline: true, preload: "metadata", ariaLabel: file.words }),
       make("figcaption", {}, file.words, make("a", { href: `${address}?download`, textContent: `MP4, ${size(file.bytes)}`,
@@ -214,17 +213,17 @@ function downloads(job) {
   if (!found.length && !job.report) return [];
   const list = make("ul", { className: "files" });
   for (const file of found) {
-    list.append(make("li", {}, make("a", { href: `/jobs/${job.id}/files/${file.key}`, textContent: file.words, download: "" }),
+    list.append(make("li", {}, make("a", { href: `jobs/${job.id}/files/${file.key}`, textContent: file.words, download: "" }),
       make("span", { textContent: size(file.bytes) })));
   }
-  list.append(make("li", {}, make("a", { href: `/jobs/${job.id}/papers.zip`, textContent: "Report, metrics and settings, ZIP", download: "" })));
+  list.append(make("li", {}, make("a", { href: `jobs/${job.id}/papers.zip`, textContent: "Report, metrics and settings, ZIP", download: "" })));
   const parts = [make("h4", { textContent: "Downloads" }), list];
   for (const [kind, error] of Object.entries(job.export_errors)) {
     parts.push(make("p", { className: "problem", textContent: `${kind} could not be made: ${error}` }));
   }
   if (job.state === "done" && state.mesh && !job.mesh_wanted) {
     parts.push(make("div", { className: "row" }, make("button", { type: "button", textContent: "Make a mesh too",
-      onclick: () => ask(`/api/jobs/${job.id}/mesh`, "POST") })));
+      onclick: () => ask(`api/jobs/${job.id}/exports?kind=mesh`, "POST") })));
   }
   return parts;
 }
@@ -234,7 +233,7 @@ function logPart(job) {
   const details = make("details", { className: "log", id: `log-${job.id}` }, make("summary", { textContent: "Log" }), text);
   details.addEventListener("toggle", async () => {
     if (!details.open) return;
-    text.textContent = await (await fetch(`/jobs/${job.id}/log`)).text() || "Nothing yet.";
+    text.textContent = await (await fetch(`jobs/${job.id}/log`)).text() || "Nothing yet.";
     text.scrollTop = text.scrollHeight;
   });
   return details;
@@ -243,11 +242,11 @@ function logPart(job) {
 function actions(job) {
   const row = make("div", { className: "row" });
   if (job.state === "queued" || job.state === "running") {
-    row.append(make("button", { type: "button", textContent: "Cancel", onclick: () => ask(`/api/jobs/${job.id}/cancel`, "POST") }));
+    row.append(make("button", { type: "button", textContent: "Cancel", onclick: () => ask(`api/jobs/${job.id}/cancel`, "POST") }));
     return row;
   }
   if (job.state !== "done") {
-    row.append(make("button", { type: "button", className: "main", textContent: "Go on", onclick: () => ask(`/api/jobs/${job.id}/resume`, "POST") }));
+    row.append(make("button", { type: "button", className: "main", textContent: "Go on", onclick: () => ask(`api/jobs/${job.id}/resume`, "POST") }));
   }
   row.append(make("button", { type: "button", className: "danger", textContent: "Delete", onclick: () => remove(job) }));
   return row;
@@ -256,7 +255,7 @@ function actions(job) {
 function remove(job) {
   $("sure-words").textContent = `Delete ${job.name} with everything made from it? This cannot be undone.`;
   $("sure").onclose = () => {
-    if ($("sure").returnValue === "yes") ask(`/api/jobs/${job.id}`, "DELETE");
+    if ($("sure").returnValue === "yes") ask(`api/jobs/${job.id}`, "DELETE");
     else document.querySelector(`#job-${job.id} .danger`)?.focus();
   };
   $("sure").returnValue = "no";
@@ -328,7 +327,7 @@ function speak(job) {
 
 async function refresh() {
   try {
-    const answer = await fetch("/api/state");
+    const answer = await fetch("api/state");
     if (!answer.ok) throw new Error(String(answer.status));
     const first = state === null;
     state = await answer.json();
