@@ -97,6 +97,9 @@ class SolverConfig:
     """Weight of differences between neighbouring nodes; higher is stiffer."""
     ridge: float = 0.01
     """Weight that holds the mean displacement of all frames at zero (the gauge)."""
+    temporal: float = 0.01
+    """Weight of differences between the fields of frames that follow each other; what a field is not told by its own matches then comes
+    from its neighbours in time. Higher is stiffer; 0: off."""
     pose_evidence: float = 0.4
     """The cameras move only if moving them alone removes a larger share of the median distance of matches, 0..1; else what frames show
     wrongly is put down to their fields, and the poses stay as given. 0: they always move."""
@@ -116,7 +119,7 @@ class SolverConfig:
     def __post_init__(self) -> None:
         check(self, Range(2), "lattice", group="solver")
         check(self, SHARE, "pose_evidence", group="solver")
-        check(self, NOT_NEGATIVE, "smoothness", "ridge", "pose_ridge", "confidence_power", group="solver")
+        check(self, NOT_NEGATIVE, "smoothness", "ridge", "temporal", "pose_ridge", "confidence_power", group="solver")
         check(self, POSITIVE, "match_sigma", "robust_scales", group="solver")
         check(self, COUNT, "cg_iterations", group="solver")
 

@@ -57,6 +57,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
     everything = artifacts.load_scene(config.root_path)
     index = alignment.cameras.frame_ids
     scene = everything.select(index)
+    clips = artifacts.clip_of_frames(config.root_path, len(everything))[index]
     confident = confident_pixels(everything, stage1.alignment)[index]
     sky = sky_pixels(everything)[index]
     usable = usable_pixels(scene, confident, stage1.filter)
@@ -71,7 +72,7 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
             vote = replace(vote, enabled=False)  # the cloud keeps its points
         else:
             matched = (confident if matching.edges else usable) & ~sky & ~blocks
-            result = align_jointly(scene, start, matched, chosen, board, checkpoints=checkpoints)
+            result = align_jointly(scene, start, matched, chosen, board, checkpoints=checkpoints, clips=clips)
             if config.field == "hashgrid":
                 result = refine_matched(scene, result, matched, chosen, board, checkpoints=checkpoints)
         carried = _carry_over(everything, result, alignment.heldout, stage1, chosen, layout, board)

@@ -188,11 +188,11 @@ class LatticeFields:
 
     A camera-space point p with depth z and pixel (x, y) lies at lattice coordinates
     `a = x / W * (nu - 1)`, `b = y / H * (nv - 1)`, `c = (1/z - inv_depth_min) / (inv_depth_max - inv_depth_min) * (nz - 1)`, each
-    clamped to the lattice; the displacement is the trilinear interpolation of `nodes`, in camera space and scene units:
-    `forward_i(p) = c2w_i @ (p + delta_i(p))`.
+    clamped to the lattice. The displacement over depth, `delta_i(p) / z`, is the trilinear interpolation of that at the nodes, so that
+    one share of depth is the same share between two layers and beyond them: `forward_i(p) = c2w_i @ (p + delta_i(p))`.
 
     Attributes:
-        nodes: (F, nz, nv, nu, 3) float32 displacement at the nodes, camera space.
+        nodes: (F, nz, nv, nu, 3) float32 displacement at the nodes, camera space, scene units.
         inv_depth_range: (F, 2) float64, lattice bounds in 1/z.
     """
 
@@ -201,6 +201,7 @@ class LatticeFields:
 
     def __post_init__(self) -> None:
         _require(self.nodes.ndim == 5 and self.nodes.shape[-1] == 3, f"nodes have shape {self.nodes.shape}, expected (F, nz, nv, nu, 3)")
+        _require(min(self.nodes.shape[1:4]) >= 2, f"nodes have shape {self.nodes.shape}, at least 2 nodes are needed along each axis")
         _require(self.inv_depth_range.shape == (len(self.nodes), 2), "inv_depth_range must be (F, 2)")
 
     def __len__(self) -> int:

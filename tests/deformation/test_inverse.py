@@ -51,7 +51,7 @@ def test_outside_and_behind_are_clamped_and_finite() -> None:
     delta, slope = field.displacement_and_jacobian(points, 0)
     assert torch.isfinite(delta).all()
     assert torch.isfinite(slope).all()
-    torch.testing.assert_close(slope[0, :, 2], torch.zeros(3, dtype=torch.float64), atol=1e-3, rtol=0)
+    torch.testing.assert_close(slope[0, :, 2], delta[0] / 500.0)  # beyond the lattice a displacement keeps its share of depth
     local = FixedPointInverseWarp(field).linearize(points, 0)
     assert torch.isfinite(local.q0).all()
 
@@ -76,7 +76,7 @@ def test_round_trip_is_exact_on_moderate_fields() -> None:
 
 def test_newton_solves_where_the_fixed_point_does_not_contract() -> None:
     # delta_x grows by 2.4 per unit of x: plain iteration diverges although the map stays one to one.
-    nodes = np.zeros((1, 1, 2, 2, 3), np.float32)
+    nodes = np.zeros((1, 2, 2, 2, 3), np.float32)
     nodes[0, :, :, 0, 0], nodes[0, :, :, 1, 0] = -1.4, 1.4
     field = LatticeField.from_fields(LatticeFields(nodes=nodes, inv_depth_range=np.array([[0.1, 1.0]])), make_cameras(1), torch.float64)
     y = points_in_view(200) * torch.tensor([0.3, 1.0, 1.0])

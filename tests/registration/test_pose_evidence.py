@@ -60,7 +60,8 @@ def test_share_takes_the_weights_it_is_given():
     spoiled = [
         replace(m, target_px=m.target_px + np.float32(9) * w[:, None].astype(np.float32)) for m, w in zip(matches, wrong, strict=True)
     ]
-    first = np.where(np.concatenate(wrong), 1.0, 0.001)
+    first = np.zeros((sum(map(len, matches)), 3))
+    first[:, 0] = np.where(np.concatenate(wrong), 1.0, 0.001) * rest[0].median_depth
     assert rigid_share(spoiled, *rest, first) > 0.7
 
 

@@ -252,7 +252,7 @@ def test_matches_of_sure_pixels_count_more():
     trust = match_trust(replace(scene, confidence=confidence), [match], 2.0)
     assert trust[9] / trust[0] == pytest.approx(0.25) and trust[5] == trust[0] and trust.mean() == pytest.approx(1)
     assert match_trust(scene, matches, 0.0) is None
-    plain, weighted = (build_problem([match], scene.cameras, shape, 0.003, trust=t).precision for t in (None, trust))
+    plain, weighted = (build_problem([match], scene.cameras, shape, 0.003, trust=t).information[:, 0] for t in (None, trust))
     np.testing.assert_allclose(weighted, plain * trust, rtol=1e-6)
 
 
@@ -293,7 +293,7 @@ def test_what_all_frames_do_is_common_and_what_one_does_is_shared_out():
     assert np.abs(every - camera).max() < 0.05 * np.abs(shift).max()
     sign = np.array([1.0, -1, 1, -1])[:, None, None, None, None]
     to_and_fro = common_displacement(shifted(sign), scene.valid, np.arange(4), (6, 4, 3)).nodes
-    assert np.abs(to_and_fro).max() < 0.15 * np.abs(shift).max()
+    assert np.abs(to_and_fro).max() < 0.2 * np.abs(shift).max()
 
 
 def passing_votes(error):

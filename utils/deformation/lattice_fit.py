@@ -6,7 +6,7 @@ from scipy.sparse.linalg import cg, splu
 
 from utils.types import Array
 
-_SMOOTHNESS = 1e-4  # weight of differences of neighbouring nodes per point and node: only nodes without points feel it
+_SMOOTHNESS = 7e-5  # weight of differences of neighbouring nodes per point and node: only nodes without points feel it
 _TOLERANCE = 1e-5
 _STEPS = 300
 _DIRECT = 1000  # most nodes that are solved for by factors: faster there than steps
@@ -39,7 +39,7 @@ def fit_lattice(
 
 
 def _interpolation(pixels: Array, depth: Array, size: tuple[int, int], inv_depth: Array, lattice: tuple[int, int, int]) -> csr_array:
-    """(N, nodes) trilinear weights of `LatticeFields`."""
+    """(N, nodes) weights of `LatticeFields`."""
     nu, nv, nz = lattice
     share = np.stack([pixels[:, 0] / size[1], pixels[:, 1] / size[0], (1 / depth - inv_depth[0]) / (inv_depth[1] - inv_depth[0])], 1)
     counts = np.array(lattice)
@@ -51,7 +51,8 @@ def _interpolation(pixels: Array, depth: Array, size: tuple[int, int], inv_depth
         bits = np.array([corner & 1, corner >> 1 & 1, corner >> 2])
         node = low + bits
         columns.append(node[:, 0] + nu * (node[:, 1] + nv * node[:, 2]))
-        values.append(np.where(bits, fraction, 1 - fraction).prod(1))
+        layer = inv_depth[0] + (inv_depth[1] - inv_depth[0]) * node[:, 2] / (nz - 1)
+        values.append(np.where(bits, fraction, 1 - fraction).prod(1) * depth * layer)
     rows = np.tile(np.arange(len(pixels)), 8)
     return coo_array((np.concatenate(values), (rows, np.concatenate(columns))), shape=(len(pixels), nu * nv * nz)).tocsr()
 

@@ -67,7 +67,8 @@ class _NodeShift(torch.autograd.Function):
 
 def _corners(counts: tuple[int, int, int], points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
     """(N, 8) flat node indices and weights around camera-space points (N, 3)."""
-    inverse = 1.0 / points[:, 2].clamp(min=float(camera[6]))
+    depth = points[:, 2].clamp(min=float(camera[6]))
+    inverse = 1.0 / depth
     places = (
         camera[4] * inverse + camera[5],
         camera[2] * points[:, 1] * inverse + camera[3],
@@ -79,7 +80,10 @@ def _corners(counts: tuple[int, int, int], points: Tensor, camera: Tensor) -> tu
         low = clamped.long().clamp(max=max(count - 2, 0))
         high, above = (low + 1).clamp(max=count - 1), (clamped - low)[:, None]
         index = index[:, :, None] * count + torch.stack([low, high], -1)[:, None]
-        weight = weight[:, :, None] * torch.cat([1 - above, above], -1)[:, None]
+        along = torch.cat([1 - above, above], -1)
+        if place is places[0]:  # the layers: their nodes also count by the point's depth over theirs
+            along = along * depth[:, None] * (torch.stack([low, high], -1) - camera[5]) / camera[4]
+        weight = weight[:, :, None] * along.to(weight)[:, None]
         index, weight = index.flatten(1), weight.flatten(1)
     return index, weight
 

@@ -7,11 +7,87 @@ nodes are weighted at noisy depths: a weight a(s + n) differs from a(s) by n da/
 
     E[n da/ds w e | e] = w da/ds (r . e) d_i^2 / (d_i^2 + (r_i . r_j)^2 d_j^2) r,
 
-for noise in proportion to the distances d, with e taken along the ray. That is summed here, for every end, to be subtracted.
+for noise in proportion to the distances d, with e taken along the ray and w the matrix of weights. That is summed here, for every end, to
+be subtracted. How large the noise is at all is measured by `measure_noise`.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from numba import njit, prange
+
+from utils.cameras.projection import unproject
+from utils.matching.contract import MatchSet
+from utils.types import Array, CameraSet
+
+_CELLS = (8, 6)  # across and down: within a cell a smooth field moves all points alike, so what scatters there is noise
+_DEPTHS = 6  # depths at which the noise is told apart: that of triangulation grows with depth, that of a network need not
+_LEAST = 200  # matches that tell it at one of them
+
+
+@dataclass(frozen=True)
+class DepthNoise:
+    """Standard deviation of depth along the rays, by depth.
+
+    Attributes:
+        depths: (B,) increasing.
+        shares: (B,) of the depth.
+    """
+
+    depths: Array
+    shares: Array
+
+    def at(self, depth: Array) -> Array:
+        """The standard deviation at depths of any shape, as a share of depth; linear in between, constant beyond."""
+        found: Array = np.interp(depth, self.depths, self.shares)
+        return found
+
+
+def measure_noise(matches: list[MatchSet], cameras: CameraSet, sigma: float) -> DepthNoise:
+    """How much depth scatters along the rays between neighbouring frames, beyond the error of the matches.
+
+    Errors that a frame's field can take out are smooth over the image: the median of each cell is taken off before. Neighbours in time are
+    used, between which drift is small. Median absolute deviation, so that wrong matches and moving things do not count.
+
+    Args:
+        matches: of any pairs.
+        cameras: as given, before any alignment.
+        sigma: error of a match in depths, as `SolverConfig.match_sigma`.
+    """
+    sets = [m for m in matches if len(m)]
+    if not sets:
+        return DepthNoise(np.ones(1), np.zeros(1))
+    nearest = min(abs(m.target - m.source) for m in sets)
+    parts = [_scatter(m, cameras) for m in sets if abs(m.target - m.source) <= nearest]
+    depth, scatter = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(depth)
+    bins = [b for b in np.array_split(order, max(1, min(_DEPTHS, len(order) // _LEAST))) if len(b)]
+    deviation = np.array([1.4826 * np.median(scatter[b]) for b in bins])
+    # Of a match the noise of both depths is seen, and its own error.
+    shares = np.sqrt(np.maximum(deviation**2 - sigma**2, 0.0) / 2)
+    return DepthNoise(np.array([np.median(depth[b]) for b in bins]), shares)
+
+
+def _scatter(match: MatchSet, cameras: CameraSet) -> tuple[Array, Array]:
+    """Depth (M,) of the matches of a pair, and how far apart (M,) their ends are along the rays, less the median of each cell."""
+    ends = []
+    for frame, pixels, depth in (
+        (match.source, match.source_px, match.source_depth),
+        (match.target, match.target_px, match.target_depth),
+    ):
+        points = unproject(pixels[:, 0], pixels[:, 1], depth.astype(np.float64), cameras.K[frame])
+        ends.append(points @ cameras.c2w[frame, :3, :3].T + cameras.c2w[frame, :3, 3])
+    arm = ends[0] - cameras.c2w[match.source, :3, 3]
+    distance = np.linalg.norm(arm, axis=1)
+    along = ((ends[0] - ends[1]) * arm).sum(1) / np.maximum(distance, 1e-12) ** 2
+    h, w = cameras.size
+    across, down = _CELLS
+    cell = (match.source_px[:, 0] / w * across).astype(int) + across * (match.source_px[:, 1] / h * down).astype(int)
+    order = np.argsort(cell, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(cell[order])) + 1)
+    for rows in groups:
+        along[rows] -= np.median(along[rows])
+    return match.source_depth.astype(np.float64), np.abs(along)
 
 
 @njit(parallel=True, fastmath=True, cache=True)
@@ -24,7 +100,7 @@ def add_noise_gradient(frames, base, weights, rates, relative, weight, differenc
         weights: (M, 2, 4) fractions across and down; the other two are not read.
         rates: (M, 2, 2) change of the near and far weight per distance along the ray.
         relative: (M, 2, 3) ends relative to their camera centres.
-        weight: (M,) of the matches.
+        weight: (M, 6) of the matches: symmetric matrices xx, xy, xz, yy, yz, zz.
         difference: (M, 3) distance between the ends.
         known: (M,) size of the noise of both ends together, if the distance is no measure of it; else empty.
         count: nodes per frame.
@@ -53,11 +129,16 @@ def add_noise_gradient(frames, base, weights, rates, relative, weight, differenc
                 for k in range(3):
                     along += relative[m, end, k] * difference[m, k]
                 squared = known[m] ** 2 if len(known) > 0 else along * along / own
-                push = weight[m] * squared * share / np.sqrt(own)
+                push = squared * share / np.sqrt(own)
+                r0, r1, r2 = relative[m, end, 0], relative[m, end, 1], relative[m, end, 2]
+                t0 = push * (weight[m, 0] * r0 + weight[m, 1] * r1 + weight[m, 2] * r2)
+                t1 = push * (weight[m, 1] * r0 + weight[m, 3] * r1 + weight[m, 4] * r2)
+                t2 = push * (weight[m, 2] * r0 + weight[m, 4] * r1 + weight[m, 5] * r2)
                 start = frame * count + base[m, end]
                 fx, fy = weights[m, end, 0], weights[m, end, 1]
                 for corner in range(8):
                     rate = rates[m, end, corner >> 2] * (fx if corner & 1 else 1 - fx) * (fy if corner & 2 else 1 - fy)
                     node = start + (corner & 1) + (stride_y if corner & 2 else 0) + (stride_z if corner & 4 else 0)
-                    for k in range(3):
-                        out[part, node, k] += rate * push * relative[m, end, k]
+                    out[part, node, 0] += rate * t0
+                    out[part, node, 1] += rate * t1
+                    out[part, node, 2] += rate * t2

@@ -11,7 +11,7 @@ the frames show of the same points, before the mean is taken: they would bend th
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -39,7 +39,9 @@ _LEAST = 50  # points below which a frame's share of the mean cannot be told
 _MOTION_PARTS = 7  # translation, rotation and scale about the frame's camera
 
 
-def common_displacement(geometry: AlignedGeometry, usable: Array, frames: Array, lattice: tuple[int, int, int]) -> LatticeFields:
+def common_displacement(
+    geometry: AlignedGeometry, usable: Array, frames: Array, lattice: tuple[int, int, int], clips: Array | None = None
+) -> LatticeFields:
     """What the fields of all frames have in common, as a field of each frame in its camera space; zero where too little is seen.
 
     Args:
@@ -47,12 +49,15 @@ def common_displacement(geometry: AlignedGeometry, usable: Array, frames: Array,
         usable: (F, H, W) bool, pixels that show the world.
         frames: indices of the frames that are aligned.
         lattice: nodes nu, nv, nz that are fitted to a frame.
+        clips: (F,) clip that each frame is from: errors are alike only within a clip. None: all are of one.
     """
     nodes = geometry.fields.nodes
     fits = np.zeros((len(nodes), *lattice[::-1], 3), np.float32)
     probes = _probes(geometry, usable, frames)
     if len(probes.points):
         votes = _votes(geometry, probes)
+        if clips is not None:
+            votes = replace(votes, clip=clips[votes.frame])
         mean = votes.mean(votes.moved - motions(votes))
         believed = _in_many_views(votes.count, probes.owner)
         tree, mean = cKDTree(probes.points[believed]), mean[believed]
@@ -95,6 +100,7 @@ class Votes:
         moved: (V, 3) how far the frame has moved the point, world axes.
         arm: (V, 3) from the frame's camera to where the point was given, world axes.
         count: (P,) votes on a probe, one at least.
+        clip: (V,) clip that the frame is from; None: all are of one.
     """
 
     probe: Array
@@ -102,6 +108,7 @@ class Votes:
     moved: Array
     arm: Array
     count: Array
+    clip: Array | None = None
 
     @cached_property
     def weight(self) -> Array:
@@ -114,6 +121,8 @@ class Votes:
         order = np.lexsort((self.frame, self.probe))
         gap = np.diff(self.frame[order]).astype(float)
         gap[np.diff(self.probe[order]) != 0] = np.inf  # another probe: as if far apart
+        if self.clip is not None:
+            gap[np.diff(self.clip[order]) != 0] = np.inf
         beside = np.r_[1.0, 1 / (1 + np.exp(-gap / CORRELATION_FRAMES)), 1.0]
         weight = np.empty(len(order))
         weight[order] = beside[:-1] + beside[1:] - 1

@@ -13,8 +13,9 @@ import numpy as np
 
 from configs.stage1_align import SolverConfig
 from utils.matching.contract import MatchSet
+from utils.registration.depth_noise import DepthNoise
 from utils.registration.solver import solve
-from utils.registration.solver.problem import LatticeShape, StepsKept, build_problem, initial_state, relative_errors
+from utils.registration.solver.problem import LatticeShape, StepsKept, build_problem, errors_in_sigmas, initial_state
 from utils.types import Array, Reporter, Scene
 
 _MATCHES = 1000  # of a frame, that are looked at
@@ -32,6 +33,7 @@ def held_or_free(
     first: Array | None,
     report: Reporter,
     kept: StepsKept | None = None,
+    noise: DepthNoise | None = None,
 ) -> SolverConfig:
     """The settings, with poses that stay (an infinite `pose_ridge`) unless the matches speak against them, and then as free as these ask.
 
@@ -43,13 +45,14 @@ def held_or_free(
         inv_depth: (F, 2) inverse-depth bounds of the lattices.
         config: `pose_evidence` is the share of the median distance of matches above which the cameras move.
         samples: pixels of a pair that were tried as matches.
-        first: (M,) errors of all matches in depths that set the weights of the first step, if not those of the cameras as given.
+        first: (M, 3) distances of all matches that set the weights of the first step, if not those of the cameras as given.
         report: told what was decided.
         kept: steps that an interrupted run finished.
+        noise: of depth along the rays.
     """
     if config.rigid_only or config.pose_evidence <= 0 or math.isinf(config.pose_ridge) or not matches:
         return config
-    share = rigid_share(matches, scene, inv_depth, config, samples, first, kept)
+    share = rigid_share(matches, scene, inv_depth, config, samples, first, kept, noise)
     moved = share > config.pose_evidence
     report.note(
         f"cameras {'move' if moved else 'stay'}: moving them alone would remove {100 * max(share, 0.0):.0f} % of what matches disagree by "
@@ -67,17 +70,18 @@ def rigid_share(
     samples: float,
     first: Array | None,
     kept: StepsKept | None = None,
+    noise: DepthNoise | None = None,
 ) -> float:
-    """Part of the median distance of matches, at most 1, that goes when the cameras move and nothing else does; see `held_or_free`."""
+    """Part of the median distance of matches, in standard deviations, that goes when only the cameras move, at most 1."""
     every = max(1, sum(len(m) for m in matches) // (_MATCHES * len(scene)))
     ends = np.cumsum([0, *(len(m) for m in matches)])
     weights = None if first is None else np.concatenate([first[a:b:every] for a, b in itertools.pairwise(ends)])
     shape = LatticeShape(_LATTICE, inv_depth, scene.median_depth)
     rigid = replace(config, lattice=_LATTICE, rigid_only=True, pose_ridge=_RIDGE)
-    problem = build_problem([_thinned(m, every) for m in matches], scene.cameras, shape, config.match_sigma)
+    problem = build_problem([_thinned(m, every) for m in matches], scene.cameras, shape, config.match_sigma, noise=noise)
     start = initial_state(scene.cameras, shape)
     state = solve(problem, start, shape, rigid, samples / every, weights, kept)
-    before, after = (float(np.median(relative_errors(problem, s, shape))) for s in (start, state))
+    before, after = (float(np.median(errors_in_sigmas(problem, s, shape))) for s in (start, state))
     return 1.0 - after / before if before > 0 else 0.0
 
 

@@ -8,12 +8,13 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from utils.matching.contract import MatchSet
-from utils.registration.solver.problem import LatticeShape, Problem, State, relative_errors
+from utils.registration.solver.problem import LatticeShape, Problem, State, errors_in_sigmas, relative_errors
 from utils.types import Alignment, Array, CameraSet, CanonicalCloud, LatticeFields, Scene
 
-AGREEING_SIGMAS = 3.0  # matches closer than this many sigmas count as agreeing
+AGREEING_SIGMAS = 3.0  # matches closer than this many standard deviations count as inliers
 _CONTRADICTION_FACTOR = 4.0  # a long-range pair this many times worse than the median pair contradicts
 _LONG_RANGE = 8  # frames
+LEAST_PART = 3  # frames that must support each other; fewer are left out
 _AGREEMENT = 0.5  # share of a pair's matches that agree; with more the pair does not contradict, however well all others do
 
 
@@ -27,7 +28,7 @@ class PairDiagnostics:
         matches: their number.
         before: median distance of matched points before the solve, in depths.
         after: the same after it.
-        fitness: share of the matches that agree after the solve.
+        fitness: share of the matches that are inliers after the solve: within `AGREEING_SIGMAS` of what match and depth are uncertain by.
     """
 
     source: int
@@ -113,9 +114,18 @@ def from_arrays(start: Registration, arrays: dict[str, Array]) -> Registration:
 
 
 def diagnose(
-    frames: int, matches: list[MatchSet], before: list[Array], after: list[Array], sigma: float, seconds: dict[str, float]
+    frames: int, matches: list[MatchSet], before: list[Array], after: list[Array], sigmas: list[Array], seconds: dict[str, float]
 ) -> Diagnostics:
-    """Statistics of matches and their errors (M,) in depths, one array per match set, before and after a solve."""
+    """Statistics of matches by frame and by pair.
+
+    Args:
+        frames: their number.
+        matches: of pairs of frame indices.
+        before: per match set, errors (M,) in depths before a solve.
+        after: the same after it.
+        sigmas: the same after it, in standard deviations.
+        seconds: wall time by part.
+    """
     by_frame: list[list[int]] = [[] for _ in range(frames)]
     for index, match in enumerate(matches):
         by_frame[match.source].append(index)
@@ -127,34 +137,45 @@ def diagnose(
     last = [collect(after, frame) for frame in range(frames)]
     return Diagnostics(
         matches=np.array([len(e) for e in last]),
-        fitness=np.array([_agreement(e, sigma) for e in last]),
+        fitness=np.array([inlier_share(collect(sigmas, frame)) for frame in range(frames)]),
         before=np.array([_median(collect(before, frame)) for frame in range(frames)]),
         after=np.array([_median(e) for e in last]),
         pairs=[
-            PairDiagnostics(m.source, m.target, len(m), _median(b), _median(a), _agreement(a, sigma))
-            for m, b, a in zip(matches, before, after, strict=True)
+            PairDiagnostics(m.source, m.target, len(m), _median(b), _median(a), inlier_share(s))
+            for m, b, a, s in zip(matches, before, after, sigmas, strict=True)
         ],
         seconds=seconds,
     )
 
 
+def by_pair(values: Array, matches: list[MatchSet]) -> list[Array]:
+    """Values of all matches (M,), one array per match set."""
+    return np.split(values, np.cumsum([len(m) for m in matches])[:-1])
+
+
 def errors_by_pair(problem: Problem, state: State, shape: LatticeShape, matches: list[MatchSet]) -> list[Array]:
     """Distance of matched points in depths, one array per match set of the problem."""
-    return np.split(relative_errors(problem, state, shape), np.cumsum([len(m) for m in matches])[:-1])
+    return by_pair(relative_errors(problem, state, shape), matches)
 
 
-def connected_frames(diagnostics: Diagnostics, min_fitness: float) -> Array:
-    """Indices of the largest set of frames that pairs of at least `min_fitness` connect, ascending."""
+def sigmas_by_pair(problem: Problem, state: State, shape: LatticeShape, matches: list[MatchSet]) -> list[Array]:
+    """Distance of matched points in standard deviations, one array per match set of the problem."""
+    return by_pair(errors_in_sigmas(problem, state, shape), matches)
+
+
+def supported_parts(diagnostics: Diagnostics, min_fitness: float) -> list[Array]:
+    """Sets of at least `LEAST_PART` frames that pairs of at least `min_fitness` connect, ascending indices, the largest set first."""
     good = [(p.source, p.target) for p in diagnostics.pairs if p.fitness >= min_fitness]
-    return largest_part(len(diagnostics.matches), good)
+    found = connected_parts(len(diagnostics.matches), good)
+    return [part for part in found if len(part) >= min(LEAST_PART, len(diagnostics.matches))]
 
 
-def largest_part(frames: int, pairs: list[tuple[int, int]]) -> Array:
-    """Indices of the largest set of frames that pairs of indices connect, ascending; the earliest of equally large ones."""
+def connected_parts(frames: int, pairs: list[tuple[int, int]]) -> list[Array]:
+    """Connected components of a graph of frames, ascending indices; the largest first, the earlier one of equally large ones."""
     rows, columns = np.array(pairs, int).reshape(-1, 2).T
     graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(frames, frames))
-    _, label = connected_components(graph, directed=False)
-    return np.flatnonzero(label == np.argmax(np.bincount(label)))
+    count, label = connected_components(graph, directed=False)
+    return sorted((np.flatnonzero(label == k) for k in range(count)), key=len, reverse=True)
 
 
 def to_alignment(scene: Scene, result: Registration, cloud: CanonicalCloud, heldout: Array | None = None) -> Alignment:
@@ -209,8 +230,9 @@ def _plain(values: Array) -> list[float | None]:
     return [float(v) if np.isfinite(v) else None for v in values]
 
 
-def _agreement(errors: Array, sigma: float) -> float:
-    return float(np.mean(errors < AGREEING_SIGMAS * sigma)) if len(errors) else float("nan")
+def inlier_share(sigmas: Array) -> float:
+    """Share of errors (M,) in standard deviations that are inliers; NaN if there are none."""
+    return float(np.mean(sigmas < AGREEING_SIGMAS)) if len(sigmas) else float("nan")
 
 
 def _median(values: Array) -> float:

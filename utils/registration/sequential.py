@@ -8,20 +8,28 @@ import numpy as np
 from configs.stage1_align import FrameToModelICPConfig, SolverConfig
 from utils.deformation.aligned_geometry import AlignedGeometry
 from utils.deformation.lattice.numba import zero_fields
-from utils.device.accelerator import accelerator
 from utils.matching.contract import MATCHERS, Matcher, MatchSet, match_grid, match_pairs, prepare_pairs
 from utils.matching.pairs import choose_pairs, overlaps
 from utils.matching.support import match_trust, supported_matches
+from utils.registration.depth_noise import DepthNoise, measure_noise
 from utils.registration.pose_evidence import held_or_free
-from utils.registration.result import AGREEING_SIGMAS, Diagnostics, Registration, diagnose, largest_part
+from utils.registration.result import Diagnostics, Registration, connected_parts, diagnose, inlier_share
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
 from utils.registration.solver import solve
-from utils.registration.solver.problem import LatticeShape, StepsKept, build_problem, initial_state, relative_errors, to_fields
+from utils.registration.solver.problem import (
+    LatticeShape,
+    StepsKept,
+    build_problem,
+    errors_in_sigmas,
+    initial_state,
+    relative_errors,
+    to_fields,
+)
 from utils.reporting import number_ranges
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
 
 BLOCK = 8
-"""Frames that are registered together on a GPU."""
+"""Frames that are registered together: they support each other where nothing before them does, so that a gap does not end the chain."""
 
 
 def align_sequential(
@@ -56,6 +64,7 @@ def align_sequential(
     used: list[MatchSet] = []
     before: list[Array] = []
     after: list[Array] = []
+    sigmas: list[Array] = []
     start = time.perf_counter()
     geometry = AlignedGeometry(scene, cameras, fields)
     # From the geometry as it came, so that no pair waits for a frame to be aligned; flow finds what drift leaves.
@@ -66,8 +75,9 @@ def align_sequential(
     start = time.perf_counter()
     supported, kept = supported_matches(found, samples), StepsKept(checkpoints, "evidence")
     # The frame that all others follow: usually the first, but not one that shares nothing with them.
-    aligned = np.arange(frames) == largest_part(frames, [(m.source, m.target) for m in supported])[0]
-    solver = held_or_free(supported, scene, fields.inv_depth_range, config.solver, samples, None, report, kept)
+    aligned = np.arange(frames) == connected_parts(frames, [(m.source, m.target) for m in supported])[0][0]
+    noise = measure_noise(supported, scene.cameras, config.solver.match_sigma)
+    solver = held_or_free(supported, scene, fields.inv_depth_range, config.solver, samples, None, report, kept, noise)
     seconds["solving"] += time.perf_counter() - start
     if not aligned[0]:
         report.note(f"frame {int(cameras.frame_ids[0])} shares too little with the others and is left out for now")
@@ -82,15 +92,16 @@ def align_sequential(
             name = f"frame_{block[0]}" if len(block) == 1 else f"frames_{block[0]}_{block[-1]}"
             done = checkpoints.load(name)
             if done is None:
-                done = _register(block, matches, geometry, solver, samples, unit)
+                done = _register(block, matches, geometry, solver, samples, unit, noise)
                 checkpoints.save(name, done)
             ends = np.cumsum([len(m) for m in matches])[:-1]
             used += matches
             before += np.split(done["before"], ends)
             after += np.split(done["after"], ends)
+            sigmas += np.split(done["sigmas"], ends)
             for position, frame in enumerate(block):
-                own = [errors for m, errors in zip(matches, after[-len(matches) :], strict=True) if m.source == frame]
-                if own and np.mean(np.concatenate(own) < AGREEING_SIGMAS * config.solver.match_sigma) >= config.min_fitness:
+                own = [errors for m, errors in zip(matches, sigmas[-len(matches) :], strict=True) if m.source == frame]
+                if own and inlier_share(np.concatenate(own)) >= config.min_fitness:
                     aligned[frame] = True
                     cameras.c2w[frame] = done["c2w"][position]
                     fields.nodes[frame] = done["nodes"][position]
@@ -103,7 +114,7 @@ def align_sequential(
     if left_out:
         words = f"frame {left_out[0]} does" if len(left_out) == 1 else f"frames {number_ranges(left_out)} do"
         report.note(f"{words} not fit the frames before, left out for now; the joint alignment tries again")
-    diagnostics = diagnose(frames, used, before, after, config.solver.match_sigma, seconds)
+    diagnostics = diagnose(frames, used, before, after, sigmas, seconds)
     return Registration(cameras, fields, aligned, diagnostics)
 
 
@@ -115,18 +126,24 @@ def unaligned(scene: Scene) -> Registration:
 
 
 def _blocks(frames: int) -> list[list[int]]:
-    """The frames after the first, in the groups they are registered in: on a GPU several together, as a launch costs more than a frame."""
-    count = frames - 1 if accelerator() is None else -(-(frames - 1) // BLOCK)
+    """The frames after the first, in the groups they are registered in."""
+    count = -(-(frames - 1) // BLOCK)
     return [block.tolist() for block in np.array_split(np.arange(1, frames), count)] if count else []  # alike in size: none of one frame
 
 
 def _register(
-    block: list[int], matches: list[MatchSet], geometry: AlignedGeometry, config: SolverConfig, samples: float, unit: float
+    block: list[int],
+    matches: list[MatchSet],
+    geometry: AlignedGeometry,
+    config: SolverConfig,
+    samples: float,
+    unit: float,
+    noise: DepthNoise,
 ) -> dict[str, Array]:
     """Registers frames that move against all others, which do not.
 
     Returns:
-        c2w (B, 4, 4), nodes (B, nz, nv, nu, 3), and errors (M,) of all matches before and after.
+        c2w (B, 4, 4), nodes (B, nz, nv, nu, 3), errors (M,) of all matches before and after in depths, and after in standard deviations.
     """
     cameras: CameraSet = geometry.cameras.select(block)
     shape = LatticeShape(config.lattice, geometry.fields.inv_depth_range[block], unit)
@@ -134,8 +151,9 @@ def _register(
     targets = [None if m.target in place else geometry.lift(m.target, m.target_px, m.target_depth) for m in matches]
     own = [replace(m, source=place[m.source], target=place.get(m.target, -1)) for m in matches]
     trust = match_trust(geometry.scene, matches, config.confidence_power)
-    problem = build_problem(own, cameras, shape, config.match_sigma, targets, trust)
+    problem = build_problem(own, cameras, shape, config.match_sigma, targets, trust, noise)
     start = initial_state(cameras, shape)
     state = solve(problem, start, shape, config, samples)
     before, after = (relative_errors(problem, s, shape) for s in (start, state))
-    return {"c2w": state.c2w, "nodes": to_fields(state, shape).nodes, "before": before, "after": after}
+    sigmas = errors_in_sigmas(problem, state, shape)
+    return {"c2w": state.c2w, "nodes": to_fields(state, shape).nodes, "before": before, "after": after, "sigmas": sigmas}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from utils.cameras.pixels import pixel_grid
 from utils.cameras.projection import invert_rigid
 from utils.deformation.aligned_geometry import AlignedGeometry
-from utils.deformation.lattice.numba import NEAREST
+from utils.deformation.lattice.numba import NEAREST, layers
 from utils.types import Array
 
 
@@ -25,7 +25,7 @@ class DeviceGeometry:
         size: h, w.
         K: (F, 4) fx, fy, cx, cy.
         c2w: (F, 4, 4) float64, on the host.
-        nodes: (F, 3, nz, nv, nu).
+        nodes: (F, 3, nz, nv, nu) displacement at the nodes over their depth.
         bounds: (F, 2) inverse depths of the outermost layers.
         depth: (F, H, W), 0 where unknown.
     """
@@ -43,7 +43,7 @@ class DeviceGeometry:
         cameras, fields = geometry.cameras, geometry.fields
         move = lambda array: torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(depth.device)  # noqa: E731
         K = np.stack([cameras.K[:, 0, 0], cameras.K[:, 1, 1], cameras.K[:, 0, 2], cameras.K[:, 1, 2]], 1)
-        nodes = move(fields.nodes.transpose(0, 4, 1, 2, 3))
+        nodes = move((fields.nodes * layers(fields.inv_depth_range, fields.nodes.shape[1])).transpose(0, 4, 1, 2, 3))
         return cls(cameras.size, move(K), cameras.c2w, nodes, move(fields.inv_depth_range), depth)
 
     def displacement(self, frames: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class DeviceGeometry:
         found = F.grid_sample(
             self.nodes[frames], places[:, None, None].clamp(-1, 1), mode="bilinear", padding_mode="border", align_corners=True
         )
-        return found[:, :, 0, 0]
+        return found[:, :, 0, 0] * z[:, None]
 
     def moved(self, frames: Tensor, points: Tensor) -> Tensor:
         """(B, 3, N) camera-space points of frames (B,) where alignment puts them; z must be positive."""

@@ -11,6 +11,7 @@ from scipy.ndimage import zoom
 from utils.types import Array, LatticeFields
 
 NEAREST = 1e-6  # depths below are behind the camera or on its plane
+_FARTHEST, _NEAREST = 8.0, 4.0  # lattices reach this many times farther, and nearer, than the median depths of the frames
 
 
 @njit(inline="always")
@@ -23,7 +24,7 @@ def cell_coordinate(value, count):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _displacement(nodes, low, inv_span, width, height, x, y, z):  # type: ignore[no-untyped-def]
-    """Trilinear interpolation of `nodes` (nz, nv, nu, 3) at pixel (x, y) and depth z."""
+    """Displacement at pixel (x, y) and depth z from `nodes` (nz, nv, nu, 3), see `LatticeFields`."""
     nz, nv, nu = nodes.shape[0], nodes.shape[1], nodes.shape[2]
     a, fa = cell_coordinate(x / width * (nu - 1), nu)
     b, fb = cell_coordinate(y / height * (nv - 1), nv)
@@ -31,9 +32,10 @@ def _displacement(nodes, low, inv_span, width, height, x, y, z):  # type: ignore
     a1, b1, c1 = min(a + 1, nu - 1), min(b + 1, nv - 1), min(c + 1, nz - 1)
     w00, w01, w10, w11 = (1 - fb) * (1 - fa), (1 - fb) * fa, fb * (1 - fa), fb * fa
     dx = dy = dz = 0.0
+    step = 1.0 / (inv_span * max(nz - 1, 1))
     for k in range(2):
         layer = nodes[c1 if k else c]
-        w = fc if k else 1 - fc
+        w = (fc if k else 1 - fc) * z * (low + (c1 if k else c) * step)
         dx += w * (w00 * layer[b, a, 0] + w01 * layer[b, a1, 0] + w10 * layer[b1, a, 0] + w11 * layer[b1, a1, 0])
         dy += w * (w00 * layer[b, a, 1] + w01 * layer[b, a1, 1] + w10 * layer[b1, a, 1] + w11 * layer[b1, a1, 1])
         dz += w * (w00 * layer[b, a, 2] + w01 * layer[b, a1, 2] + w10 * layer[b1, a, 2] + w11 * layer[b1, a1, 2])
@@ -139,7 +141,10 @@ def predict_kernel(depth, intrinsics, nodes, inv_depth, relative, other_intrinsi
 
 
 def zero_fields(depth: Array, valid: Array, lattice: tuple[int, int, int]) -> LatticeFields:
-    """Fields without displacement whose inverse-depth bounds span each frame's valid depths.
+    """Fields without displacement whose inverse-depth bounds span the valid depths of the clip.
+
+    The bounds are the same for all frames, so that a node stands for the same depth in neighbouring frames. Depths far from the medians
+    of the frames do not widen them: single wrong depths would leave all others in one layer of cells.
 
     Args:
         depth: (F, H, W).
@@ -147,12 +152,15 @@ def zero_fields(depth: Array, valid: Array, lattice: tuple[int, int, int]) -> La
         lattice: nodes across (nu), down (nv) and along inverse depth (nz).
     """
     nu, nv, nz = lattice
-    bounds = np.zeros((len(depth), 2))
-    for frame, (values, mask) in enumerate(zip(depth, valid, strict=True)):
-        inverse = 1.0 / values[mask][::7].astype(np.float64)  # a seventh of the pixels is enough for two quantiles
-        low, high = np.quantile(inverse, [0.005, 0.995]) if len(inverse) else (0.5, 1.0)
-        margin = max(0.02 * (high - low), 0.05 * high)  # keeps a fronto-parallel frame from a lattice of zero depth
-        bounds[frame] = max(low - margin, 0.2 * low), high + margin
+    samples = [1.0 / values[mask][::7].astype(np.float64) for values, mask in zip(depth, valid, strict=True)]
+    samples = [inverse for inverse in samples if len(inverse)]  # a seventh of the pixels is enough for quantiles
+    low, high = 0.5, 1.0
+    if samples:
+        low, high = np.quantile(np.concatenate(samples), [0.005, 0.995])
+        medians = [float(np.median(inverse)) for inverse in samples]
+        low, high = max(low, min(medians) / _FARTHEST), min(high, max(medians) * _NEAREST)
+    margin = max(0.02 * (high - low), 0.05 * high)  # keeps a fronto-parallel scene from a lattice of zero depth
+    bounds = np.tile([max(low - margin, 0.2 * low), high + margin], (len(depth), 1))
     return LatticeFields(nodes=np.zeros((len(depth), nz, nv, nu, 3), np.float32), inv_depth_range=bounds)
 
 
@@ -162,4 +170,12 @@ def resampled(fields: LatticeFields, lattice: tuple[int, int, int]) -> LatticeFi
     if fields.nodes.shape[1:4] == target:
         return fields
     factors = (1, *(t / s for t, s in zip(target, fields.nodes.shape[1:4], strict=True)), 1)
-    return LatticeFields(nodes=zoom(fields.nodes, factors, order=1), inv_depth_range=fields.inv_depth_range)
+    per_depth = zoom(fields.nodes * layers(fields.inv_depth_range, fields.nodes.shape[1]), factors, order=1)
+    nodes = (per_depth / layers(fields.inv_depth_range, lattice[2])).astype(np.float32)
+    return LatticeFields(nodes=nodes, inv_depth_range=fields.inv_depth_range)
+
+
+def layers(bounds: Array, count: int) -> Array:
+    """(F, count, 1, 1, 1) inverse depth of the node layers between bounds (F, 2)."""
+    low, high = bounds[:, :1], bounds[:, 1:]
+    return (low + (high - low) * np.linspace(0, 1, count))[:, :, None, None, None]

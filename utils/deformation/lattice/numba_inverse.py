@@ -26,7 +26,8 @@ def _field(nodes, camera, q, delta, slope):
     `camera` = (a per x/z, a offset, b per y/z, b offset, c per 1/z, c offset, nearest z): lattice coordinates are affine in x/z, y/z, 1/z.
     """
     nz, nv, nu = nodes.shape[0], nodes.shape[1], nodes.shape[2]
-    inv_z = 1.0 / max(q[2], camera[6])
+    z = max(q[2], camera[6])
+    inv_z = 1.0 / z
     a0, wa, in_a = _clamp(camera[0] * q[0] * inv_z + camera[1], nu)
     b0, wb, in_b = _clamp(camera[2] * q[1] * inv_z + camera[3], nv)
     c0, wc, in_c = _clamp(camera[4] * inv_z + camera[5], nz)
@@ -35,20 +36,23 @@ def _field(nodes, camera, q, delta, slope):
     b_y = camera[2] * inv_z if in_b else 0.0
     c_z = -camera[4] * inv_z * inv_z if in_c else 0.0
     a_z, b_z = -a_x * q[0] * inv_z, -b_y * q[1] * inv_z
+    # Nodes over their depth are interpolated and multiplied by that of the point, see `LatticeFields`.
+    z_low, z_high = z * (c0 - camera[5]) / camera[4], z * (c1 - camera[5]) / camera[4]
+    per_z = inv_z if q[2] > camera[6] else 0.0
     for k in range(3):
         low_b0 = nodes[c0, b0, a0, k] + (nodes[c0, b0, a1, k] - nodes[c0, b0, a0, k]) * wa
         low_b1 = nodes[c0, b1, a0, k] + (nodes[c0, b1, a1, k] - nodes[c0, b1, a0, k]) * wa
         high_b0 = nodes[c1, b0, a0, k] + (nodes[c1, b0, a1, k] - nodes[c1, b0, a0, k]) * wa
         high_b1 = nodes[c1, b1, a0, k] + (nodes[c1, b1, a1, k] - nodes[c1, b1, a0, k]) * wa
-        low, high = low_b0 + (low_b1 - low_b0) * wb, high_b0 + (high_b1 - high_b0) * wb
+        low, high = z_low * (low_b0 + (low_b1 - low_b0) * wb), z_high * (high_b0 + (high_b1 - high_b0) * wb)
         delta[k] = low + (high - low) * wc
         step_low = (nodes[c0, b0, a1, k] - nodes[c0, b0, a0, k]) * (1.0 - wb) + (nodes[c0, b1, a1, k] - nodes[c0, b1, a0, k]) * wb
         step_high = (nodes[c1, b0, a1, k] - nodes[c1, b0, a0, k]) * (1.0 - wb) + (nodes[c1, b1, a1, k] - nodes[c1, b1, a0, k]) * wb
-        slope_a = step_low + (step_high - step_low) * wc
-        slope_b = (low_b1 - low_b0) * (1.0 - wc) + (high_b1 - high_b0) * wc
+        slope_a = z_low * step_low * (1.0 - wc) + z_high * step_high * wc
+        slope_b = z_low * (low_b1 - low_b0) * (1.0 - wc) + z_high * (high_b1 - high_b0) * wc
         slope[k, 0] = slope_a * a_x
         slope[k, 1] = slope_b * b_y
-        slope[k, 2] = slope_a * a_z + slope_b * b_z + (high - low) * c_z
+        slope[k, 2] = slope_a * a_z + slope_b * b_z + (high - low) * c_z + delta[k] * per_z
 
 
 @numba.njit(cache=True)
@@ -146,14 +150,16 @@ def invert_lattice(first, last, nodes, camera, points, settings, solved, jacobia
 def _corner_weights(camera, q, counts, index, weight):
     """Fills the flat node indices and weights of the 8 corners around q (3,); counts = (nz, nv, nu)."""
     nz, nv, nu = counts
-    inv_z = 1.0 / max(q[2], camera[6])
+    z = max(q[2], camera[6])
+    inv_z = 1.0 / z
     a0, wa, _ = _clamp(camera[0] * q[0] * inv_z + camera[1], nu)
     b0, wb, _ = _clamp(camera[2] * q[1] * inv_z + camera[3], nv)
     c0, wc, _ = _clamp(camera[4] * inv_z + camera[5], nz)
     for corner in range(8):
         da, db, dc = corner & 1, (corner >> 1) & 1, corner >> 2
         index[corner] = (min(c0 + dc, nz - 1) * nv + min(b0 + db, nv - 1)) * nu + min(a0 + da, nu - 1)
-        weight[corner] = (wa if da else 1.0 - wa) * (wb if db else 1.0 - wb) * (wc if dc else 1.0 - wc)
+        layer = z * (min(c0 + dc, nz - 1) - camera[5]) / camera[4]
+        weight[corner] = (wa if da else 1.0 - wa) * (wb if db else 1.0 - wb) * (wc if dc else 1.0 - wc) * layer
 
 
 @numba.njit(cache=True, nogil=True)

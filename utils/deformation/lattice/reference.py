@@ -1,4 +1,4 @@
-"""Forward displacement fields in torch: trilinear interpolation on the (u, v, inverse depth) lattice of `LatticeFields`, and its Jacobian.
+"""Forward displacement fields in torch: interpolation on the (u, v, inverse depth) lattice of `LatticeFields`, and its Jacobian.
 
 Symbols: a point p = (X, Y, Z) in camera space, lattice coordinates (a, b, c) along the nodes' axes (u, v, inverse depth), displacement
 delta(p) in camera space. Solving for p given p + delta(p) is `utils.deformation.inverse`.
@@ -57,7 +57,11 @@ class LatticeField(nn.Module):
         The field is piecewise smooth: on a cell border the Jacobian is that of the upper cell; along a clamped coordinate it is zero.
         """
         value, slopes, coordinates_jacobian = self._evaluate(points, frame_index)
-        return value, slopes @ coordinates_jacobian
+        jacobian = slopes @ coordinates_jacobian
+        z = points[:, 2]
+        in_front = z > float(NEAR_FRACTION / self.inv_depth_range[frame_index, 1])
+        jacobian[:, :, 2] += torch.where(in_front, 1.0 / z, 0.0)[:, None] * value
+        return value, jacobian
 
     def affine_coordinates(self, frame_index: int) -> Array:
         """(7,) float64 a, b, c as affine functions of X/Z, Y/Z, 1/Z (slope, offset each), then the nearest Z: what a kernel needs."""
@@ -69,9 +73,11 @@ class LatticeField(nn.Module):
         return np.array([*map(float, affine), NEAR_FRACTION / near])
 
     def _evaluate(self, points: Tensor, frame_index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Displacement (N, 3), slopes d delta / d(a, b, c) (N, 3, 3), and d(a, b, c) / d(X, Y, Z) (N, 3, 3)."""
+        """Displacement (N, 3), slopes d delta / d(a, b, c) at fixed Z (N, 3, 3), and d(a, b, c) / d(X, Y, Z) (N, 3, 3)."""
         coordinates, jacobian = self._coordinates(points, frame_index)
-        nodes = self.nodes[frame_index]
+        far, near = self.inv_depth_range[frame_index]
+        layers = far + (near - far) * torch.linspace(0, 1, self.nodes.shape[1], dtype=far.dtype, device=far.device)
+        nodes = self.nodes[frame_index] * layers[:, None, None, None]
         counts = torch.tensor([nodes.shape[2], nodes.shape[1], nodes.shape[0]])
         last = (counts - 1).to(points)
         clamped = coordinates.clamp(min=torch.zeros_like(last), max=last)
@@ -80,7 +86,8 @@ class LatticeField(nn.Module):
         corners = self._corners(nodes, low.long(), counts)
         value, slopes = _trilinear(corners, weight)
         inside = (coordinates > 0) & (coordinates < last)
-        return value, slopes * inside[:, None, :], jacobian
+        depth = points[:, 2].clamp(min=float(NEAR_FRACTION / near))
+        return value * depth[:, None], slopes * inside[:, None, :] * depth.detach()[:, None, None], jacobian
 
     def _coordinates(self, points: Tensor, frame_index: int) -> tuple[Tensor, Tensor]:
         """Unclamped lattice coordinates (N, 3) = (a, b, c) and their detached Jacobian (N, 3, 3)."""

@@ -1,4 +1,4 @@
-"""GPU kernel of the fixed-point inverse: the whole search of one point stays in registers, as in `lattice_numba`."""
+"""GPU kernel of the fixed-point inverse: the whole search of one point stays in registers, as in `numba_inverse`."""
 
 import torch
 import triton
@@ -24,16 +24,23 @@ def _cell(value, count):
 
 
 @triton.jit
-def _component(nodes, i000, i001, i010, i011, i100, i101, i110, i111, wa, wb, wc, mask):
-    """Trilinear value and slopes along a, b, c of one component; corners are named (c, b, a)."""
+def _layer_scale(camera, layer, depth):
+    """Depth of a point over that of a layer of nodes: what its nodes count for beside the linear weight, see `LatticeFields`."""
+    return depth * (layer.to(tl.float32) - tl.load(camera + 5)) / tl.load(camera + 4)
+
+
+@triton.jit
+def _component(nodes, i000, i001, i010, i011, i100, i101, i110, i111, wa, wb, wc, z_low, z_high, mask):
+    """Value and slopes along a, b, c of one component; corners are named (c, b, a), the layers' nodes are scaled by z_low and z_high."""
     v000, v001 = tl.load(nodes + i000, mask, 0.0), tl.load(nodes + i001, mask, 0.0)
     v010, v011 = tl.load(nodes + i010, mask, 0.0), tl.load(nodes + i011, mask, 0.0)
     v100, v101 = tl.load(nodes + i100, mask, 0.0), tl.load(nodes + i101, mask, 0.0)
     v110, v111 = tl.load(nodes + i110, mask, 0.0), tl.load(nodes + i111, mask, 0.0)
     s00, s01, s10, s11 = v001 - v000, v011 - v010, v101 - v100, v111 - v110
     l0, l1, h0, h1 = v000 + s00 * wa, v010 + s01 * wa, v100 + s10 * wa, v110 + s11 * wa
+    l0, l1, h0, h1 = l0 * z_low, l1 * z_low, h0 * z_high, h1 * z_high
     low, high = l0 + (l1 - l0) * wb, h0 + (h1 - h0) * wb
-    step_low, step_high = s00 + (s01 - s00) * wb, s10 + (s11 - s10) * wb
+    step_low, step_high = z_low * (s00 + (s01 - s00) * wb), z_high * (s10 + (s11 - s10) * wb)
     slope_b = (l1 - l0) + ((h1 - h0) - (l1 - l0)) * wc
     return low + (high - low) * wc, step_low + (step_high - step_low) * wc, slope_b, high - low
 
@@ -41,7 +48,8 @@ def _component(nodes, i000, i001, i010, i011, i100, i101, i110, i111, wa, wb, wc
 @triton.jit
 def _field(nodes, camera, x, y, z, nu, nv, nz, mask):
     """Displacement (3) and its Jacobian (9, row-major) at camera-space points."""
-    inverse = 1.0 / tl.maximum(z, tl.load(camera + 6))
+    depth = tl.maximum(z, tl.load(camera + 6))
+    inverse = 1.0 / depth
     per_x, per_y, per_z = tl.load(camera), tl.load(camera + 2), tl.load(camera + 4)
     a0, a1, wa, in_a = _cell(per_x * x * inverse + tl.load(camera + 1), nu)
     b0, b1, wb, in_b = _cell(per_y * y * inverse + tl.load(camera + 3), nv)
@@ -49,16 +57,18 @@ def _field(nodes, camera, x, y, z, nu, nv, nz, mask):
     r00, r01, r10, r11 = (c0 * nv + b0) * nu, (c0 * nv + b1) * nu, (c1 * nv + b0) * nu, (c1 * nv + b1) * nu
     i000, i001, i010, i011 = (r00 + a0) * 3, (r00 + a1) * 3, (r01 + a0) * 3, (r01 + a1) * 3
     i100, i101, i110, i111 = (r10 + a0) * 3, (r10 + a1) * 3, (r11 + a0) * 3, (r11 + a1) * 3
-    d0, a_0, b_0, c_0 = _component(nodes, i000, i001, i010, i011, i100, i101, i110, i111, wa, wb, wc, mask)
-    d1, a_1, b_1, c_1 = _component(nodes + 1, i000, i001, i010, i011, i100, i101, i110, i111, wa, wb, wc, mask)
-    d2, a_2, b_2, c_2 = _component(nodes + 2, i000, i001, i010, i011, i100, i101, i110, i111, wa, wb, wc, mask)
+    z_low, z_high = _layer_scale(camera, c0, depth), _layer_scale(camera, c1, depth)
+    own = tl.where(z > tl.load(camera + 6), inverse, 0.0)
+    d0, a_0, b_0, c_0 = _component(nodes, i000, i001, i010, i011, i100, i101, i110, i111, wa, wb, wc, z_low, z_high, mask)
+    d1, a_1, b_1, c_1 = _component(nodes + 1, i000, i001, i010, i011, i100, i101, i110, i111, wa, wb, wc, z_low, z_high, mask)
+    d2, a_2, b_2, c_2 = _component(nodes + 2, i000, i001, i010, i011, i100, i101, i110, i111, wa, wb, wc, z_low, z_high, mask)
     ax, by, cz = per_x * inverse * in_a, per_y * inverse * in_b, -per_z * inverse * inverse * in_c
     az, bz = -ax * x * inverse, -by * y * inverse
     return (
         d0, d1, d2,
-        a_0 * ax, b_0 * by, a_0 * az + b_0 * bz + c_0 * cz,
-        a_1 * ax, b_1 * by, a_1 * az + b_1 * bz + c_1 * cz,
-        a_2 * ax, b_2 * by, a_2 * az + b_2 * bz + c_2 * cz,
+        a_0 * ax, b_0 * by, a_0 * az + b_0 * bz + c_0 * cz + d0 * own,
+        a_1 * ax, b_1 * by, a_1 * az + b_1 * bz + c_1 * cz + d1 * own,
+        a_2 * ax, b_2 * by, a_2 * az + b_2 * bz + c_2 * cz + d2 * own,
     )  # fmt: skip
 
 
@@ -190,7 +200,8 @@ def _correction_vjp(
                 tl.load(points + row * 3 + 1, mask, 0.0),
                 tl.load(points + row * 3 + 2, mask, 1.0),
             )
-            inverse = 1.0 / tl.maximum(z, tl.load(camera + 6))
+            depth = tl.maximum(z, tl.load(camera + 6))
+            inverse = 1.0 / depth
             a0, a1, wa, _ = _cell(tl.load(camera) * x * inverse + tl.load(camera + 1), nu)
             b0, b1, wb, _ = _cell(tl.load(camera + 2) * y * inverse + tl.load(camera + 3), nv)
             c0, c1, wc, _ = _cell(tl.load(camera + 4) * inverse + tl.load(camera + 5), nz)
@@ -198,7 +209,8 @@ def _correction_vjp(
             back0 = -(tl.load(place, mask, 0.0) * g0 + tl.load(place + 3, mask, 0.0) * g1 + tl.load(place + 6, mask, 0.0) * g2)
             back1 = -(tl.load(place + 1, mask, 0.0) * g0 + tl.load(place + 4, mask, 0.0) * g1 + tl.load(place + 7, mask, 0.0) * g2)
             back2 = -(tl.load(place + 2, mask, 0.0) * g0 + tl.load(place + 5, mask, 0.0) * g1 + tl.load(place + 8, mask, 0.0) * g2)
-            near, far = (1.0 - wc) * tl.load(layers + c0), wc * tl.load(layers + c1)
+            near = (1.0 - wc) * tl.load(layers + c0) * _layer_scale(camera, c0, depth)
+            far = wc * tl.load(layers + c1) * _layer_scale(camera, c1, depth)
             left = near[None, :] * _hat((c0 * per_z)[None, :], node_z) + far[None, :] * _hat((c1 * per_z)[None, :], node_z)
             left *= (1.0 - wb)[None, :] * _hat((b0 * per_v)[None, :], node_v) + wb[None, :] * _hat((b1 * per_v)[None, :], node_v)
             right = tl.where(component == 0, back0[:, None], tl.where(component == 1, back1[:, None], back2[:, None]))
@@ -265,10 +277,12 @@ def _shift_vjp(
     )
     mask = mask & ((g0 != 0.0) | (g1 != 0.0) | (g2 != 0.0))
     x, y, z = tl.load(points + row * 3, mask, 0.0), tl.load(points + row * 3 + 1, mask, 0.0), tl.load(points + row * 3 + 2, mask, 1.0)
-    inverse = 1.0 / tl.maximum(z, tl.load(camera + 6))
+    depth = tl.maximum(z, tl.load(camera + 6))
+    inverse = 1.0 / depth
     a0, a1, wa, _ = _cell(tl.load(camera) * x * inverse + tl.load(camera + 1), nu)
     b0, b1, wb, _ = _cell(tl.load(camera + 2) * y * inverse + tl.load(camera + 3), nv)
     c0, c1, wc, _ = _cell(tl.load(camera + 4) * inverse + tl.load(camera + 5), nz)
+    z_low, z_high = (1.0 - wc) * _layer_scale(camera, c0, depth), wc * _layer_scale(camera, c1, depth)
     copy = sums + (tl.program_id(0) % COPIES) * (nz * nv * nu * 3)
     place = jacobian + row.to(tl.int64) * 9
     for k in tl.static_range(3):
@@ -276,7 +290,7 @@ def _shift_vjp(
         for corner in tl.static_range(8):
             a, ka = (a1, wa) if corner & 1 else (a0, 1.0 - wa)
             b, kb = (b1, wb) if corner & 2 else (b0, 1.0 - wb)
-            c, kc = (c1, wc) if corner & 4 else (c0, 1.0 - wc)
+            c, kc = (c1, z_high) if corner & 4 else (c0, z_low)
             tl.atomic_add(copy + ((c * nv + b) * nu + a) * 3 + k, back * ka * kb * kc, mask, sem="relaxed")
 
 

@@ -18,6 +18,7 @@ from utils.registration.solver.problem import (
     move_cameras,
     regularisation,
     residuals,
+    squared_sigmas,
 )
 from utils.types import Array
 
@@ -28,7 +29,7 @@ def solve_on_cpu(
     shape: LatticeShape,
     config: SolverConfig,
     samples: float,
-    first_errors: Array | None,
+    first: Array | None,
     kept: StepsKept | None,
     origin: Array,
 ) -> State:
@@ -43,13 +44,13 @@ def solve_on_cpu(
         difference, relative = residuals(problem, state, shape)
         # Before the first step distances show what is to be aligned, not the noise.
         known, noisy = np.zeros(0, np.float32), step > 0
-        if step == 0 and first_errors is not None:
-            squared = (first_errors / config.match_sigma) ** 2
-            known, noisy = (first_errors * problem.depth).astype(np.float32), True
+        if step == 0 and first is not None:
+            squared = squared_sigmas(problem.information, first)
+            known, noisy = np.linalg.norm(first, axis=1).astype(np.float32), True
         else:
-            squared = problem.precision * (difference.astype(np.float64) ** 2).sum(1)
+            squared = squared_sigmas(problem.information, difference)
         robust = (scale * scale / (scale * scale + squared)) ** 2
-        system.relinearise(relative, (data * robust * problem.precision).astype(np.float32))
+        system.relinearise(relative, ((data * robust)[:, None] * problem.information).astype(np.float32))
         nodes, update = system.step(difference, state, known if noisy else None)
         state.nodes += nodes
         state.update += update
@@ -69,17 +70,18 @@ class _System:
         self._frames = frames
         self._free = 0.0 if config.rigid_only else 1.0
         self._iterations = config.cg_iterations
-        self._smooth, self._ridge, self._pose_prior = regularisation(config, shape)
+        self._prior = regularisation(config, shape)
 
     def relinearise(self, relative: Array, weight: Array) -> None:
         """Sets the linearisation point and builds the preconditioner: diagonal for nodes, 6x6 blocks for poses."""
         self._relative, self._weight = relative, weight
         p, (nu, nv, nz) = self._problem, self._shape.nodes
-        nodes = np.zeros((PARTS, self._frames * self._shape.count))
+        nodes = np.zeros((PARTS, self._frames * self._shape.count, 3))
         poses = np.zeros((PARTS, self._frames, 6, 6))
         _preconditioner(p.frames, p.base, p.weights, relative, weight, self._shape.count, nu, nu * nv, nodes, poses)
-        self._node_diagonal = (nodes.sum(0) + self._ridge + self._smooth * _degree(nz, nv, nu, self._frames))[:, None]
-        self._pose_inverse = np.linalg.inv(poses.sum(0) + np.diag(self._pose_prior))
+        edges = self._prior.ridge + self._prior.smooth * _degree(nz, nv, nu, self._frames)
+        self._node_diagonal = nodes.sum(0) + (edges + np.repeat(self._prior.link_degree(), self._shape.count))[:, None]
+        self._pose_inverse = np.linalg.inv(poses.sum(0) + np.diag(self._prior.pose))
 
     def _apply(self, nodes: Array, poses: Array) -> tuple[Array, Array]:
         """The matrix times a vector."""
@@ -110,8 +112,9 @@ class _System:
 
     def _regularise(self, nodes: Array, poses: Array, out_nodes: Array, out_poses: Array) -> tuple[Array, Array]:
         nu, nv, nz = self._shape.nodes
-        _add_smoothness(nodes.reshape(self._frames, nz, nv, nu, 3), self._smooth, self._ridge, out_nodes)
-        return out_nodes * self._free, out_poses + self._pose_prior * poses
+        prior = self._prior
+        _add_smoothness(nodes.reshape(self._frames, nz, nv, nu, 3), prior.smooth, prior.ridge, prior.links, out_nodes)
+        return out_nodes * self._free, out_poses + prior.pose * poses
 
     def _noise(self, difference: Array, known: Array, nodes: int) -> Array:
         """(F*N, 3) the part of the gradient that is due to noise in depth, see `depth_noise`."""
@@ -200,6 +203,13 @@ def _scatter(nodes, poses, part, frames, base, weights, relative, m, end, count,
         nodes[part, start + offset, 2] += w * t2
 
 
+@njit(inline="always")
+def times(weight, m, x, y, z):  # type: ignore[no-untyped-def]
+    """Product of a symmetric matrix, row m of `weight` (M, 6), with a vector."""
+    xx, xy, xz, yy, yz, zz = weight[m, 0], weight[m, 1], weight[m, 2], weight[m, 3], weight[m, 4], weight[m, 5]
+    return xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z
+
+
 @njit(parallel=True, fastmath=True, cache=True)
 def _normal_product(  # type: ignore[no-untyped-def]
     frames, base, weights, relative, weight, difference, nodes, poses, count, stride_y, stride_z, out_nodes, out_poses
@@ -216,8 +226,7 @@ def _normal_product(  # type: ignore[no-untyped-def]
                 e0, e1, e2 = e0 - b0, e1 - b1, e2 - b2
             if with_difference:
                 e0, e1, e2 = e0 + difference[m, 0], e1 + difference[m, 1], e2 + difference[m, 2]
-            w = weight[m]
-            e0, e1, e2 = w * e0, w * e1, w * e2
+            e0, e1, e2 = times(weight, m, e0, e1, e2)
             _scatter(out_nodes, out_poses, part, frames, base, weights, relative, m, 0, count, stride_y, stride_z, e0, e1, e2)
             if moving:
                 _scatter(
@@ -228,7 +237,7 @@ def _normal_product(  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, fastmath=True, cache=True)
 def _preconditioner(frames, base, weights, relative, weight, count, stride_y, stride_z, out_nodes, out_poses):  # type: ignore[no-untyped-def]
-    """Diagonal of J^T W J for the nodes (parts, F*N), blocks for the poses (parts, F, 6, 6)."""
+    """Diagonal of J^T W J for the nodes (parts, F*N, 3), blocks for the poses (parts, F, 6, 6)."""
     total, parts = len(frames), out_nodes.shape[0]
     for part in prange(parts):
         jacobian = np.zeros((3, 6))
@@ -242,22 +251,22 @@ def _preconditioner(frames, base, weights, relative, weight, count, stride_y, st
                 fx, fy, near, far = weights[m, end, 0], weights[m, end, 1], weights[m, end, 2], weights[m, end, 3]
                 for c in range(8):
                     w, offset = corner_weight(c, fx, fy, near, far, stride_y, stride_z)
-                    out_nodes[part, start + offset] += w * w * weight[m]
+                    out_nodes[part, start + offset, 0] += w * w * weight[m, 0]
+                    out_nodes[part, start + offset, 1] += w * w * weight[m, 3]
+                    out_nodes[part, start + offset, 2] += w * w * weight[m, 5]
                 x, y, z = relative[m, end, 0], relative[m, end, 1], relative[m, end, 2]
                 jacobian[0, 4], jacobian[0, 5] = z, -y
                 jacobian[1, 3], jacobian[1, 5] = -z, x
                 jacobian[2, 3], jacobian[2, 4] = y, -x
-                for r in range(6):
-                    for s in range(6):
-                        dot = 0.0
-                        for k in range(3):
-                            dot += jacobian[k, r] * jacobian[k, s]
-                        out_poses[part, frame, r, s] += weight[m] * dot
+                for s in range(6):
+                    t0, t1, t2 = times(weight, m, jacobian[0, s], jacobian[1, s], jacobian[2, s])
+                    for r in range(6):
+                        out_poses[part, frame, r, s] += jacobian[0, r] * t0 + jacobian[1, r] * t1 + jacobian[2, r] * t2
 
 
 @njit(fastmath=True, cache=True)
-def _add_smoothness(nodes, smooth, ridge, out):  # type: ignore[no-untyped-def]
-    """Adds the graph Laplacian of the lattice edges times `smooth`, and the nodes times `ridge`, to out (F*N, 3)."""
+def _add_smoothness(nodes, smooth, ridge, links, out):  # type: ignore[no-untyped-def]
+    """Adds the graph Laplacians of lattice edges (times `smooth`) and of frames (`links`), and `ridge` times the nodes, to out (F*N, 3)."""
     frames, nz, nv, nu, _ = nodes.shape
     for f in range(frames):
         for c in range(nz):
@@ -279,4 +288,9 @@ def _add_smoothness(nodes, smooth, ridge, out):  # type: ignore[no-untyped-def]
                             total += x - nodes[f, c - 1, b, a, k]
                         if c < nz - 1:
                             total += x - nodes[f, c + 1, b, a, k]
-                        out[row, k] += smooth * total + ridge * x
+                        between = 0.0
+                        if f > 0:
+                            between += links[f - 1] * (x - nodes[f - 1, c, b, a, k])
+                        if f < frames - 1:
+                            between += links[f] * (x - nodes[f + 1, c, b, a, k])
+                        out[row, k] += smooth * total + between + ridge * x

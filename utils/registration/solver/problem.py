@@ -5,7 +5,12 @@ proportional to depth (a node's displacement is `amplitude * X`, `amplitude = z_
 A pixel with camera point p lies at `Q(p) = c2w p + sum_k w_k z_k X_k`. Minimised is, over matches m = (p in i, q in j),
 
     data * sum_m c^2 e^2 / (c^2 + e^2)  +  smoothness * sum_edges |X_a - X_b|^2 / s^2  +  ridge * sum_nodes |X|^2 / r^2
-      + pose_ridge * sum_frames |t|^2 / (t0 z)^2 + |omega|^2 / o0^2,      e = |Q_i(p) - Q_j(q)| / (sigma z)
+      + temporal * sum_{f, f+1} |X_f - X_f+1|^2 / (s^2 gap)  +  pose_ridge * sum_frames |t|^2 / (t0 z)^2 + |omega|^2 / o0^2,
+
+    e^2 = d^T S^-1 d,   d = Q_i(p) - Q_j(q),   S = (sigma z)^2 I + sum over both ends of (noise |p|)^2 r r^T
+
+(a Mahalanobis distance: `sigma` is the error of the match, `noise` that of depth along the unit rays r, both as shares of depth; with
+little parallax or noisy depth, what remains is the reprojection error)
 
 by iteratively reweighted least squares (Geman-McClure, c from lenient to strict). Each step relinearises the poses and runs
 preconditioned conjugate gradients. The ridge is the gauge: what the matches leave open takes the value of least displacement summed over
@@ -25,6 +30,7 @@ from configs.stage1_align import SolverConfig
 from utils.cameras import se3
 from utils.deformation.lattice.numba import cell_coordinate
 from utils.matching.contract import MatchSet
+from utils.registration.depth_noise import DepthNoise
 from utils.registration.resume import Checkpoints
 from utils.types import Array, CameraSet, LatticeFields
 
@@ -59,10 +65,10 @@ class Problem:
     Attributes:
         frames: (M, 2) int32 frame of each end.
         base: (M, 2) int32 lowest of the eight nodes, within the frame's lattice.
-        weights: (M, 2, 4) float32 fractions across and down, amplitude times weight of the near and far depth layer.
-        rates: (M, 2, 2) float32 change of the near and far layer's weight per distance along the ray; 0 beyond the lattice.
+        weights: (M, 2, 4) float32 fractions across and down, depth times weight of the far and near layer of nodes.
+        rates: (M, 2, 2) float32 change of the latter two per distance along the ray.
         points: (M, 2, 3) float64 camera-space points (canonical ones for fixed ends).
-        precision: (M,) float32 1 / (sigma z)^2.
+        information: (M, 6) float32 inverse covariance S^-1 of the distance of the ends, world axes: xx, xy, xz, yy, yz, zz.
         depth: (M,) float32 mean depth of both ends.
     """
 
@@ -71,7 +77,7 @@ class Problem:
     weights: Array
     rates: Array
     points: Array
-    precision: Array
+    information: Array
     depth: Array
 
 
@@ -109,11 +115,13 @@ class LatticeShape:
         nodes: nu, nv, nz.
         inv_depth: (F, 2).
         unit: length of one unit of X at depth `unit`: the scene's median depth.
+        links: (F - 1,) how strongly each frame's nodes are held to those of the next, relative to `temporal`; None: not at all.
     """
 
     nodes: tuple[int, int, int]
     inv_depth: Array
     unit: float
+    links: Array | None = None
 
     @property
     def count(self) -> int:
@@ -134,6 +142,7 @@ def build_problem(
     sigma: float,
     fixed: Sequence[Array | None] | None = None,
     trust: Array | None = None,
+    noise: DepthNoise | None = None,
 ) -> Problem:
     """The matches as kernel input.
 
@@ -141,9 +150,10 @@ def build_problem(
         matches: of any pairs.
         cameras: for K and the image size.
         shape: of the lattices to be solved.
-        sigma: expected error in depths.
+        sigma: expected error of a match in depths.
         fixed: per match set, canonical points (M, 3) of its target ends, which then do not move, or None.
-        trust: (M,) factors of the precision of all matches, see `matching.match_trust`.
+        trust: (M,) factors of the information of all matches, see `matching.match_trust`.
+        noise: of depth along the rays; None: no more than `sigma`.
     """
     counts = [len(match) for match in matches]
     column = lambda name: np.concatenate([getattr(match, name) for match in matches])  # noqa: E731
@@ -155,18 +165,62 @@ def build_problem(
     rows = len(frames)
     base, weights, points = np.empty((rows, 2), np.int32), np.empty((rows, 2, 4), np.float32), np.empty((rows, 2, 3))
     rates = np.zeros((rows, 2, 2), np.float32)
-    amplitudes = shape.amplitudes() * shape.unit
-    _ends(frames, pixels, depths, cameras.K, cameras.size, shape.nodes, shape.inv_depth, amplitudes, base, weights, rates, points)
+    _ends(frames, pixels, depths, cameras.K, cameras.size, shape.nodes, shape.inv_depth, base, weights, rates, points)
     for end, count, held in zip(np.cumsum(counts), counts, fixed, strict=True):
         if held is not None:
             points[end - count : end, 1] = held
     depth = depths.mean(1, dtype=np.float32)
-    precision = (1.0 if trust is None else trust) / (sigma * depth) ** 2
-    return Problem(frames, base, weights, rates, points, precision.astype(np.float32), depth)
+    shares = np.zeros((rows, 2)) if noise is None else noise.at(depths)
+    trust = np.ones(rows) if trust is None else np.asarray(trust, float)
+    information = np.empty((rows, 6), np.float32)
+    _information(frames, points, cameras.c2w, sigma * depth, shares, trust, information)
+    return Problem(frames, base, weights, rates, points, information, depth)
 
 
 @njit(cache=True)
-def _ends(frames, pixels, depths, K, size, nodes, inv_depth, amplitudes, base, weights, rates, points):  # type: ignore[no-untyped-def]
+def _information(frames, points, c2w, sigma, noise, trust, out):  # type: ignore[no-untyped-def]
+    """Writes the inverse covariances (M, 6), see `Problem`, times `trust` (M,).
+
+    Args:
+        frames: (M, 2), -1 for fixed ends, whose noise lies along the ray of the other end.
+        points: (M, 2, 3) camera space.
+        c2w: (F, 4, 4).
+        sigma: (M,) error of the matches, scene units.
+        noise: (M, 2) of depth at both ends, as a share of it.
+        trust: (M,).
+        out: receives the result.
+    """
+    ray = np.empty(3)
+    s = np.empty((3, 3))
+    for m in range(len(frames)):
+        s[:] = 0.0
+        s[0, 0] = s[1, 1] = s[2, 2] = sigma[m] ** 2
+        for end in range(2):
+            seen = end if frames[m, end] >= 0 else 0
+            R, p = c2w[frames[m, seen]], points[m, seen]
+            for k in range(3):
+                ray[k] = noise[m, end] * (R[k, 0] * p[0] + R[k, 1] * p[1] + R[k, 2] * p[2])
+            for a in range(3):
+                for b in range(3):
+                    s[a, b] += ray[a] * ray[b]
+        xx, xy, xz = s[1, 1] * s[2, 2] - s[1, 2] ** 2, s[0, 2] * s[1, 2] - s[0, 1] * s[2, 2], s[0, 1] * s[1, 2] - s[0, 2] * s[1, 1]
+        scale = trust[m] / (s[0, 0] * xx + s[0, 1] * xy + s[0, 2] * xz)
+        out[m, 0], out[m, 1], out[m, 2] = scale * xx, scale * xy, scale * xz
+        out[m, 3] = scale * (s[0, 0] * s[2, 2] - s[0, 2] ** 2)
+        out[m, 4] = scale * (s[0, 1] * s[0, 2] - s[0, 0] * s[1, 2])
+        out[m, 5] = scale * (s[0, 0] * s[1, 1] - s[0, 1] ** 2)
+
+
+def squared_sigmas(information: Array, difference: Array) -> Array:
+    """(M,) d^T S^-1 d of distances d (M, 3) under inverse covariances (M, 6)."""
+    x, y, z = difference.astype(np.float64).T
+    xx, xy, xz, yy, yz, zz = information.astype(np.float64).T
+    total: Array = xx * x * x + yy * y * y + zz * z * z + 2 * (xy * x * y + xz * x * z + yz * y * z)
+    return total
+
+
+@njit(cache=True)
+def _ends(frames, pixels, depths, K, size, nodes, inv_depth, base, weights, rates, points):  # type: ignore[no-untyped-def]
     """Writes lowest node (M, 2), weights (M, 2, 4), their rates (M, 2, 2) and camera-space points (M, 2, 3) of both ends; see `Problem`.
 
     Args:
@@ -177,7 +231,6 @@ def _ends(frames, pixels, depths, K, size, nodes, inv_depth, amplitudes, base, w
         size: h, w.
         nodes: nu, nv, nz.
         inv_depth: (F, 2).
-        amplitudes: (F, nz) depth of each layer.
         base: receives the nodes.
         weights: receives the weights.
         rates: zeros; receives the rates.
@@ -200,11 +253,11 @@ def _ends(frames, pixels, depths, K, size, nodes, inv_depth, amplitudes, base, w
             c, deep = cell_coordinate((1.0 / z - inv_depth[f, 0]) * layers, nz)
             base[m, end] = (c * nv + b) * nu + a
             weights[m, end, 0], weights[m, end, 1] = across, down
-            weights[m, end, 2], weights[m, end, 3] = (1 - deep) * amplitudes[f, c], deep * amplitudes[f, c + 1]
-            if inv_depth[f, 0] < 1.0 / z < inv_depth[f, 1]:
-                # The coordinate falls by layers / z^2 per depth, and depth grows by z / |p| per distance.
-                rate = layers / (z * np.sqrt(points[m, end, 0] ** 2 + points[m, end, 1] ** 2 + z * z))
-                rates[m, end, 0], rates[m, end, 1] = amplitudes[f, c] * rate, -amplitudes[f, c + 1] * rate
+            weights[m, end, 2], weights[m, end, 3] = (1 - deep) * z, deep * z
+            # The coordinate falls by layers / z^2 per depth, within the lattice, and depth grows by z / |p| per distance.
+            growth = z / np.sqrt(points[m, end, 0] ** 2 + points[m, end, 1] ** 2 + z * z)
+            slope = layers / z if inv_depth[f, 0] < 1.0 / z < inv_depth[f, 1] else 0.0
+            rates[m, end, 0], rates[m, end, 1] = (1 - deep + slope) * growth, (deep - slope) * growth
 
 
 def initial_state(cameras: CameraSet, shape: LatticeShape) -> State:
@@ -240,10 +293,42 @@ def relative_errors(problem: Problem, state: State, shape: LatticeShape) -> Arra
     return np.linalg.norm(difference, axis=1) / problem.depth
 
 
-def regularisation(config: SolverConfig, shape: LatticeShape) -> tuple[float, float, Array]:
-    """Weights of the smoothness and of the ridge, and of the pose priors (6,) of [t, omega]."""
+def errors_in_sigmas(problem: Problem, state: State, shape: LatticeShape) -> Array:
+    """(M,) distance of matched points in standard deviations (Mahalanobis distance)."""
+    return np.sqrt(squared_sigmas(problem.information, residuals(problem, state, shape)[0]))
+
+
+@dataclass(frozen=True)
+class Regularisation:
+    """Weights of the terms that do not depend on matches.
+
+    Attributes:
+        smooth: of differences between neighbouring nodes.
+        ridge: of the nodes.
+        pose: (6,) of the updates [t, omega].
+        links: (F - 1,) of differences between the nodes of a frame and of the next.
+    """
+
+    smooth: float
+    ridge: float
+    pose: Array
+    links: Array
+
+    def link_degree(self) -> Array:
+        """(F,) sum of the weights of the links of each frame."""
+        return np.r_[self.links, 0.0] + np.r_[0.0, self.links]
+
+
+def regularisation(config: SolverConfig, shape: LatticeShape) -> Regularisation:
+    """The weights of a solve."""
     pose = np.array([1 / (_SHIFT_SCALE * shape.unit) ** 2] * 3 + [1 / _TURN_SCALE**2] * 3)
-    return config.smoothness / _SMOOTH_SCALE**2, config.ridge / _RIDGE_SCALE**2, config.pose_ridge * pose
+    links = np.zeros(max(len(shape.inv_depth) - 1, 0)) if shape.links is None else np.asarray(shape.links, float)
+    return Regularisation(
+        smooth=config.smoothness / _SMOOTH_SCALE**2,
+        ridge=config.ridge / _RIDGE_SCALE**2,
+        pose=config.pose_ridge * pose,
+        links=config.temporal / _SMOOTH_SCALE**2 * links,
+    )
 
 
 def move_cameras(c2w: Array, update: Array) -> None:

@@ -58,6 +58,19 @@ def _relative(relative, m, mask, END: tl.constexpr):
 
 
 @triton.jit
+def _weighted(weight, m, mask, x, y, z):
+    """Product of the symmetric matrices of the matches, (M, 6) xx, xy, xz, yy, yz, zz, with a vector."""
+    w = weight + m * 6
+    xx, xy, xz = tl.load(w, mask, 0.0).to(tl.float64), tl.load(w + 1, mask, 0.0).to(tl.float64), tl.load(w + 2, mask, 0.0).to(tl.float64)
+    yy, yz, zz = (
+        tl.load(w + 3, mask, 0.0).to(tl.float64),
+        tl.load(w + 4, mask, 0.0).to(tl.float64),
+        tl.load(w + 5, mask, 0.0).to(tl.float64),
+    )
+    return xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z
+
+
+@triton.jit
 def _add_by_frame(out, frame, mask, uniform, value):
     """Adds to one entry per frame; `uniform` blocks have one frame."""
     if uniform:
@@ -146,8 +159,7 @@ def _normal_product(
         e0, e1, e2 = _change(poses, nodes, relative, m, moving0, f0, s0, x0, y0, n0, k0, num_frames, stride_y, stride_z, 0)
         b0, b1, b2 = _change(poses, nodes, relative, m, moving1, f1, s1, x1, y1, n1, k1, num_frames, stride_y, stride_z, 1)
         e0, e1, e2 = e0 - b0, e1 - b1, e2 - b2
-    w = tl.load(weight + m, mask, 0.0).to(tl.float64)
-    e0, e1, e2 = w * e0, w * e1, w * e2
+    e0, e1, e2 = _weighted(weight, m, mask, e0, e1, e2)
     _scatter(out_poses, out_nodes, relative, m, moving0, f0, s0, x0, y0, n0, k0, num_frames, stride_y, stride_z, e0, e1, e2, 0)
     _scatter(out_poses, out_nodes, relative, m, moving1, f1, s1, x1, y1, n1, k1, num_frames, stride_y, stride_z, -e0, -e1, -e2, 1)
 
@@ -167,7 +179,6 @@ def _noise_gradient(
     e0 = tl.load(difference + m * 3, mask, 0.0).to(tl.float64)
     e1 = tl.load(difference + m * 3 + 1, mask, 0.0).to(tl.float64)
     e2 = tl.load(difference + m * 3 + 2, mask, 0.0).to(tl.float64)
-    w = tl.load(weight + m, mask, 0.0).to(tl.float64)
     for end in tl.static_range(2):
         _frame, moving, start, fx, fy, _near, _far = _end(frames, base, weights, m, mask, end, count)
         r0, r1, r2 = _relative(relative, m, mask, end)
@@ -179,43 +190,61 @@ def _noise_gradient(
         else:
             along = r0 * e0 + r1 * e1 + r2 * e2
             squared = along * along / own
-        push = w * squared * share / tl.sqrt(own)
+        push = squared * share / tl.sqrt(own)
+        t0, t1, t2 = _weighted(weight, m, mask, r0, r1, r2)
         near = tl.load(rates + m * 4 + end * 2, mask, 0.0).to(tl.float64) * push
         far = tl.load(rates + m * 4 + end * 2 + 1, mask, 0.0).to(tl.float64) * push
         for c in tl.static_range(8):
             rate, offset = corner_weight(fx, fy, near, far, stride_y, stride_z, c)
             node = out + (start + offset) * 3
-            tl.atomic_add(node, -rate * r0, mask=moving, sem="relaxed")
-            tl.atomic_add(node + 1, -rate * r1, mask=moving, sem="relaxed")
-            tl.atomic_add(node + 2, -rate * r2, mask=moving, sem="relaxed")
+            tl.atomic_add(node, -rate * t0, mask=moving, sem="relaxed")
+            tl.atomic_add(node + 1, -rate * t1, mask=moving, sem="relaxed")
+            tl.atomic_add(node + 2, -rate * t2, mask=moving, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["num", "num_frames", "count", "stride_y", "stride_z"])
 def _preconditioner(
-    frames, base, weights, relative, weight, out_nodes, out_moments, num, num_frames, count, stride_y, stride_z,
+    frames, base, weights, relative, weight, out_nodes, out_poses, num, num_frames, count, stride_y, stride_z,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Node diagonal of J^T W J, and per frame the sums of w, w r and w r r^T (10, F) that its pose block consists of."""
+    """Node diagonal of J^T W J (F * N, 3), and the upper triangles of its pose blocks (21, F), column by column."""
     m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = m < num
-    w = tl.load(weight + m, mask, 0.0).to(tl.float64)
+    one, zero = tl.full([BLOCK], 1.0, tl.float64), tl.zeros([BLOCK], tl.float64)
+    xx, _, _ = _weighted(weight, m, mask, one, zero, zero)
+    _, yy, _ = _weighted(weight, m, mask, zero, one, zero)
+    _, _, zz = _weighted(weight, m, mask, zero, zero, one)
     for end in tl.static_range(2):
         frame, moving, start, fx, fy, near, far = _end(frames, base, weights, m, mask, end, count)
         for c in tl.static_range(8):
             share, offset = corner_weight(fx, fy, near, far, stride_y, stride_z, c)
-            tl.atomic_add(out_nodes + start + offset, w * share * share, mask=moving, sem="relaxed")
+            node = out_nodes + (start + offset) * 3
+            tl.atomic_add(node, xx * share * share, mask=moving, sem="relaxed")
+            tl.atomic_add(node + 1, yy * share * share, mask=moving, sem="relaxed")
+            tl.atomic_add(node + 2, zz * share * share, mask=moving, sem="relaxed")
         r0, r1, r2 = _relative(relative, m, moving, end)
         uniform = _is_uniform(frame, moving)
-        _add_by_frame(out_moments, frame, moving, uniform, w)
-        _add_by_frame(out_moments + num_frames, frame, moving, uniform, w * r0)
-        _add_by_frame(out_moments + 2 * num_frames, frame, moving, uniform, w * r1)
-        _add_by_frame(out_moments + 3 * num_frames, frame, moving, uniform, w * r2)
-        _add_by_frame(out_moments + 4 * num_frames, frame, moving, uniform, w * r0 * r0)
-        _add_by_frame(out_moments + 5 * num_frames, frame, moving, uniform, w * r0 * r1)
-        _add_by_frame(out_moments + 6 * num_frames, frame, moving, uniform, w * r0 * r2)
-        _add_by_frame(out_moments + 7 * num_frames, frame, moving, uniform, w * r1 * r1)
-        _add_by_frame(out_moments + 8 * num_frames, frame, moving, uniform, w * r1 * r2)
-        _add_by_frame(out_moments + 9 * num_frames, frame, moving, uniform, w * r2 * r2)
+        for column in tl.static_range(6):
+            # Column of the Jacobian of the end for [t, omega]: a unit vector, or its cross product with the end.
+            if column < 3:
+                j0, j1, j2 = one if column % 3 == 0 else zero, one if column % 3 == 1 else zero, one if column % 3 == 2 else zero
+            else:
+                j0 = zero if column % 3 == 0 else (r2 if column % 3 == 1 else -r1)
+                j1 = -r2 if column % 3 == 0 else (zero if column % 3 == 1 else r0)
+                j2 = r1 if column % 3 == 0 else (-r0 if column % 3 == 1 else zero)
+            t0, t1, t2 = _weighted(weight, m, moving, j0, j1, j2)
+            out = out_poses + (column * (column + 1) // 2) * num_frames
+            _add_by_frame(out, frame, moving, uniform, t0)
+            if column >= 1:
+                _add_by_frame(out + num_frames, frame, moving, uniform, t1)
+            if column >= 2:
+                _add_by_frame(out + 2 * num_frames, frame, moving, uniform, t2)
+            if column >= 3:
+                _add_by_frame(out + 3 * num_frames, frame, moving, uniform, r1 * t2 - r2 * t1)
+            if column >= 4:
+                _add_by_frame(out + 4 * num_frames, frame, moving, uniform, r2 * t0 - r0 * t2)
+            if column >= 5:
+                _add_by_frame(out + 5 * num_frames, frame, moving, uniform, r0 * t1 - r1 * t0)
 
 
 @triton.jit(do_not_specialize=["num", "count", "stride_y", "stride_z"])
@@ -247,8 +276,11 @@ def residuals_kernel(frames, base, weights, points, c2w, nodes, difference, rela
 
 
 @triton.jit(do_not_specialize=["num", "nu", "nv", "nz"])
-def _regularise(nodes, out, num, nu, nv, nz, smooth, ridge, free, BLOCK: tl.constexpr):
-    """Out = free (out + smooth * lattice Laplacian + ridge * nodes), elementwise over (F, nz, nv, nu, 3)."""
+def _regularise(nodes, links, out, num, nu, nv, nz, smooth, ridge, free, BLOCK: tl.constexpr):
+    """Out = free (out + smooth * lattice Laplacian + Laplacian of the frames' links + ridge * nodes), elementwise over (F, nz, nv, nu, 3).
+
+    `links` (F + 1,): weights to the frame before and, one further, to the next; zero at both ends.
+    """
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = element < num
     node = element // 3
@@ -261,7 +293,11 @@ def _regularise(nodes, out, num, nu, nv, nz, smooth, ridge, free, BLOCK: tl.cons
     total += tl.where(b < nv - 1, x - tl.load(nodes + element + down, mask & (b < nv - 1), 0.0), 0.0)
     total += tl.where(c > 0, x - tl.load(nodes + element - layer, mask & (c > 0), 0.0), 0.0)
     total += tl.where(c < nz - 1, x - tl.load(nodes + element + layer, mask & (c < nz - 1), 0.0), 0.0)
-    tl.store(out + element, free * (tl.load(out + element, mask, 0.0) + smooth * total + ridge * x), mask)
+    frame, whole = node // (nu * nv * nz), 3 * nu * nv * nz
+    before, after = tl.load(links + frame, mask, 0.0), tl.load(links + frame + 1, mask, 0.0)
+    between = before * (x - tl.load(nodes + element - whole, mask & (before > 0), 0.0))
+    between += after * (x - tl.load(nodes + element + whole, mask & (after > 0), 0.0))
+    tl.store(out + element, free * (tl.load(out + element, mask, 0.0) + smooth * total + between + ridge * x), mask)
 
 
 class DeviceSystem:
@@ -274,12 +310,16 @@ class DeviceSystem:
         arrays = (problem.frames, problem.base, problem.weights, problem.rates, problem.points)
         self._frames, self._base, self._weights, self._rates, self._points = (torch.from_numpy(a).to(device) for a in arrays)
         self._lattice, self._num_frames, self._free = shape.nodes, num_frames, 0.0 if config.rigid_only else 1.0
-        self._smooth, self._ridge, pose_prior = regularisation(config, shape)
+        prior = regularisation(config, shape)
+        self._smooth, self._ridge = prior.smooth, prior.ridge
         nu, nv, nz = self._lattice
         self._strides = (nu * nv * nz, nu, nu * nv)
         self._num_nodes = num_frames * nu * nv * nz
-        self._prior = torch.from_numpy(pose_prior).to(device)
-        self._degree = _degree(self._lattice, device).repeat(num_frames)
+        self._prior = torch.from_numpy(prior.pose).to(device)
+        self._links = torch.from_numpy(np.r_[0.0, prior.links, 0.0]).to(device)
+        within = prior.ridge + prior.smooth * _degree(self._lattice, device)
+        held = torch.from_numpy(prior.link_degree()).to(device)
+        self._prior_diagonal = (within + held[:, None]).flatten().repeat_interleave(3)
         self._grid = (triton.cdiv(len(self._frames), BLOCK),)
         self._relative = torch.empty(len(self._frames), 2, 3, device=device)
         self.difference = torch.empty(len(self._frames), 3, device=device)
@@ -292,26 +332,19 @@ class DeviceSystem:
         )  # fmt: skip
 
     def weigh(self, weight: Tensor) -> None:
-        """Sets the weights of the matches (M,) and builds the preconditioner: diagonal for nodes, 6x6 blocks for poses."""
-        self._weight, frames = weight.float(), self._num_frames
-        diagonal = weight.new_zeros(self._num_nodes, dtype=torch.float64)
-        moments = weight.new_zeros(10, frames, dtype=torch.float64)
+        """Sets the weights of the matches (M, 6), symmetric, and builds the preconditioner: diagonal for nodes, 6x6 blocks for poses."""
+        self._weight, frames = weight.float().contiguous(), self._num_frames
+        diagonal = weight.new_zeros(self._num_nodes, 3, dtype=torch.float64)
+        triangles = weight.new_zeros(21, frames, dtype=torch.float64)
         _preconditioner[self._grid](
-            self._frames, self._base, self._weights, self._relative, self._weight, diagonal, moments,
+            self._frames, self._base, self._weights, self._relative, self._weight, diagonal, triangles,
             len(self._frames), frames, *self._strides, BLOCK=BLOCK,
         )  # fmt: skip
-        self._diagonal = (diagonal + self._ridge + self._smooth * self._degree).repeat_interleave(3)
-        w, x, y, z, xx, xy, xz, yy, yz, zz = moments
-        zero = torch.zeros_like(w)
-        entries = [
-            w, zero, zero, zero, z, -y,
-            zero, w, zero, -z, zero, x,
-            zero, zero, w, y, -x, zero,
-            zero, -z, y, yy + zz, -xy, -xz,
-            z, zero, -x, -xy, xx + zz, -yz,
-            -y, x, zero, -xz, -yz, xx + yy,
-        ]  # fmt: skip
-        blocks = torch.stack(entries, -1).view(frames, 6, 6) + torch.diag(self._prior)
+        self._diagonal = diagonal.flatten() + self._prior_diagonal
+        column, row = np.tril_indices(6)
+        blocks = triangles.new_zeros(frames, 6, 6)
+        blocks[:, row, column] = blocks[:, column, row] = triangles.T
+        blocks += torch.diag(self._prior)
         self._pose_inverse = torch.linalg.inv_ex(blocks).inverse
 
     def product(self, vector: Tensor, with_difference: bool = False, known_noise: Tensor | None = None) -> Tensor:
@@ -331,7 +364,9 @@ class DeviceSystem:
                 len(self._frames), *self._strides, KNOWN=len(known_noise) > 0, BLOCK=BLOCK,
             )  # fmt: skip
         nu, nv, nz = self._lattice
-        _regularise[(triton.cdiv(size, 1024),)](vector, out, size, nu, nv, nz, self._smooth, self._ridge, self._free, BLOCK=1024)
+        _regularise[(triton.cdiv(size, 1024),)](
+            vector, self._links, out, size, nu, nv, nz, self._smooth, self._ridge, self._free, BLOCK=1024
+        )
         out[size:] += self._prior.repeat_interleave(self._num_frames) * vector[size:]
         return out
 
@@ -373,13 +408,14 @@ def solve(
     shape: LatticeShape,
     config: SolverConfig,
     samples: float,
-    first_errors: Array | None,
+    first: Array | None,
     origin: Array,
     device: torch.device,
 ) -> State:
     """The same as `utils.registration.solver.solve`."""
     system = DeviceSystem(problem, shape, config, len(state.c2w), device)
-    precision = torch.from_numpy(problem.precision).to(device)
+    information = torch.from_numpy(problem.information).to(device)
+    known_first = None if first is None else torch.from_numpy(np.ascontiguousarray(first, np.float32)).to(device)
     data = DATA_WEIGHT * REFERENCE_SAMPLES / samples
     poses, size = torch.from_numpy(state.c2w).to(device), state.nodes.size
     unknowns = torch.from_numpy(np.concatenate([state.nodes.ravel(), state.update.T.ravel()])).to(device)
@@ -387,19 +423,25 @@ def solve(
     start[:size] = torch.from_numpy(origin.ravel())
     for step, scale in enumerate(config.robust_scales):
         system.linearise(poses, unknowns[:size])
-        known, noisy = precision.new_zeros(0), step > 0
-        if step == 0 and first_errors is not None:
-            squared = (torch.from_numpy(first_errors).to(device) / config.match_sigma) ** 2
-            known, noisy = torch.from_numpy((first_errors * problem.depth).astype(np.float32)).to(device), True
-        else:
-            squared = precision * system.difference.double().square().sum(1)
-        system.weigh(data * (scale * scale / (scale * scale + squared)) ** 2 * precision)
+        known, noisy, distance = information.new_zeros(0), step > 0, system.difference
+        if step == 0 and known_first is not None:
+            known, noisy, distance = known_first.norm(dim=1), True, known_first
+        squared = _squared_sigmas(information, distance)
+        robust = (scale * scale / (scale * scale + squared)) ** 2
+        system.weigh((data * robust)[:, None] * information)
         change = system.step(unknowns - start, config.cg_iterations, TOLERANCE, known if noisy else None)
         unknowns = unknowns + change
         poses = _moved(poses, change[size:].view(6, -1).T)
     result = unknowns.cpu().numpy()
     update = np.ascontiguousarray(result[size:].reshape(6, -1).T)
     return State(poses.cpu().numpy(), result[:size].reshape(state.nodes.shape), update)
+
+
+def _squared_sigmas(information: Tensor, difference: Tensor) -> Tensor:
+    """(M,) as `problem.squared_sigmas`."""
+    x, y, z = difference.double().unbind(1)
+    xx, xy, xz, yy, yz, zz = information.double().unbind(1)
+    return xx * x * x + yy * y * y + zz * z * z + 2 * (xy * x * y + xz * x * z + yz * y * z)
 
 
 def _moved(c2w: Tensor, update: Tensor) -> Tensor:
