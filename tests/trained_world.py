@@ -56,13 +56,13 @@ def write_trained_scene(root: Path, scene: Scene, renderer: str = "3dgs") -> Run
         original_w2c=cameras.w2c,
         aligned=np.ones(FRAMES, bool),
     )
-    with publish(run.after_global_optimization, "alignment/1") as folder:
+    with publish(run.after_global_optimization, "alignment/2") as folder:
         artifacts.save_alignment(folder, alignment, {})
         (folder / "report.json").write_text(
             json.dumps({"frame_residual": [0.1, 0.2, 0.15, 0.12, 0.11], "curve": {"step": [0, 1, 2], "loss": [3.0, 2.0, 1.5]}})
         )
         write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={"iterations": 3}, inputs={}, seconds=2.5)
-    with publish(run.inverse_deformation, "inverse_deformation/1") as folder:
+    with publish(run.inverse_deformation, "inverse_deformation/2") as folder:
         save_inverse(folder, inverse_of_alignment(alignment))
         write_manifest(folder, schema=INVERSE_SCHEMA, config=InverseDeformationConfig(), inputs={})
     _write_splats(run, alignment, renderer)

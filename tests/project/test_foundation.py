@@ -221,9 +221,9 @@ def example_alignment() -> Alignment:
 
 def test_alignment_round_trip(tmp_path):
     alignment = example_alignment()
-    with publish(tmp_path / "after_non_rigid_icp", "alignment/1") as folder:
+    with publish(tmp_path / "after_non_rigid_icp", "alignment/2") as folder:
         save_alignment(folder, alignment, {"alignment": {"stride": 2}})
-        write_manifest(folder, schema="alignment/1", config={}, inputs={})
+        write_manifest(folder, schema="alignment/2", config={}, inputs={})
     loaded = load_alignment(tmp_path / "after_non_rigid_icp")
     np.testing.assert_allclose(loaded.cameras.c2w, alignment.cameras.c2w, atol=1e-12)
     np.testing.assert_array_equal(loaded.fields.nodes, alignment.fields.nodes)
@@ -268,7 +268,7 @@ def test_manifest_tells_current_stale_and_damaged(tmp_path):
 
 
 def test_an_artifact_made_from_earlier_inputs_is_refused(tmp_path):
-    with publish(tmp_path / "after_non_rigid_icp", "alignment/1") as folder:
+    with publish(tmp_path / "after_non_rigid_icp", "alignment/2") as folder:
         (folder / "data").write_text("x")
         made = write_manifest(folder, schema="s/1", config={}, inputs={"results": "1"})
     assert artifact_id(tmp_path / "after_non_rigid_icp", "s/1", made_from={"results": "1"}) == made.content_id

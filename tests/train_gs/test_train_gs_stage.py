@@ -46,7 +46,7 @@ def root(tmp_path: Path) -> Path:
     layout = SceneLayout(tmp_path / "scene")
     layout.npz_dir.mkdir(parents=True)
     artifacts.save_results(layout.npz_dir, scene)
-    with publish(layout.run("r").after_global_optimization, "alignment/1") as folder:
+    with publish(layout.run("r").after_global_optimization, "alignment/2") as folder:
         artifacts.save_alignment(folder, alignment, {})
         write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={}, inputs={})
     return layout.root

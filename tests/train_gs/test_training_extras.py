@@ -167,7 +167,7 @@ def test_all_frames_supervise_and_the_same_ones_are_held_out(tmp_path: Path) -> 
     layout.npz_dir.mkdir(parents=True)
     artifacts.save_results(layout.npz_dir, scene)
     some = replace(every_second(alignment), original_w2c=alignment.original_w2c[::2])
-    with publish(layout.run("r").after_global_optimization, "alignment/1") as folder:
+    with publish(layout.run("r").after_global_optimization, "alignment/2") as folder:
         artifacts.save_alignment(folder, some, {})
         write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={}, inputs={})
     config = make_config(root_path=tmp_path, run="r", num_iters=6, deform=False)
@@ -195,7 +195,7 @@ def test_frames_that_the_alignment_left_out(treated: str, tmp_path: Path) -> Non
     layout = SceneLayout(tmp_path)
     layout.npz_dir.mkdir(parents=True)
     artifacts.save_results(layout.npz_dir, scene)
-    with publish(layout.run("r").after_global_optimization, "alignment/1") as folder:
+    with publish(layout.run("r").after_global_optimization, "alignment/2") as folder:
         artifacts.save_alignment(folder, without, {})
         write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={}, inputs={})
     config = make_config(root_path=tmp_path, run="r", num_iters=1, deform=False, merge_copies=False, target_num_points=10**6)

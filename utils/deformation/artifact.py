@@ -13,7 +13,7 @@ from utils.scene.artifacts import load_tensors, save_tensors, write_json
 from utils.scene.manifest import read_manifest
 from utils.types import CONVENTIONS
 
-INVERSE_SCHEMA = "inverse_deformation/1"
+INVERSE_SCHEMA = "inverse_deformation/2"
 
 
 def save_inverse(folder: Path, warp: InverseWarp) -> None:

@@ -19,7 +19,7 @@ from utils.scene.layout import SceneLayout
 from utils.scene.manifest import content_hash, portable, read_manifest, require_fresh, sha256, writing
 from utils.types import CONVENTIONS, Alignment, Array, CameraSet, CanonicalCloud, LatticeFields, Scene
 
-ALIGNMENT_SCHEMA = "alignment/1"
+ALIGNMENT_SCHEMA = "alignment/2"
 _MADE_BY = {
     "results": "python preprocess_video.py --input_video CLIP --scene_root {root}",
     "after_non_rigid_icp": "python -m frame_to_model_icp --config.root-path {root}",

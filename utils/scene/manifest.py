@@ -56,7 +56,7 @@ class Manifest:
     """What is known of an artifact.
 
     Attributes:
-        schema: name/version of the format, for example "alignment/1".
+        schema: name/version of the format, for example "alignment/2".
         content_id: hash of schema, settings, files and inputs; not of times or paths.
         config: the settings, nested.
         inputs: artifact name -> content id it was made from.
