@@ -51,11 +51,11 @@ def short_help(default: Any, settings: tuple[str, ...], introduction: str, closi
             owner = getattr(owner, group)
         value, hint = getattr(owner, field), typing.get_type_hints(type(owner))[field]
         kind = "{" + ",".join(get_args(hint)) + "}" if get_origin(hint) is Literal else "" if hint is bool else field.split("_")[-1].upper()
-        told = _documented(type(owner))[field]
+        text = _documented(type(owner))[field]
         if value not in (None, False, "", ()):
-            told += f" (now: {value})"
+            text += f" (now: {value})"
         lines.append(f"  --{name.replace('_', '-')} {kind}".rstrip())
-        lines += textwrap.wrap(told, width, initial_indent="      ", subsequent_indent="      ")
+        lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="      ")
     return "\n".join([*lines, "", closing])
 
 

@@ -172,13 +172,13 @@ def pair_consistency(
     difference = np.abs(warped - as_float(images[0])).mean(axis=-1)
     expected, valid = reprojected_flow(depths[0], depths[1], b_from_a, intrinsics[0], intrinsics[1])
     # Where the flow does not return it is wrong (hidden or out of view) and says nothing about the world.
-    trusted = round_trip < _FORWARD_BACKWARD_PX
-    use = valid & trusted
+    consistent = round_trip < _FORWARD_BACKWARD_PX
+    use = valid & consistent
     error = np.linalg.norm(flow_ab - expected, axis=-1)
     return PairConsistency(
         reprojection_px=float(np.median(error[use])) if use.any() else float("nan"),
         flow_round_trip_px=float(round_trip.mean()),
-        flow_photometric=float(difference[trusted].mean()) if trusted.any() else float("nan"),
+        flow_photometric=float(difference[consistent].mean()) if consistent.any() else float("nan"),
         coverage=float(use.mean()),
     )
 

@@ -112,5 +112,5 @@ def _seen(pairs: PointPairs, cameras: CameraSet, depth: Array, view: int) -> Arr
     height, width = cameras.size
     x, y, z = project(transform(cameras.w2c[view], pairs.truth.astype(np.float64)), cameras.K[view])
     inside = (z > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    found = depth[np.where(inside, y, 0).astype(int), np.where(inside, x, 0).astype(int)]
-    return inside & (np.abs(found - z) < _SAME_DEPTH * z)
+    rendered = depth[np.where(inside, y, 0).astype(int), np.where(inside, x, 0).astype(int)]
+    return inside & (np.abs(rendered - z) < _SAME_DEPTH * z)

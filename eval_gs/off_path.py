@@ -26,12 +26,12 @@ def off_path(view: SplatView, degrees: float) -> dict[str, float]:
     cameras = trained.cameras.select(np.flatnonzero(trained.trained))
     chosen = np.unique(np.linspace(0, len(cameras) - 1, min(_CAMERAS, len(cameras))).round().astype(int))
     rows = [_beside(view, cameras, i, side * degrees) for i in chosen for side in (-1.0, 1.0)]
-    found = {"degrees": float(degrees)}
+    metrics = {"degrees": float(degrees)}
     for key in rows[0]:
         values = np.array([row[key] for row in rows])
         if np.isfinite(values).any():
-            found[key] = float(np.nanmedian(values))
-    return found
+            metrics[key] = float(np.nanmedian(values))
+    return metrics
 
 
 def _beside(view: SplatView, cameras: CameraSet, i: int, degrees: float) -> dict[str, float]:

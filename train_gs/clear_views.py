@@ -1,4 +1,4 @@
-"""Points that stand right before a camera, where its frame shows what is far behind them.
+"""Removes initial floaters in front of cameras: points much nearer than the depth that the camera's own frame has there.
 
 On an orbit the background of one side lies where the cameras of the other side travel; wherever its depth is taken too short, it hides
 their views. Training fades the splats made of such points for the frames it sees, not for the places between them. A frame's own depth

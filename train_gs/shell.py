@@ -1,4 +1,4 @@
-"""A shell of splats far around the cameras, where pixels see none of the cloud: sky, and what is too far for its depth to be trusted.
+"""Far shell: background splats on a distant sphere, where pixels see none of the cloud (sky, and what is too far for reliable depth).
 
 Without it such pixels stay black, or near splats grow across them. The shell is so far away that moving between the cameras does not
 shift it in the image.

@@ -1,4 +1,4 @@
-"""Which pixels of a frame supervise: not those that are masked, and less those that contradict the other frames.
+"""Per-pixel weights of the photometric loss: 0 under masks, lower at outliers, which contradict the other frames.
 
 A generated clip may show an object that no other frame shows. The one world that all frames share cannot contain it, and fitting it
 leaves a ghost. Such places keep a large error however long the training goes on, and one of colour, not of detail: so the running mean

@@ -1,4 +1,4 @@
-"""Values of frames that have none of their own, interpolated over time between frames that have."""
+"""Linear interpolation over time of per-frame values (poses, fields, colour maps) for frames that have none of their own."""
 
 from dataclasses import dataclass
 

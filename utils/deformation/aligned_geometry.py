@@ -1,4 +1,4 @@
-"""Frames as currently aligned: where their pixels lie in canonical space, and where canonical points fall in their images."""
+"""The current alignment of a scene: forward warp of pixels into canonical space, and projection of canonical points into frames."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
 """Frames that took no part in an alignment: pose, deformation and colour from the aligned frames beside them in time.
 
-Such frames supervise too, or show, if they are held out, how well what was found carries over to frames that nobody looked at.
+Such frames supervise too or, if they are held out, measure how well the alignment generalises to frames it has not seen.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The way back from canonical space into one frame's camera: q with `c2w_i @ (q + delta_i(q)) = X`.
+"""Inverse deformation, from canonical space into one frame's camera: q with `c2w_i @ (q + delta_i(q)) = X`, by fixed point and Newton.
 
 With y = c2w^-1 X the equation is q + delta(q) = y. Its solution as a function of y has the derivative A = (I + d delta/dq)^-1 (implicit
 function theorem), so the search for q needs no autograd: `LocalWarp` holds q0, y0 and A of every point, and `q0 + A (y - y0)` has the exact

@@ -147,8 +147,8 @@ def _write_splats(path: Path, trained: TrainedScene, rotation: Array, config: Ex
     clamped = _clamped(splats) if config.format in ("spz", "html") else 0
     held = _Y_UP @ rotation if config.format == "html" else rotation  # the page holds an SPZ
     suffix = path.suffix if config.format == "usd" else Path(_FILE_NAMES[config.format]).suffix
-    found, psnr = psnr_of_file(path, view, held, config.scale, suffix)
-    report.note(f"export: {len(found)} of {len(trained.splats)} splats, {path.stat().st_size / 1e6:.2f} MB")
+    exported, psnr = psnr_of_file(path, view, held, config.scale, suffix)
+    report.note(f"export: {len(exported)} of {len(trained.splats)} splats, {path.stat().st_size / 1e6:.2f} MB")
     if drawn_in:
         report.note(f"export: {drawn_in} splats beyond {_FARTHEST:.0f} median distances were moved nearer, for the format's steps")
     if clamped:
@@ -156,7 +156,7 @@ def _write_splats(path: Path, trained: TrainedScene, rotation: Array, config: Ex
     report.note(f"export: read back and drawn at {len(psnr)} cameras, {min(psnr):.1f} dB at the worst against our own renders")
     return ExportCheck(
         format=config.format,
-        splats=len(found),
+        splats=len(exported),
         bytes=path.stat().st_size,
         seconds=round(seconds, 2),
         psnr=psnr,

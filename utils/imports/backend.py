@@ -50,22 +50,22 @@ class ImportGeometry:
             raise ConfigError("the backend 'import' needs to know where the cameras are", "give a COLMAP model or a transforms.json")
         cameras = read_cameras(self.source)
         rows = cameras.rows(frames.names)
-        kept = np.flatnonzero(rows[frames.chosen] >= 0)
-        if len(kept) < 2:
+        posed_rows = np.flatnonzero(rows[frames.chosen] >= 0)
+        if len(posed_rows) < 2:
             raise GeometryError(
-                f"{len(kept)} of {len(frames.chosen)} chosen frames have a camera in {self.source}; its images are named like"
+                f"{len(posed_rows)} of {len(frames.chosen)} chosen frames have a camera in {self.source}; its images are named like"
                 f" {cameras.names[0]}, the frames like {frames.names[0]}",
                 "use --frames_dir with the folder of images that the cameras were made from",
             )
-        if len(kept) < len(frames.chosen):
+        if len(posed_rows) < len(frames.chosen):
             absent = [frames.names[i] for i in frames.chosen[rows[frames.chosen] < 0]]
             report.note(f"{len(absent)} frames have no camera and are left out: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}")
-        stored = self.use_depth and all(cameras.depths[row] is not None for row in rows[frames.chosen[kept]])
+        stored = self.use_depth and all(cameras.depths[row] is not None for row in rows[frames.chosen[posed_rows]])
         self.provenance["depth"] = "stored" if stored else "measured"
-        return _scene(frames, cameras, rows, kept, stored, report)
+        return _scene(frames, cameras, rows, posed_rows, stored, report)
 
 
-def _scene(frames: ClipFrames, cameras: ImportedCameras, rows: Array, kept: Array, stored: bool, report: Reporter) -> Scene:
+def _scene(frames: ClipFrames, cameras: ImportedCameras, rows: Array, posed_rows: Array, stored: bool, report: Reporter) -> Scene:
     size = frames.size
     posed = np.flatnonzero(rows >= 0)
     images = np.zeros((len(frames.images), *size, 3), np.uint8)
@@ -76,7 +76,7 @@ def _scene(frames: ClipFrames, cameras: ImportedCameras, rows: Array, kept: Arra
         images[position] = resize_area(straight, size)
         shown[position] = cv2.resize(inside.astype(np.uint8), (size[1], size[0]), interpolation=cv2.INTER_NEAREST) > 0
         w2c[position] = invert_rigid(cameras.c2w[rows[position]])
-    refs = frames.chosen[kept]
+    refs = frames.chosen[posed_rows]
     chosen_rows = rows[refs]
     K = np.stack([cameras.intrinsics(int(row), size) for row in chosen_rows])
     if stored:
@@ -88,7 +88,7 @@ def _scene(frames: ClipFrames, cameras: ImportedCameras, rows: Array, kept: Arra
         report.note(f"cameras of {len(refs)} frames imported, depth measured along them")
     known = shown[refs] & (depth > 0)
     depth, confidence = np.where(known, depth, 0).astype(np.float32), np.where(known, confidence, 1).astype(np.float32)
-    placed = CameraSet(c2w=cameras.c2w[chosen_rows], K=K, size=size, frame_ids=kept)
+    placed = CameraSet(c2w=cameras.c2w[chosen_rows], K=K, size=size, frame_ids=posed_rows)
     return Scene(cameras=placed, images=images[refs], depth=depth, confidence=confidence)
 
 

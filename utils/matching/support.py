@@ -1,4 +1,4 @@
-"""Which matches and pairs an alignment uses, and how much each match counts."""
+"""Match and pair selection for an alignment, and the weight of each match from the confidence of its depth."""
 
 import numpy as np
 

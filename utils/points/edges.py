@@ -1,4 +1,4 @@
-"""Depth discontinuities: pixels whose depth belongs to neither side."""
+"""Depth discontinuities (flying pixels): pixels whose depth mixes both sides of a step, by a local plane fit in inverse depth."""
 
 import cv2
 import numpy as np

@@ -72,7 +72,7 @@ def align_frame_to_model(
     if resolve_field(config.field, "parity") == "hashgrid":
         resolve_backend(config.twists, torch_device(), report.note)
     clock = [time.perf_counter()]
-    found = _image_matches(scene, usable, config, report, matcher, checkpoints)
+    matches = _image_matches(scene, usable, config, report, matcher, checkpoints)
     clock.append(time.perf_counter())
     count, (h, w) = len(scene), scene.cameras.size
     twists = pose_twists(scene.cameras, scale)
@@ -83,7 +83,7 @@ def align_frame_to_model(
     for f in range(1, count):
         done = checkpoints.load(f"parity_{f}")
         if done is None:
-            done = register_frame(f, frames[f], twists[f], model, [m for m in found if m.source == f and aligned[m.target]], config)
+            done = register_frame(f, frames[f], twists[f], model, [m for m in matches if m.source == f and aligned[m.target]], config)
             checkpoints.save(f"parity_{f}", done)
         quality[:, f] = done["quality"]
         if quality[0, f] < icp.min_fitness:
@@ -100,11 +100,11 @@ def align_frame_to_model(
     stored = stored_fields(scene, frames, displacement.get, config.twists, report)
     moves = aligned & (np.arange(count) > 0)
     cameras = replace(scene.cameras, c2w=np.where(moves[:, None, None], poses(twists, scale), scene.cameras.c2w))
-    matched = np.array([sum(len(m) for m in found if m.source == f) for f in range(count)])
+    matched = np.array([sum(len(m) for m in matches if m.source == f) for f in range(count)])
     seconds = {"matching": clock[1] - clock[0], "solving": clock[2] - clock[1]}
     fitness, before, after = quality
-    kept = (model.row_of_pixel >= 0).reshape(count, h, w)
-    return Registration(cameras, stored, aligned, Diagnostics(matched, fitness, before, after, seconds=seconds)), kept
+    in_model = (model.row_of_pixel >= 0).reshape(count, h, w)
+    return Registration(cameras, stored, aligned, Diagnostics(matched, fitness, before, after, seconds=seconds)), in_model
 
 
 def register_frame(
@@ -230,10 +230,10 @@ class _NonRigid:
         delta = moved[index] - tensor(model.points[partners])
         normals, gradients, other = tensor(model.normals[partners]), tensor(model.gradients[partners]), tensor(model.intensity[partners])
         weights = self._weights if smooth else {**self._weights, "smoothness": 0.0}
-        trust = None if self._trust is None else self._trust[index]
+        weight = None if self._trust is None else self._trust[index]
         certainty = torch.ones(len(self._targets), device=moved.device)
         terms_by_name: dict[str, terms.Term] = {
-            "data": lambda: terms.robust_distance(delta, normals if config.metric == "point2plane" else None, config.robust_scale, trust),
+            "data": lambda: terms.robust_distance(delta, normals if config.metric == "point2plane" else None, config.robust_scale, weight),
             "color": lambda: terms.color(delta, normals, gradients, other, shade, config.color_gate),
             "match": lambda: terms.matches(placed[self._match_rows] - self._targets, certainty, config.match_max_dist),
             "smoothness": lambda: terms.smoothness(center_twists, shifted_twists.reshape(len(self._steps), -1, 6)),

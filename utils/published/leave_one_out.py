@@ -24,7 +24,7 @@ from utils.published.frames import (
     stored_fields,
     unit_scale,
 )
-from utils.published.kept import KeptTraining
+from utils.published.resume import ResumableTraining
 from utils.published.twist_fields import FrameBox, make_field, resolve_backend
 from utils.registration.result import Registration
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints
@@ -96,7 +96,7 @@ def align_leave_one_out(
     scene: Scene,
     start: Registration,
     usable: Array,
-    kept: Array,
+    in_cloud: Array,
     config: GlobalOptimizationConfig,
     report: Reporter = NULL_REPORTER,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
@@ -107,7 +107,7 @@ def align_leave_one_out(
         scene: the frames with their poses before any alignment.
         start: result of stage 1, of any method.
         usable: (F, H, W) bool, pixels whose displacement is handed on.
-        kept: (F, H, W) bool, pixels of the canonical cloud: what is optimised.
+        in_cloud: (F, H, W) bool, pixels of the canonical cloud: what is optimised.
         config: of stage 2; `loo` and `twists` are used.
         report: progress.
         checkpoints: the last interval between two updates of the surface that an interrupted run finished.
@@ -122,7 +122,7 @@ def align_leave_one_out(
     clock = time.perf_counter()
     active = np.flatnonzero(start.aligned)
     everyone = frame_points(scene, usable & start.aligned[:, None, None])
-    frames = [everyone[f].select(kept[f].ravel()[everyone[f].pixel]) for f in active]
+    frames = [everyone[f].select(in_cloud[f].ravel()[everyone[f].pixel]) for f in active]
     before = lambda f, frame: displaced_points(scene, start.cameras, start.fields, int(f), frame.points, scale)  # noqa: E731
     displaced = [before(f, frame) for f, frame in zip(active, frames, strict=True)]
     boxes = [FrameBox.around(p, f.box.K, f.box.size, f.box.inv_depth) for p, f in zip(displaced, frames, strict=True)]
@@ -162,8 +162,8 @@ def optimise(
         anchored = [field(p) for field, p in zip(joint.fields, anchors, strict=True)]
     parameters = [joint.twists, *(p for field in list(joint.fields)[1:] for p in field.parameters())]
     adam = torch.optim.Adam(parameters, lr=config.lr, fused=True)
-    kept = KeptTraining(checkpoints, "leave_one_out", parameters, adam, generator, rng)
-    first = kept.restore()
+    resumable = ResumableTraining(checkpoints, "leave_one_out", parameters, adam, generator, rng)
+    first = resumable.restore()
     surface = SharedSurface.of(joint.place_all(), shade, config)
     steps = terms.axis_steps(config.smoothness_step, device)
     weights = {
@@ -175,7 +175,7 @@ def optimise(
     }
     for iteration in range(first, config.n_iters):
         if iteration > first and iteration % config.rebuild_every == 0:
-            kept.save(iteration)
+            resumable.save(iteration)
             surface = SharedSurface.of(joint.place_all(), shade, config)
         pairs = draw_pairs(joint, surface, config, rng)
         if len(pairs.weight) == 0:
@@ -206,7 +206,7 @@ def draw_pairs(joint: Frames, surface: SharedSurface, config: LeaveOneOutConfig,
     Weighted by their number, sums over the sample estimate sums over all pairs. Neighbours are looked up for drawn rows only.
     """
     parts: list[tuple[Array, Array, Array]] = []
-    found, count = 0, len(joint.points)
+    num_pairs, count = 0, len(joint.points)
     batch = min(max(_MIN_DRAW, min(count, _MAX_DRAW)), 2 * config.max_pairs)
     for _ in range(_MAX_ROUNDS):
         rows = rng.integers(count, size=batch)
@@ -221,8 +221,8 @@ def draw_pairs(joint: Frames, surface: SharedSurface, config: LeaveOneOutConfig,
         pick = (rng.random(int(has.sum())) * choices[has]).astype(int)
         column = np.argmax(np.cumsum(valid[has], 1) == pick[:, None] + 1, axis=1)
         parts.append((rows[has], index[has][np.arange(len(pick)), column], choices[has]))
-        found += len(pick)
-        if found >= config.max_pairs or (found == 0 and len(parts) >= 3):
+        num_pairs += len(pick)
+        if num_pairs >= config.max_pairs or (num_pairs == 0 and len(parts) >= 3):
             break
     source, target, weight = (np.concatenate(column)[: config.max_pairs] for column in zip(*parts, strict=True))
     return Pairs(source, target, weight.astype(np.float32))

@@ -19,7 +19,7 @@ from utils.matching.support import supported_matches
 from utils.published import terms
 from utils.published.frame_to_model import torch_device
 from utils.published.frames import UNITS_PER_DEPTH, displaced_points, field_displacement, frame_points, stored_fields, unit_scale
-from utils.published.kept import KeptTraining
+from utils.published.resume import ResumableTraining
 from utils.published.twist_fields import FrameBox, make_field, resolve_backend
 from utils.registration.result import Registration
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
@@ -59,14 +59,14 @@ def refine_matched(
     resolve_backend(config.twists, device, report.note)
     clock = time.perf_counter()
     active = np.flatnonzero(start.aligned)
-    found = _matches(scene, start, active, usable, config, report, matcher, checkpoints)
+    matches = _matches(scene, start, active, usable, config, report, matcher, checkpoints)
     frames = frame_points(scene, usable & start.aligned[:, None, None])
     moved = {int(f): displaced_points(scene, start.cameras, start.fields, int(f), frames[f].points, scale) for f in active}
     fields: dict[int, nn.Module] = {}
     for f, points in moved.items():
         box = FrameBox.around(points, frames[f].box.K, frames[f].box.size, frames[f].box.inv_depth)
         fields[f] = make_field("hashgrid", box, config.twists, device)
-    ends = _Ends(scene, start, found, scale, device)
+    ends = _Ends(scene, start, matches, scale, device)
     fit(fields, ends, config.refine, config.fine.match_sigma * UNITS_PER_DEPTH, config.twists.seed, report, checkpoints)
 
     def displacement(f: int) -> Array | None:
@@ -88,9 +88,9 @@ class _Ends:
         shift: (F, 3) of the same.
     """
 
-    def __init__(self, scene: Scene, start: Registration, found: list[MatchSet], scale: float, device: torch.device):
+    def __init__(self, scene: Scene, start: Registration, matches: list[MatchSet], scale: float, device: torch.device):
         points, frame, depth = [], [], []
-        for m in found:
+        for m in matches:
             sides = ((m.source, m.source_px, m.source_depth), (m.target, m.target_px, m.target_depth))
             lifted = [unproject(px[:, 0], px[:, 1], d, scene.cameras.K[f]).astype(np.float32) * np.float32(scale) for f, px, d in sides]
             moved = [displaced_points(scene, start.cameras, start.fields, f, p, scale) for (f, _, _), p in zip(sides, lifted, strict=True)]
@@ -121,14 +121,14 @@ def fit(
     parameters = [p for field in fields.values() for p in field.parameters()]
     adam = torch.optim.Adam(parameters, lr=config.lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(config.n_iters, 1))
-    kept = KeptTraining(checkpoints, "hash_grids", parameters, adam, generator)
-    first = schedule.last_epoch = kept.restore()
+    resumable = ResumableTraining(checkpoints, "hash_grids", parameters, adam, generator)
+    first = schedule.last_epoch = resumable.restore()
     weights = {"match": 1.0, "smoothness": config.smoothness_weight, "magnitude": config.magnitude_weight}
     steps = terms.axis_steps(config.smoothness_step, ends.points.device)
     count = min(config.max_pairs, len(ends))
     for iteration in range(first, config.n_iters):
         if iteration > first and iteration % _KEEP_EVERY == 0:
-            kept.save(iteration)
+            resumable.save(iteration)
         rows = torch.randperm(len(ends), generator=generator)[:count].to(ends.points.device)
         loss, values = terms.total(weights, _terms(fields, ends, rows, steps, config, sigma, generator))
         if not torch.isfinite(loss):
@@ -192,8 +192,8 @@ def _matches(
     chosen: Matcher = matcher or MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
     chosen = keeping_matches(chosen, checkpoints, "matches_hash_grids")
     prepare_pairs(chosen, pairs, report)
-    found = match_pairs(chosen, pairs, geometry, lambda n: report.step(StepReport("matching for hash grids", n - 1, len(pairs))))
-    found = supported_matches(found, scene.cameras.size[0] * scene.cameras.size[1] / grid**2)
-    if not found:
+    matches = match_pairs(chosen, pairs, geometry, lambda n: report.step(StepReport("matching for hash grids", n - 1, len(pairs))))
+    matches = supported_matches(matches, scene.cameras.size[0] * scene.cameras.size[1] / grid**2)
+    if not matches:
         raise NoOverlapError("no two frames show the same surface", "check poses and depth of stage 0, or use fewer, closer frames")
-    return found
+    return matches

@@ -46,10 +46,10 @@ def _pass(
     stopping = EarlyStopping(_PATIENCE, _MIN_ITERS, _MIN_DELTA)
     for _ in range(iterations):
         moved = se3.apply(se3.exp(twist), p)
-        found = nearest(tree, moved.detach().numpy(), radius)
-        if len(found[0]) < 3:
+        correspondences = nearest(tree, moved.detach().numpy(), radius)
+        if len(correspondences[0]) < 3:
             break
-        rows, partners = (torch.from_numpy(index) for index in found)
+        rows, partners = (torch.from_numpy(index) for index in correspondences)
         delta = moved[rows] - q[partners]
         loss = share * terms.point_to_plane(delta, n[partners])
         loss = loss + (1 - share) * terms.color(delta, n[partners], g[partners], t[partners], s[rows], None)

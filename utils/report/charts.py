@@ -70,17 +70,17 @@ def line_chart(series: dict[str, tuple[Sequence[float], Sequence[float]]], *, ti
         x_label: with its unit.
         y_label: with its unit.
     """
-    kept = {n: [(float(a), float(b)) for a, b in zip(*xy, strict=True) if np.isfinite(a) and np.isfinite(b)] for n, xy in series.items()}
-    points = [p for values in kept.values() for p in values]
+    finite = {n: [(float(a), float(b)) for a, b in zip(*xy, strict=True) if np.isfinite(a) and np.isfinite(b)] for n, xy in series.items()}
+    points = [p for values in finite.values() for p in values]
     if not points:
         return ""
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     frame = _Frame((min(xs), max(xs)), (min(ys), max(ys)))
     parts = [frame.axes(x_label, y_label)]
-    for number, (name, values) in enumerate(kept.items(), start=1):
+    for number, (name, values) in enumerate(finite.items(), start=1):
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in values)
         parts.append(f'<polyline class="s{number}" points="{path}"><title>{escape(name)}</title></polyline>')
-    return _svg("".join(parts), title) + (_legend(list(kept)) if len(kept) > 1 else "")
+    return _svg("".join(parts), title) + (_legend(list(finite)) if len(finite) > 1 else "")
 
 
 def bar_chart(

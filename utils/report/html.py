@@ -159,7 +159,7 @@ def _collect_stages(layout: SceneLayout, run: RunLayout | None) -> list[_Stage]:
 
 def _baselines(layout: SceneLayout, run: RunLayout | None) -> list[_Stage]:
     """Evaluated trainings to compare with: naive ones, wherever they are in the scene, and those of other alignment runs."""
-    found = []
+    stages = []
     for folder in sorted([*layout.root.glob("gs_*"), *layout.root.glob("frame_to_model_icp_*/gs_*")]):
         ours = run is not None and folder.parent == run.root and _BASELINE not in folder.name
         if ours or folder.suffix or not (folder / MANIFEST).is_file():
@@ -171,8 +171,8 @@ def _baselines(layout: SceneLayout, run: RunLayout | None) -> list[_Stage]:
         naive = _BASELINE in str(folder.relative_to(layout.root))
         name = f"{folder.name}, {'naive baseline' if naive else where}"
         if metrics:
-            found.append(_Stage(folder, name, _json(folder / MANIFEST), report, metrics, name))
-    return found
+            stages.append(_Stage(folder, name, _json(folder / MANIFEST), report, metrics, name))
+    return stages
 
 
 def _scene(root: Path) -> Scene | None:
@@ -244,23 +244,23 @@ def _first_number(report: dict[str, Any], names: tuple[str, ...]) -> float:
 
 
 def _warnings(stages: list[_Stage], scene: Scene | None, alignment: Alignment | None) -> str:
-    found = [f"{s.title}: {w}" for s in stages for w in s.report.get("warnings", [])]
+    warnings = [f"{s.title}: {w}" for s in stages for w in s.report.get("warnings", [])]
     if scene is not None:
         share = float(scene.valid.mean())
         if share < 0.7:
-            found.append(f"Only {share:.0%} of the pixels have a depth; the rest of each frame does not enter the cloud.")
+            warnings.append(f"Only {share:.0%} of the pixels have a depth; the rest of each frame does not enter the cloud.")
     if alignment is not None and not alignment.aligned.all():
         names = ", ".join(str(i) for i in alignment.cameras.frame_ids[~alignment.aligned])
-        found.append(
+        warnings.append(
             f"These frames could not be aligned and were left out of the cloud: {names}. "
             "Frames closer together fit better: raise --config.preprocess-max-frames."
         )
-    found += [w for s in stages for w in _contradictions(s)]
-    found += [w for s in stages for w in _quality_warnings(s)]
-    found += _licence_warnings(stages)
-    if not found:
+    warnings += [w for s in stages for w in _contradictions(s)]
+    warnings += [w for s in stages for w in _quality_warnings(s)]
+    warnings += _licence_warnings(stages)
+    if not warnings:
         return "<p>None.</p>" if stages else ""
-    return '<ul class="warnings">' + "".join(f"<li>{escape(w)}</li>" for w in found) + "</ul>"
+    return '<ul class="warnings">' + "".join(f"<li>{escape(w)}</li>" for w in warnings) + "</ul>"
 
 
 def _contradictions(stage: _Stage) -> Iterator[str]:
@@ -356,10 +356,10 @@ def _held_out(stages: list[_Stage]) -> str:
     """Agreement of flow and geometry on pairs of frames that no solve has seen."""
     parts = []
     for stage in stages:
-        found = stage.report.get("heldout")
-        if not isinstance(found, dict) or "pairs" not in found:
+        heldout = stage.report.get("heldout")
+        if not isinstance(heldout, dict) or "pairs" not in heldout:
             continue
-        tables = [(name, found[name]) for name in ("pairs", "pairs_and_pixels") if name in found]
+        tables = [(name, heldout[name]) for name in ("pairs", "pairs_and_pixels") if name in heldout]
         head = ["", *(f"{name.replace('_', ' ')}, {when}" for name, _ in tables for when in ("before", "after"))]
         rows = [
             [words, *(nice_number(factor * v[f"{when}_{key}"]) for _, v in tables for when in ("before", "after"))]
@@ -370,7 +370,7 @@ def _held_out(stages: list[_Stage]) -> str:
             )
         ]
         note = "Optical flow of pairs that took no part in the alignment, against where depth, poses and deformation put the same points."
-        pairs = [(f"{p['source']}-{p['target']}", nice_number(p["before_px"]), nice_number(p["after_px"])) for p in found["by_pair"]]
+        pairs = [(f"{p['source']}-{p['target']}", nice_number(p["before_px"]), nice_number(p["after_px"])) for p in heldout["by_pair"]]
         every = _table(["frames", "before (px)", "after (px)"], [list(p) for p in pairs])
         detail = f"<details><summary>by pair</summary>{every}</details>"
         parts.append(f'<h3>{escape(stage.title)}</h3><p class="note">{escape(note)}</p>' + _table(head, rows) + detail)

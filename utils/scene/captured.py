@@ -1,4 +1,4 @@
-"""What a captured clip's camera does besides being a pinhole: its lens bends the picture, its shutter reads it row after row.
+"""Lens distortion and rolling shutter of captured clips, taken out of the frames.
 
 Both are taken out of the frames before anything is measured in them, so that every later stage may assume a pinhole whose picture is of
 one moment: that at which the middle row was read. A pixel q of that picture is seen at `p = q + readout * s(p) * motion(p)`, s from -1/2

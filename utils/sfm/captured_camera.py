@@ -1,4 +1,4 @@
-"""Estimates what a captured clip's camera does besides being a pinhole: lens and rolling shutter, from the clip itself."""
+"""Estimates lens distortion and rolling shutter of a captured clip from the clip itself (self-calibration in bundle adjustment)."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Cameras of all frames of a clip, found from the frames that became the scene: whichever backend made it, its depth and poses do.
+"""Registers all frames of a clip to the frames that became the scene (resection by PnP), whichever backend made the scene.
 
 A frame in between is matched to the scene's frames before and after it, the search starting where their depth and an interpolated
 pose expect each pixel; its pose is the one under which the scene's points fall onto their matches.
@@ -138,9 +138,9 @@ class _WorldPoints:
         depth, valid = scene.depth[row], scene.valid[row]
         inverse = np.where(valid, 1 / np.where(valid, depth, 1), 0).astype(np.float32)
         relative = invert_rigid(c2w) @ scene.cameras.c2w[row]
-        match, trusted = match_through_depth(self.grays[row], gray, inverse, (relative[:3, :3].copy(), relative[:3, 3].copy()), K)
+        match, consistent = match_through_depth(self.grays[row], gray, inverse, (relative[:3, :3].copy(), relative[:3, 3].copy()), K)
         sure = scene.confidence[row] >= np.median(scene.confidence[row][valid])
-        y, x = np.nonzero(trusted & valid & sure & self.textured[row] & ~depth_edges(depth, 0.05))
+        y, x = np.nonzero(consistent & valid & sure & self.textured[row] & ~depth_edges(depth, 0.05))
         some = np.linspace(0, len(x) - 1, min(_POINTS, len(x))).astype(int)
         y, x = y[some], x[some]
         points = transform(scene.cameras.c2w[row], unproject_depth(depth, scene.cameras.K[row])[y, x].astype(np.float64))
@@ -150,8 +150,8 @@ class _WorldPoints:
 def _place(world: _WorldPoints, around: list[int], positions: Array, frame: int, gray: Array, K: Array) -> Array | None:
     """The pose c2w (4, 4) of a frame from the scene's rows around it; None if too little agrees with any."""
     start = _between(world.scene.cameras.c2w[around], positions[around], frame)
-    found = [world.seen(row, gray, start, K) for row in around]
-    points, pixels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    observed = [world.seen(row, gray, start, K) for row in around]
+    points, pixels = (np.concatenate(parts) for parts in zip(*observed, strict=True))
     pose = resect(points, pixels, K, invert_rigid(start), _AGREE_PX, _LEAST, _LEAST_SHARE)
     return None if pose is None else invert_rigid(pose)
 

@@ -86,9 +86,9 @@ class CameraFaults:
     readout_sigma: float
     independent: float
 
-    def penalty(self, found: Array) -> float:
+    def penalty(self, distortion: Array) -> float:
         """Negative log prior of (k, readout)."""
-        return float(((found / self.sigmas) ** 2).sum())
+        return float(((distortion / self.sigmas) ** 2).sum())
 
     @property
     def sigmas(self) -> Array:
@@ -161,16 +161,16 @@ def adjust(
     none = np.zeros((len(matches.point), 2))
     shifts = (none, none) if faults is None else (faults.host_shift, faults.target_shift)
     packed = (slot[matches.host], slot[matches.target], matches.point, matches.host_px, matches.target_px, *shifts)
-    poses, K, w, found = w2c[frames].copy(), K.astype(np.float64).copy(), inverse.astype(np.float64).copy(), np.zeros(2)
+    poses, K, w, distortion = w2c[frames].copy(), K.astype(np.float64).copy(), inverse.astype(np.float64).copy(), np.zeros(2)
     with _solver_threads() as pool:
         system = _System(packed, len(frames), faults is not None, pool)
-        squared = system.squared(poses, K, w, found)
+        squared = system.squared(poses, K, w, distortion)
         cost, before = _cost(squared), float(np.sqrt(np.median(squared)))
-        total, damping, at_focal = _objective(cost, K, focal, found, faults), 1e-4, 6 * len(poses)
-        H, g, points = system.normal_equations(poses, K, w, found)
+        total, damping, at_focal = _objective(cost, K, focal, distortion, faults), 1e-4, 6 * len(poses)
+        H, g, points = system.normal_equations(poses, K, w, distortion)
         for _ in range(steps):
             damped, right = H.copy(), -g
-            _add_priors(damped, right, damping, cost, K, found, focal, faults)
+            _add_priors(damped, right, damping, cost, K, distortion, focal, faults)
             factor, indefinite = torch.linalg.cholesky_ex(torch.from_numpy(damped))
             if indefinite:
                 damping *= 10
@@ -180,22 +180,22 @@ def adjust(
             new_poses = se3.exp(torch.from_numpy(step[:at_focal].reshape(-1, 6))).numpy() @ poses
             new_K = K.copy()
             new_K[[0, 1], [0, 1]] *= np.exp(np.clip(step[at_focal], -0.3, 0.3))
-            new_found = found if faults is None else found + step[-2:]
-            squared = system.squared(new_poses, new_K, new_w, new_found)
+            new_distortion = distortion if faults is None else distortion + step[-2:]
+            squared = system.squared(new_poses, new_K, new_w, new_distortion)
             new_cost = _cost(squared)
-            new_total = _objective(new_cost, new_K, focal, new_found, faults)
+            new_total = _objective(new_cost, new_K, focal, new_distortion, faults)
             if not new_total < total:
                 damping *= 10
                 continue
             done = total - new_total < 1e-5
-            poses, K, w, found, cost, total, damping = new_poses, new_K, new_w, new_found, new_cost, new_total, damping / 5
+            poses, K, w, distortion, cost, total, damping = new_poses, new_K, new_w, new_distortion, new_cost, new_total, damping / 5
             if done:
                 break
-            H, g, points = system.normal_equations(poses, K, w, found)
-        after = float(np.sqrt(np.median(system.squared(poses, K, w, found))))
+            H, g, points = system.normal_equations(poses, K, w, distortion)
+        after = float(np.sqrt(np.median(system.squared(poses, K, w, distortion))))
     refined = w2c.copy()
     refined[frames] = poses
-    return Bundle(w2c=refined, K=K, inverse=w, before_px=before, after_px=after, k=float(found[0]), readout=float(found[1]))
+    return Bundle(w2c=refined, K=K, inverse=w, before_px=before, after_px=after, k=float(distortion[0]), readout=float(distortion[1]))
 
 
 @contextmanager
@@ -211,7 +211,7 @@ def _solver_threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def _add_priors(
-    H: Array, right: Array, damping: float, cost: float, K: Array, found: Array, focal: FocalPrior | None, faults: CameraFaults | None
+    H: Array, right: Array, damping: float, cost: float, K: Array, distortion: Array, focal: FocalPrior | None, faults: CameraFaults | None
 ) -> None:
     """Adds damping, what holds the first frame, and the priors to the normal equations H x = right in place."""
     diagonal, at_focal = np.diag(H).copy(), len(H) - (1 if faults is None else 3)
@@ -226,16 +226,16 @@ def _add_priors(
     if faults is not None:
         pulls = _CAUCHY_PX**2 * cost / faults.independent / faults.sigmas**2
         H[[-2, -1], [-2, -1]] += pulls
-        right[-2:] -= pulls * found
+        right[-2:] -= pulls * distortion
 
 
-def _objective(cost: float, K: Array, focal: FocalPrior | None, found: Array, faults: CameraFaults | None) -> float:
+def _objective(cost: float, K: Array, focal: FocalPrior | None, distortion: Array, faults: CameraFaults | None) -> float:
     """Negative log posterior: residuals of unknown size, worth so many independent ones, and the priors."""
     worth = focal.independent if focal is not None else faults.independent if faults is not None else 1.0
     total = worth * float(np.log(cost))
     if focal is not None:
         total += float(np.log(K[0, 0] / focal.center_px) / focal.sigma) ** 2
-    return total + (0.0 if faults is None else faults.penalty(found))
+    return total + (0.0 if faults is None else faults.penalty(distortion))
 
 
 def straight_rays(pixels: Array, K: Array, k: float) -> Array:
@@ -272,19 +272,19 @@ class _System:
         bounds = np.unique(np.r_[0, first[wanted[wanted < len(first)]], len(point)])
         self._parts = [tuple(values[a:b] for values in packed) for a, b in pairwise(bounds.tolist())]
 
-    def squared(self, poses: Array, K: Array, w: Array, found: Array) -> Array:
+    def squared(self, poses: Array, K: Array, w: Array, distortion: Array) -> Array:
         """(M,) squared residuals in pixels."""
-        parts = self._pool.map(lambda part: _squared(poses, K, w, found, *part), self._parts)
+        parts = self._pool.map(lambda part: _squared(poses, K, w, distortion, *part), self._parts)
         return np.concatenate([np.zeros(0), *parts])
 
-    def normal_equations(self, poses: Array, K: Array, w: Array, found: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+    def normal_equations(self, poses: Array, K: Array, w: Array, distortion: Array) -> tuple[Array, Array, tuple[Array, ...]]:
         """Reduced system H (n, n), g (n,) over (6 per frame, log focal[, k, readout]), and what `_back_substitute` needs."""
         n = self._unknowns
         point_H, point_g = np.zeros(len(w)), np.zeros(len(w))
 
         def one(part: tuple[Array, ...]) -> tuple[Array, Array, Array]:
             upper, g = np.zeros((n, n)), np.zeros(n)
-            cross = _normal_equations(poses, K, w, found, self._with_faults, *part, upper, g, point_H, point_g)
+            cross = _normal_equations(poses, K, w, distortion, self._with_faults, *part, upper, g, point_H, point_g)
             _eliminate(upper, g, point_H, point_g, cross, *part[:3])
             return upper, g, cross
 
@@ -308,7 +308,7 @@ def _squared(
     poses: Array,
     K: Array,
     w: Array,
-    found: Array,
+    distortion: Array,
     host: Array,
     target: Array,
     point: Array,
@@ -319,7 +319,7 @@ def _squared(
 ) -> Array:
     """(M,) squared residuals in pixels."""
     out = np.empty(len(point))
-    k, readout = found
+    k, readout = distortion
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     X, Y = np.zeros(3), np.zeros(3)
     for m in range(len(point)):
@@ -351,7 +351,7 @@ def _normal_equations(
     poses: Array,
     K: Array,
     w: Array,
-    found: Array,
+    distortion: Array,
     with_faults: bool,
     host: Array,
     target: Array,
@@ -375,7 +375,7 @@ def _normal_equations(
     shared = 3 if with_faults else 1
     width = 12 + shared
     unknowns = len(g)
-    k, readout = found
+    k, readout = distortion
     cross = np.zeros((len(point), width))
     R, t, Y, ray = np.zeros((3, 3)), np.zeros(3), np.zeros(3), np.ones(3)
     J, D = np.zeros((2, 16)), np.zeros((3, 16))

@@ -82,11 +82,11 @@ def hopeful_pairs(features: Sequence[Keypoints], pairs: Sequence[Pair]) -> list[
 def _inliers(stored: "pycolmap.Database", ids: Sequence[int]) -> dict[Pair, int]:
     """Verified matches of each pair of frames that has any."""
     frame_of = {image: frame for frame, image in enumerate(ids)}
-    found = {}
+    counts = {}
     for pair, count in zip(*stored.read_two_view_geometry_num_inliers(), strict=True):
         a, b = sorted(frame_of[image] for image in pycolmap.pair_id_to_image_pair(pair))
-        found[a, b] = int(count)
-    return found
+        counts[a, b] = int(count)
+    return counts
 
 
 def _append_keypoints(stored: "pycolmap.Database", image: int, features: Keypoints) -> int:

@@ -1,6 +1,6 @@
 """Camera poses and sparse points of a clip by global structure from motion (pycolmap; SIFT on the CPU, XFeat beside it if wanted).
 
-One camera of unknown focal length is shared by all frames. Poses of further frames are found by tracking the sparse points into them.
+One camera of unknown focal length is shared by all frames. Further frames are registered by tracking the sparse points into them (PnP).
 COLMAP's pixel centres are at +0.5, as ours.
 """
 
@@ -166,8 +166,8 @@ def sparse_pairs(count: int) -> list[tuple[int, int]]:
 
 def _map(database: Path, folder: Path, size: tuple[int, int], seed: int, *, fixed_focal: bool) -> SparseModel | None:
     """The largest model of global mapping, `None` if there is none."""
-    found = _reconstruct(database, folder, seed, fixed_focal=fixed_focal)
-    return None if found is None else supported(_to_model(found))
+    reconstruction = _reconstruct(database, folder, seed, fixed_focal=fixed_focal)
+    return None if reconstruction is None else supported(_to_model(reconstruction))
 
 
 # Points that a frame must see: with fewer its pose, six numbers, rests on chance.
@@ -191,14 +191,14 @@ def restricted(model: SparseModel, images: Array, chosen: Array) -> SparseModel:
     return replace(model, frames=np.searchsorted(chosen, model.frames))
 
 
-def _only(model: SparseModel, kept: Array) -> SparseModel:
+def _only(model: SparseModel, keep: Array) -> SparseModel:
     """The model with these of its frames (R,) bool."""
-    mine = kept[model.seen_by]
+    mine = keep[model.seen_by]
     return replace(
         model,
-        frames=model.frames[kept],
-        w2c=model.w2c[kept],
-        seen_by=(np.cumsum(kept) - 1)[model.seen_by[mine]],
+        frames=model.frames[keep],
+        w2c=model.w2c[keep],
+        seen_by=(np.cumsum(keep) - 1)[model.seen_by[mine]],
         seen_point=model.seen_point[mine],
         seen_at=model.seen_at[mine],
     )
@@ -392,15 +392,15 @@ def adjusted(model: SparseModel, bundle: Bundle) -> SparseModel:
     world = np.einsum("mij,mj->mi", c2w[:, :3, :3], local) + c2w[:, :3, 3]
     renumbered = np.full(len(host), -1)
     renumbered[front] = np.arange(len(front))
-    kept = renumbered[row] >= 0
+    keep = renumbered[row] >= 0
     return replace(
         model,
         w2c=bundle.w2c,
         K=bundle.K,
         points=world[front],
-        seen_by=model.seen_by[kept],
-        seen_point=renumbered[row][kept],
-        seen_at=model.seen_at[kept],
+        seen_by=model.seen_by[keep],
+        seen_point=renumbered[row][keep],
+        seen_at=model.seen_at[keep],
     )
 
 
@@ -447,8 +447,8 @@ def _tracked(grays: list[Array], frame: int, source: int, row: int, model: Spars
     at = model.seen_at[mine].astype(np.float32)
     moved = at + _sample(forward, at)
     back = moved + _sample(backward, moved)
-    kept = np.abs(back - at).max(-1) < 1.0
-    return model.points[model.seen_point[mine]][kept], moved[kept].astype(np.float64)
+    consistent = np.abs(back - at).max(-1) < 1.0
+    return model.points[model.seen_point[mine]][consistent], moved[consistent].astype(np.float64)
 
 
 def _sample(field: Array, at: Array) -> Array:

@@ -1,4 +1,4 @@
-"""How many frames, and from how many directions, know a splat: what a render shows can be believed where they are many.
+"""Coverage of splats: by how many frames, and from how many directions, each is observed; renders are reliable where it is high.
 
 A frame knows a splat that lies on the surface whose depth it has there. A splat far in front of that surface is one the frame sees
 through: if no frame knows it, it floats.

@@ -1,4 +1,4 @@
-"""What makes the frames of a synthetic clip contradict each other, and the predicted geometry wrong.
+"""Synthetic inconsistency between frames (warps, colour drift, object motion), and the errors of predicted geometry.
 
 Every drift is one stationary process in time: a sum of sinusoids whose amplitudes fall with frequency so that the difference between
 two frames grows about like gap^0.6, as that of generated video does. It depends on the frame index only, so the first frames of a
@@ -269,8 +269,8 @@ def corrupt_depth(depth: Array, *, noise: float, outliers: float, rng: np.random
     share = rng.random(shape)
     noisy = np.where(mixed, (1 - share) * low + share * high, noisy)
     near_edge = cv2.GaussianBlur(edge.astype(np.float32), (0, 0), 1.0)
-    trust = np.exp(-2.5 * near_edge) / uneven * np.exp(0.1 * rng.normal(size=shape))
-    confidence = np.where(seen, 1.0 + 4.0 * trust, 1.0)
+    certainty = np.exp(-2.5 * near_edge) / uneven * np.exp(0.1 * rng.normal(size=shape))
+    confidence = np.where(seen, 1.0 + 4.0 * certainty, 1.0)
     return NoisyDepth(np.where(seen, noisy, 0.0), confidence.astype(np.float32))
 
 

@@ -291,7 +291,7 @@ def _cast(shapes, margin, tile, count, table, knots, u, v, origin, direction):
     dx, dy, dz = direction
     length = np.sqrt(dx * dx + dy * dy + dz * dz)
     nearest = FAR
-    found = -1
+    nearest_primitive = -1
     for slot in range(count):
         p = tile[slot]
         # A bent ray is never farther than `margin` from the straight one, at equal depths.
@@ -302,8 +302,8 @@ def _cast(shapes, margin, tile, count, table, knots, u, v, origin, direction):
         t = _hit_bent(shapes, p, table, knots, u, v, origin, direction, enter, min(leave, nearest))
         if t < nearest:
             nearest = t
-            found = p
-    return nearest, found
+            nearest_primitive = p
+    return nearest, nearest_primitive
 
 
 @njit(cache=True)

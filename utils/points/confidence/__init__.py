@@ -1,4 +1,4 @@
-"""Which pixels are trusted: depth is valid and the confidence passes one of six percentile rules.
+"""Confidence filter: pixels with valid depth whose confidence passes one of six percentile rules.
 
 All percentiles interpolate linearly, comparisons are >=. `P_p` over a voxel runs over the points of all frames whose world position
 falls into it. Source: the published method's data filter (arXiv 2603.16736), modes as named there.

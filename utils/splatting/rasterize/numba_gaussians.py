@@ -1,4 +1,4 @@
-"""Compositing of 3D Gaussians in tiles, forward and backward. Rows are laid out as `rasterizer_numba_projection` says."""
+"""Compositing of 3D Gaussians in tiles, forward and backward. Rows are laid out as `numba_projection` says."""
 
 import numpy as np
 from numba import njit

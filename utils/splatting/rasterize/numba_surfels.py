@@ -1,4 +1,4 @@
-"""Compositing of surfels (2D Gaussians) in tiles, forward and backward. Rows are laid out as `rasterizer_numba_projection` says.
+"""Compositing of surfels (2D Gaussians) in tiles, forward and backward. Rows are laid out as `numba_projection` says.
 
 With h = H (pixel - centre), the ray of a pixel meets the surfel's plane at (u, v) = h / (1 - w . h), at depth z / (1 - w . h).
 

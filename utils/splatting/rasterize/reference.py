@@ -1,7 +1,6 @@
-"""The slow twin: every Gaussian at every pixel in plain torch, in the dtype of its inputs.
+"""Reference rasteriser: alpha compositing of every Gaussian at every pixel in plain torch, in the dtype of its inputs.
 
-Written to be read and trusted, not to be fast: memory is h * w * N numbers, several times. Gradients are autograd's. It is what
-the other backends are tested against, in float64.
+O(h w N) time and memory, gradients by autograd. In float64 it is the oracle that the other backends are tested against.
 """
 
 import torch

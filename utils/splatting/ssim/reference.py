@@ -53,9 +53,9 @@ def _multiply_band(images: Tensor, dim: int) -> Tensor:
     out = images * centre
     for offset, tap in enumerate(sides, start=1):
         if offset < length:
-            kept = length - offset
-            out.narrow(dim, offset, kept).add_(images.narrow(dim, 0, kept), alpha=tap)
-            out.narrow(dim, 0, kept).add_(images.narrow(dim, offset, kept), alpha=tap)
+            overlap = length - offset
+            out.narrow(dim, offset, overlap).add_(images.narrow(dim, 0, overlap), alpha=tap)
+            out.narrow(dim, 0, overlap).add_(images.narrow(dim, offset, overlap), alpha=tap)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Canonical splats as one camera sees them: posed, deformed or not, activated, coloured.
+"""Canonical splats in one camera's space: pose, inverse deformation, activations and view-dependent colour.
 
 A splat at X goes to y = c2w^-1 X and on to q = inverse deformation of y; its rotation is turned by the pose and by the local rotation of
 the deformation. The rasteriser then works in camera space, so the pose's gradient passes through both maps.

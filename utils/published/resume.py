@@ -12,7 +12,7 @@ from utils.types import Array
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class KeptTraining:
+class ResumableTraining:
     """Parameters, moments of Adam, step size and random numbers of one training, under one name: the last state replaces earlier ones.
 
     Of every parameter only the entries that a gradient ever reached are kept; the others are where the seed put them (most of a hash grid
