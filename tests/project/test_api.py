@@ -24,7 +24,7 @@ FRAMES, SIZE = 8, (56, 84)
 class BoxGeometry:
     """Knows the depth and poses of the box's clip, which disagree as estimated ones do."""
 
-    def __init__(self, seed: int):
+    def __init__(self, **settings: object):
         pass
 
     def estimate(self, frames: ClipFrames, report: Reporter) -> Scene:
