@@ -61,9 +61,9 @@ class GSConfig:
     """Splat budget; the many copies of one surface in the cloud are merged until it is met."""
     merge_copies: bool = True
     """Merge the copies of a surface; off: start from a random choice of the cloud's points."""
-    left_out: Literal["exclude", "train"] = "train"
-    """Frames that alignment could not place. exclude: they take no part, are named and counted; train: they are trained on where alignment
-    left them, starting from their points."""
+    left_out: Literal["agreeing", "exclude", "train"] = "agreeing"
+    """Frames that alignment could not place. agreeing: those that do not stand in the way of what other frames see are trained on where
+    stage 0 placed them, the others take no part, are named and counted; exclude, train: none, all of them."""
     prune_floating_at: float = 0.5
     """Share of the steps after which splats go that no frame has on a surface of its own and some see through; 0: they stay."""
     clear_views: float = 0.3

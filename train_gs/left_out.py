@@ -1,7 +1,6 @@
-"""Points of frames that the alignment left out: too few of their matches agree, yet their estimated pose and depth are the best there is.
+"""Points of frames that the alignment left out and that are trained on all the same.
 
-They are trained on like all others. Without points of their own to start from, what only they show would have to grow out of splats that
-belong elsewhere, which ends in fog.
+Without points of their own to start from, what only they show would have to grow out of splats that belong elsewhere, which ends in fog.
 """
 
 from dataclasses import replace
@@ -11,26 +10,23 @@ import numpy as np
 from configs.stage1_align import AlignmentDataConfig, PointFilterConfig
 from utils.points.confidence import confident_pixels
 from utils.registration import build_cloud, usable_pixels
-from utils.types import Alignment, CanonicalCloud, Reporter, Scene
+from utils.types import Alignment, Array, CanonicalCloud, Scene
 
 
-def with_left_out(scene: Scene, alignment: Alignment, report: Reporter) -> Alignment:
-    """The alignment with a cloud that holds the confident pixels of its left-out frames too; unchanged if there are none.
+def with_left_out(scene: Scene, alignment: Alignment, frames: Array) -> Alignment:
+    """The alignment with a cloud that holds the confident pixels of these frames too.
 
     Args:
         scene: all frames of stage 0.
         alignment: of all or some of them.
-        report: told how many frames join.
+        frames: ids of frames that it left out.
     """
-    missing = ~alignment.aligned
-    if not missing.any():
-        return alignment
     ids = alignment.cameras.frame_ids
+    joining = np.isin(ids, frames)
     data = AlignmentDataConfig(num_frames=len(scene), stride=1)
     usable = usable_pixels(scene.select(ids), confident_pixels(scene, data)[ids], PointFilterConfig())
     as_they_are = PointFilterConfig(enabled=False)  # frames beside them do not agree with them, so their vote says nothing
-    added = build_cloud(scene.select(ids), alignment.cameras, alignment.fields, missing, usable, as_they_are, alignment.color_maps)
-    report.note(f"splatting: starts from {int(missing.sum())} frames that the alignment left out, too, where stage 0 placed them")
+    added = build_cloud(scene.select(ids), alignment.cameras, alignment.fields, joining, usable, as_they_are, alignment.color_maps)
     return replace(alignment, cloud=joined(alignment.cloud, added))
 
 

@@ -1,16 +1,23 @@
 """Which frames the splats are trained on, which are only measured or shown, and where each of them is."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from configs.stage3_gs import GSConfig
 from train_gs.left_out import with_left_out
+from utils.deformation.aligned_geometry import AlignedGeometry
 from utils.deformation.between import with_frames_between
 from utils.deformation.inverse import FixedPointInverseWarp, InverseWarp, inverse_of_alignment
 from utils.errors import ConfigError
 from utils.reporting import number_ranges
+from utils.splatting.coverage import measure_coverage
 from utils.types import Alignment, Array, Reporter, Scene
+
+_MOST_CONTRADICTED = 0.15
+"""A frame that alignment left out takes no part if a larger share of what it shows stands where others look through."""
+_EVERY = 4  # pixels, in both directions, of which one is looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +28,7 @@ class Supervision:
         alignment: poses, fields and colours of all of them.
         warp: the inverse deformation of all of them.
         heldout: (F,) bool, only measured.
-        left_out: (F,) bool, alignment could not place them: neither trained on nor counted.
+        left_out: (F,) bool, alignment could not place them and they contradict others: neither trained on nor counted.
         blended: (F,) bool, pose and field come from the frames beside them in time.
         clips: (F,) clip of each frame.
         reference: position of the frame whose pose stays.
@@ -57,18 +64,13 @@ def supervision(config: GSConfig, scene: Scene, alignment: Alignment, warp: Inve
         raise ConfigError(f"reference_frame is {reference}, the alignment has {len(own)} frames", "counted from 0")
     heldout = held_out_ids(alignment, config)
     left_out = own[~alignment.aligned]
-    if config.left_out == "train":
-        alignment = with_left_out(scene, alignment, report)
-        left_out = left_out[:0]
-    elif len(left_out):
-        report.note(f"splatting: not trained on frames that alignment left out: {number_ranges(left_out.tolist())}")
     between = _between(config, scene, own, heldout, left_out)
     extended = bool(len(between)) and _can_be_blended(config, warp, report)
     if extended:
-        if config.left_out == "train":
-            alignment = replace(alignment, aligned=np.ones(len(own), bool))  # what they have is theirs
         alignment = with_frames_between(scene, alignment, between, clips)
         warp = inverse_of_alignment(alignment) if config.deform else warp
+    if len(left_out):
+        alignment, left_out = _decided(config, scene, alignment, warp, left_out, report)
     ids = alignment.cameras.frame_ids
     roles = Supervision(
         alignment=alignment,
@@ -83,6 +85,50 @@ def supervision(config: GSConfig, scene: Scene, alignment: Alignment, warp: Inve
     if not (~roles.heldout & ~roles.left_out).any():
         raise ConfigError("every frame is held out or left out, none is left to train on", "raise --config.holdout-every or set it to 0")
     return roles
+
+
+def _decided(
+    config: GSConfig, scene: Scene, alignment: Alignment, warp: InverseWarp, left_out: Array, report: Reporter
+) -> tuple[Alignment, Array]:
+    """The alignment with points of left-out frames that are trained on all the same, and the ids of those that are not."""
+    if config.left_out == "exclude":
+        joining = left_out[:0]
+    elif config.left_out == "train":
+        joining = left_out
+    else:
+        joining = left_out[contradicted_shares(scene, alignment, warp, left_out) < _MOST_CONTRADICTED]
+    if len(joining):
+        alignment = with_left_out(scene, alignment, joining)
+        told = number_ranges(joining.tolist())
+        report.note(f"splatting: frames {told} were left out of the alignment and contradict nothing: trained on as stage 0 placed them")
+    missing = np.setdiff1d(left_out, joining)
+    if len(missing):
+        report.note(f"splatting: frames {number_ranges(missing.tolist())} take no part: left out of the alignment, they contradict others")
+    return alignment, missing
+
+
+def contradicted_shares(scene: Scene, alignment: Alignment, warp: InverseWarp, frames: Array) -> Array:
+    """(N,) share of what each of these frames shows that stands where aligned frames look through, and that none of them shows.
+
+    Few matches, for example on a blank wall, are no reason to do without a frame: what it shows need not be in anybody's way.
+
+    Args:
+        scene: all frames.
+        alignment: of the frames of these ids and of aligned ones.
+        warp: inverse deformation of these.
+        frames: (N,) ids.
+    """
+    cameras = alignment.cameras
+    own = scene.select(cameras.frame_ids)
+    geometry = AlignedGeometry(own, cameras, alignment.fields)
+    sound = np.flatnonzero(alignment.aligned & ~np.isin(cameras.frame_ids, alignment.heldout))
+    shares = []
+    for row in np.searchsorted(cameras.frame_ids, frames).tolist():
+        points = geometry.canonical(row)[::_EVERY, ::_EVERY].reshape(-1, 3)
+        points = points[np.isfinite(points).all(1)]
+        found = measure_coverage(torch.from_numpy(points), cameras, own.depth, sound, warp)
+        shares.append(float(found.floating.float().mean()) if len(points) else 1.0)
+    return np.array(shares)
 
 
 def held_out_ids(alignment: Alignment, config: GSConfig) -> Array:

@@ -178,20 +178,17 @@ def test_all_frames_supervise_and_the_same_ones_are_held_out(tmp_path: Path) -> 
     assert every.cameras.frame_ids[every.heldout].tolist() == few.cameras.frame_ids[few.heldout].tolist() == [2]
 
 
-@pytest.mark.parametrize("treated", ["train", "exclude"])
-def test_frames_that_the_alignment_left_out(treated: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("treated", ["train", "exclude", "agreeing"])
+@pytest.mark.parametrize("contradicts", [False, True])
+def test_frames_that_the_alignment_left_out(treated: str, contradicts: bool, tmp_path: Path) -> None:
+    """They are trained on unless what they show stands in the way of others, and start from their own points."""
     scene, alignment = make_world()
-    left_out, pixels = 3, scene.depth[0].size
+    left_out = 3
+    if contradicts:
+        scene.depth[left_out] *= 0.4
     without = replace(alignment, aligned=np.arange(FRAMES) != left_out, cloud=alignment.cloud.select(alignment.cloud.frame != left_out))
     notes: list[str] = []
     report = SimpleNamespace(note=notes.append, step=lambda step: None)
-    cloud = with_left_out(scene, without, report).cloud
-    assert "1 frames that the alignment left out" in notes[0]
-    assert (np.diff(cloud.frame) >= 0).all() and len(cloud) > len(without.cloud)
-    added = cloud.select(cloud.frame == left_out)
-    np.testing.assert_allclose(added.points, alignment.cloud.points[left_out * pixels + added.pixel], atol=1e-4)
-    np.testing.assert_array_equal(added.colors, alignment.cloud.colors[left_out * pixels + added.pixel])
-    assert with_left_out(scene, alignment, report) is alignment and len(notes) == 1
     layout = SceneLayout(tmp_path)
     layout.npz_dir.mkdir(parents=True)
     artifacts.save_results(layout.npz_dir, scene)
@@ -199,11 +196,22 @@ def test_frames_that_the_alignment_left_out(treated: str, tmp_path: Path) -> Non
         artifacts.save_alignment(folder, without, {})
         write_manifest(folder, schema=artifacts.ALIGNMENT_SCHEMA, config={}, inputs={})
     config = make_config(root_path=tmp_path, run="r", num_iters=1, deform=False, merge_copies=False, target_num_points=10**6)
-    notes.clear()
-    trained = load_checkpoint(train_gs.stage.run(replace(config, left_out=treated, prune_floating_at=0.0), report))
-    seen = np.isin(without.cloud.frame, trained.cameras.frame_ids[~trained.heldout]).sum()
-    excluded = treated == "exclude"
-    assert len(trained.splats) == seen + (not excluded) * len(added)
+    config = replace(config, left_out=treated, prune_floating_at=0.0, clear_views=0.0)
+    trained = load_checkpoint(train_gs.stage.run(config, report))
+    excluded = treated == "exclude" or (treated == "agreeing" and contradicts)
+    seen = int(np.isin(without.cloud.frame, trained.cameras.frame_ids[trained.trained]).sum())
+    assert (len(trained.splats) > seen) != excluded
     np.testing.assert_array_equal(trained.left_out, (np.arange(FRAMES) == left_out) & excluded)
-    assert any(f"{5 - excluded - 1} frames to train on" in note for note in notes)
-    assert any("not trained on frames that alignment left out: 3" in note for note in notes) == excluded
+    assert any(f"{4 - excluded} frames to train on" in note for note in notes)
+    assert any("frames 3 take no part" in note for note in notes) == excluded
+
+
+def test_points_of_left_out_frames_join_in_the_order_of_frames() -> None:
+    scene, alignment = make_world()
+    left_out, pixels = 3, scene.depth[0].size
+    without = replace(alignment, aligned=np.arange(FRAMES) != left_out, cloud=alignment.cloud.select(alignment.cloud.frame != left_out))
+    cloud = with_left_out(scene, without, np.array([left_out])).cloud
+    assert (np.diff(cloud.frame) >= 0).all() and len(cloud) > len(without.cloud)
+    added = cloud.select(cloud.frame == left_out)
+    np.testing.assert_allclose(added.points, alignment.cloud.points[left_out * pixels + added.pixel], atol=1e-4)
+    np.testing.assert_array_equal(added.colors, alignment.cloud.colors[left_out * pixels + added.pixel])
