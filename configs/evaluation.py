@@ -111,7 +111,7 @@ class EvalConfig:
 
 ExportFormat = Literal[
     "ply", "ply-compressed", "splat", "spz", "sog", "glb", "usd", "html",
-    "colmap", "colmap-bin", "nerfstudio", "cloud", "cloud-npz", "mesh-ply", "mesh-glb",
+    "colmap", "colmap-bin", "nerfstudio", "cloud", "cloud-npz", "mesh-ply", "mesh-glb", "mesh-textured", "collider",
 ]  # fmt: skip
 
 
@@ -134,7 +134,8 @@ class ExportConfig:
     format: ExportFormat = "ply"
     """ply: standard splat PLY; ply-compressed, splat, spz, sog: compact splats for the web; glb: splats as glTF; usd: splats as OpenUSD;
     html: one page with viewer and world inside; colmap, colmap-bin, nerfstudio: cameras, images and cloud for other trainers; cloud,
-    cloud-npz: the canonical cloud as PLY or compressed NPZ; mesh-ply, mesh-glb: a coloured surface fused from rendered depth."""
+    cloud-npz: the canonical cloud as PLY or compressed NPZ; mesh-ply, mesh-glb: a coloured surface fused from rendered depth;
+    mesh-textured: a lighter one with a texture, as GLB for engines; collider: the bare surface as GLB, for physics."""
 
     layout: Literal["standard", "strict", "newest"] = "standard"
     """strict: for readers that insist on it, PLY with normals, harmonics filled up to degree 3 and no comments, and SPZ version 2;
@@ -148,7 +149,7 @@ class ExportConfig:
 
     up: Literal["keep", "x", "y", "z", "-x", "-y", "-z"] = "keep"
     """Turn the world so that its up direction, as the cameras were held, is this axis of the file. keep leaves the world as it is,
-    y down as usual for splat PLYs; spz, glb, usd and mesh-glb, which are y up by definition, are then given their usual axes."""
+    y down as usual for splat PLYs; spz, usd and all kinds of GLB, which are y up by definition, are then given their usual axes."""
 
     scale: float = 1.0
     """Multiply all lengths by this."""
@@ -162,8 +163,17 @@ class ExportConfig:
     mesh_resolution: int = 192
     """Voxels along the longest side of the fused volume; time and memory grow with its cube."""
 
+    mesh_triangles: int = 0
+    """Simplify the mesh to about this many triangles; 0: 150,000 for a collider, 60,000 for a textured mesh, all for the others."""
+
+    watertight: bool = False
+    """Close the mesh where no camera saw: a room becomes a cavity without holes, an object a closed block."""
+
+    texture_size: int = 2048
+    """Side of the texture in pixels; larger is sharper, up to what the splats show."""
+
     rasterizer: str = "auto"
-    """Rasteriser backend for the mesh's depth, or auto."""
+    """Rasteriser backend for meshes and for the check of what was written, or auto."""
 
     device: str = "auto"
     """cpu, cuda, or auto."""
@@ -171,6 +181,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         check(self, POSITIVE, "scale")
         check(self, Range(16), "mesh_resolution")
+        check(self, Range(64, 16384), "texture_size")
+        check(self, NOT_NEGATIVE, "mesh_triangles")
 
 
 @dataclass(frozen=True, kw_only=True)

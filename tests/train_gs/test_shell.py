@@ -11,7 +11,7 @@ from tests.trained_world import write_trained_world
 from train_gs.shell import joined, shell_splats
 from train_gs.stage import make_trainer
 from utils.deformation.inverse import IdentityInverseWarp
-from utils.exports.mesh import fuse_mesh
+from utils.exports.mesh import fuse_mesh, surface_views
 from utils.splatting.checkpoint import load_checkpoint
 from utils.splatting.rasterize.contract import load_rasterizer
 from utils.splatting.render import SplatView
@@ -75,7 +75,7 @@ def test_shell_does_not_stretch_a_mesh(tmp_path: Path) -> None:
     directions = torch.nn.functional.normalize(few.means - middle, dim=1)
     shell = replace(few, means=middle + spread * directions, log_scales=few.log_scales + 5.0)
     behind = replace(trained, splats=joined(trained.splats.select(torch.arange(0, len(trained.splats), 2)), shell))
-    plain = fuse_mesh(view, 24, NULL_REPORTER).vertices
-    shelled = fuse_mesh(SplatView(behind, rasterizer, torch.device("cpu")), 24, NULL_REPORTER).vertices
+    plain = fuse_mesh(surface_views(view, 24, NULL_REPORTER), 24).vertices
+    shelled = fuse_mesh(surface_views(SplatView(behind, rasterizer, torch.device("cpu")), 24, NULL_REPORTER), 24).vertices
     extent = plain.max(0) - plain.min(0)
     assert ((shelled.max(0) - shelled.min(0)) < 1.3 * extent).all()

@@ -14,7 +14,8 @@ from utils.exports.check import ExportCheck, psnr_of_file, record
 from utils.exports.colmap import write_colmap_binary, write_colmap_text
 from utils.exports.compressed_ply import write_compressed_ply
 from utils.exports.gltf_splats import write_splat_glb
-from utils.exports.mesh import fuse_mesh, write_mesh
+from utils.exports.mesh import fuse_mesh, simplified, surface_views
+from utils.exports.mesh_files import write_collider_glb, write_mesh_glb, write_mesh_ply, write_textured_glb
 from utils.exports.nerfstudio import write_transforms
 from utils.exports.ply import flatten_discs, write_splat_ply
 from utils.exports.select import (
@@ -31,6 +32,7 @@ from utils.exports.select import (
 from utils.exports.sog import write_sog
 from utils.exports.splat import write_splat
 from utils.exports.spz import LONGEST_LOG_SCALE, SHORTEST_LOG_SCALE, write_spz
+from utils.exports.texture import textured
 from utils.exports.usd import USD_SUFFIXES, write_usd
 from utils.exports.world_html import Showing, write_world_html
 from utils.scene import artifacts
@@ -59,15 +61,19 @@ _FILE_NAMES = {
     "cloud-npz": "canonical_cloud.npz",
     "mesh-ply": "mesh.ply",
     "mesh-glb": "mesh.glb",
+    "mesh-textured": "mesh_textured.glb",
+    "collider": "collider.glb",
 }
 _FOLDERS = ("colmap", "colmap-bin", "nerfstudio")
 _SPLATS = ("ply", "ply-compressed", "splat", "spz", "sog", "glb", "usd")
-_MESHES = ("mesh-ply", "mesh-glb")
+_MESHES = ("mesh-ply", "mesh-glb", "mesh-textured", "collider")
 # Formats whose axes are x right, y up, z back by definition; the others are x right, y down, z forward as splat PLYs are.
-_Y_UP_FORMATS = ("spz", "glb", "usd", "mesh-glb")
+_Y_UP_FORMATS = ("spz", "glb", "usd", "mesh-glb", "mesh-textured", "collider")
 _QUANTISED = ("ply-compressed", "spz", "sog", "html")
 _FARTHEST = 64.0
 """In median distances of the splats: how far from the cameras a quantised format holds splats."""
+_TRIANGLES = {"collider": 150_000, "mesh-textured": 60_000}
+_TEXTURE_VIEW = 1024  # longer side in pixels of the renders that colour a texture
 # From x right, y down, z forward to x right, y up, z back, and the other way round.
 _Y_UP = np.diag([1.0, -1.0, -1.0])
 
@@ -246,7 +252,21 @@ def _write_masks(folder: Path, scene: Scene, cameras: CameraSet, names: list[str
 
 def _write_mesh(path: Path, trained: TrainedScene, rotation: Array, config: ExportConfig, report: Reporter) -> None:
     rasterizer, device, _ = resolve_rasterizer(config.rasterizer, config.device)
-    mesh = fuse_mesh(SplatView(trained, rasterizer, device), config.mesh_resolution, report)
-    turned = replace(mesh, vertices=config.scale * mesh.vertices @ rotation.T)
-    write_mesh(path, turned, config.format.removeprefix("mesh-"))
+    view = SplatView(trained, rasterizer, device)
+    views = surface_views(view, config.mesh_resolution, report)
+    mesh = fuse_mesh(views, config.mesh_resolution, watertight=config.watertight)
+    triangles = config.mesh_triangles if config.mesh_triangles > 0 else _TRIANGLES.get(config.format, 0)
+    if triangles:
+        mesh = simplified(mesh, triangles)
     report.note(f"export: {len(mesh.faces)} triangles")
+    turned = replace(mesh, vertices=config.scale * mesh.vertices @ rotation.T)
+    if config.format == "mesh-textured":
+        pictures = surface_views(view, min(config.texture_size // 2, _TEXTURE_VIEW), report)
+        painted = textured(mesh, pictures, config.texture_size)
+        report.note(f"export: {100 * painted.seen:.0f} % of the surface coloured by a view that sees it")
+        write_textured_glb(
+            path, replace(painted, vertices=config.scale * painted.vertices @ rotation.T, normals=painted.normals @ rotation.T)
+        )
+    else:
+        writers = {"mesh-ply": write_mesh_ply, "mesh-glb": write_mesh_glb, "collider": write_collider_glb}
+        writers[config.format](path, turned)
