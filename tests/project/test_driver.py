@@ -24,7 +24,7 @@ from frame_to_model_icp.selection import select_frames
 from run_reconstruction import command_of, configure, plan
 from utils.errors import ConfigError, CorruptArtifactError
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import to_plain
+from utils.scene.manifest import read_manifest, to_plain
 from utils.types import NULL_REPORTER
 
 STAGE_OF = {
@@ -267,3 +267,19 @@ def test_flags_that_do_nothing_any_more_are_accepted() -> None:
     words = ["--config.root-path", "S", "--config.target-num-points", "5", "--config.global-opt-subdir=x", "--config.fps", "24"]
     assert parse(EvalConfig, words) == EvalConfig(root_path=Path("S"), fps=24)
     assert from_plain(EvalConfig, {"root_path": "S", "target_num_points": 5}) == EvalConfig(root_path=Path("S"))
+
+
+@pytest.mark.parametrize("content", ["", '{"created"', "[]", "3", "[" * 100_000])
+def test_a_damaged_manifest_is_no_result_of_before(tmp_path: Path, content: str) -> None:
+    """The driver ended in a traceback before any stage could replace it."""
+    (tmp_path / "manifest.json").write_text(content)
+    assert run_reconstruction._created(tmp_path) is None
+    with pytest.raises(CorruptArtifactError):
+        read_manifest(tmp_path, "alignment/1", "x")
+
+
+def test_a_report_of_the_users_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "run_summary.json").write_text('{"mine": 1}')
+    done = run("--config.root-path", str(tmp_path), "--config.device", "cpu")
+    assert done.returncode == 2 and "run_summary.json exists and was not made by this program" in done.stderr
+    assert (tmp_path / "run_summary.json").read_text() == '{"mine": 1}'

@@ -226,8 +226,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None:
-            raise
+        if error.errno is None:  # NumPy's tofile tells how much was written, and not why no more
+            raise ArtifactError(f"cannot write {path}: {error}", _room(path)) from error
         where = error.filename2 or error.filename or path
         raise ArtifactError(f"cannot write {where}: {error.strerror}", _remedy(error.errno, path)) from error
 
