@@ -11,15 +11,13 @@ import numpy as np
 import pycolmap
 
 from utils.matching.xfeat.features import Keypoints, XFeat, find_keypoints
-from utils.matching.xfeat.match import MIN_SHARE, SAME_PLACE, match_keypoints
+from utils.matching.xfeat.match import MIN_SHARE, SAME_PLACE, hopeful, match_keypoints
 from utils.types import Array
 
 # Verified SIFT matches with which a pair is left as it is.
 _ENOUGH = 30
 # Keypoints of a frame that are matched: all of what is found adds time, not frames.
 _KEYPOINTS = 1024
-# With so few of them every pair is tried first, a millisecond each; as many must match for the pair to be worth a closer look.
-_FEW, _HOPEFUL = 512, 12
 # Pairs of a frame that are looked at closely, the most hopeful first.
 _CLOSER = 8
 # Farthest from its epipolar line that a match may lie: contradictory frames bend, but 4 px, COLMAP's own limit, let in chance.
@@ -70,8 +68,7 @@ def candidate_pairs(count: int) -> list[Pair]:
 
 def hopeful_pairs(features: Sequence[Keypoints], pairs: Sequence[Pair]) -> list[Pair]:
     """Of the pairs those in which enough of the best keypoints match, for each frame the `_CLOSER` with most."""
-    few = [own.best(_FEW) for own in features]
-    counts = {pair: len(rows) for pair, rows in zip(pairs, match_keypoints(few, pairs), strict=True) if len(rows) >= _HOPEFUL}
+    counts = hopeful(features, pairs)
     chosen: set[Pair] = set()
     for frame in range(len(features)):
         mine = sorted((pair for pair in counts if frame in pair), key=lambda pair: (-counts[pair], pair))

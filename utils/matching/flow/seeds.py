@@ -19,6 +19,7 @@ MIN_SEEDS = 12
 _STEP = 8  # pixels between the nodes of a correction
 _NEAREST = 8  # matches that a node looks at
 _SPREAD = 2.0  # steps within which nearer matches do not count for more
+_BRIDGED_PX = 2.0  # flow finds what is nearer to the prediction by itself
 _ODD_PX, _ODD_SHARE = 3.0, 0.5  # a correction may differ by so much, and by this share of their size, from its neighbours'
 
 
@@ -46,7 +47,9 @@ class SeededGeometry(AlignedGeometry):
 
 
 def correction(geometry: AlignedGeometry, pair: tuple[int, int], source_px: Array, target_px: Array) -> Array | None:
-    """What has to be added to a pair's prediction (h, w, 2) so that it agrees with matches; `None` where too few are left.
+    """What has to be added to a pair's prediction (h, w, 2) so that it agrees with matches.
+
+    `None` where too few are left, or where they say that the prediction is good.
 
     Matches whose distance from the prediction is unlike that of those around them are left out.
 
@@ -69,7 +72,7 @@ def correction(geometry: AlignedGeometry, pair: tuple[int, int], source_px: Arra
         return None
     usual = _usual(places, offsets)
     like = np.linalg.norm(offsets - usual, axis=1) < _ODD_PX + _ODD_SHARE * np.linalg.norm(usual, axis=1)
-    if like.sum() < MIN_SEEDS:
+    if like.sum() < MIN_SEEDS or np.median(np.linalg.norm(offsets[like], axis=1)) < _BRIDGED_PX:
         return None
     return _spread(places[like], offsets[like], (height, width))
 

@@ -19,7 +19,7 @@ from utils.matching.contract import BatchMatcher, Matcher, MatchSet, match_pairs
 from utils.matching.flow import flow_matcher
 from utils.matching.flow.seeds import SeededGeometry, correction
 from utils.matching.xfeat.features import Cells, Keypoints, XFeat, find_cells, find_keypoints
-from utils.matching.xfeat.match import PlaceMatches, match_cells, match_keypoints, verified
+from utils.matching.xfeat.match import PlaceMatches, hopeful, match_cells, match_keypoints, verified
 from utils.matching.xfeat.weights import advice, available
 from utils.types import Array, Scene
 
@@ -139,10 +139,11 @@ class LearnedMatches:
         for frame, maps in zip(new, self._xfeat.maps([self._images[frame] for frame in new]), strict=True):
             self._features[frame] = _Features(find_keypoints(maps), find_cells(maps))
         used = sorted({frame for pair in pairs for frame in pair})
-        keypoints = [self._features[frame].keypoints for frame in used]
-        rows = match_keypoints(keypoints, [(used.index(a), used.index(b)) for a, b in pairs])
-        for pair, own in zip(pairs, rows, strict=True):
-            self._found[pair] = self._verified(pair, own)
+        keypoints, row_of = [self._features[frame].keypoints for frame in used], {frame: row for row, frame in enumerate(used)}
+        close = list(hopeful(keypoints, [(row_of[a], row_of[b]) for a, b in pairs]))
+        self._found |= dict.fromkeys(pairs, _NOTHING)
+        for (a, b), rows in zip(close, match_keypoints(keypoints, close), strict=True):
+            self._found[used[a], used[b]] = self._verified((used[a], used[b]), rows)
 
     def _verified(self, pair: Pair, rows: Array) -> PlaceMatches:
         """Matched keypoints `rows` (N, 2) and matched cells of a pair, those that agree with one camera motion."""
@@ -155,6 +156,7 @@ class LearnedMatches:
         return PlaceMatches(a[kept], b[kept], confidence[kept])
 
 
+_NOTHING = PlaceMatches(np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), np.zeros(0, np.float32))
 _latest: tuple[weakref.ref[Scene], LearnedMatches] | None = None
 
 
