@@ -54,7 +54,7 @@ def pipeline() -> None:
     (splats / "splats_3dgs.ply").write_bytes(small_ply())
     (root / "frames_subsampled").mkdir(exist_ok=True)
     (root / "frames_subsampled" / "000000.png").write_bytes(cv2.imencode(".png", np.full((72, 96, 3), 99, np.uint8))[1].tobytes())
-    (films / "metrics.json").write_text(json.dumps({"heldout": {"psnr": 24.5, "ssim": 0.8}}))
+    (films / "metrics.json").write_text(json.dumps({"heldout": {"psnr": 24.5, "ssim": 0.8, "canonical_psnr": 18.5}}))
     (films / "render_gs_video.mp4").write_bytes(source.read_bytes() if source.is_file() else b"film")
     (root / "report.html").write_text(
         "<!doctype html><html lang=en><title>report</title><style>h1{color:#222}</style><h1>A report</h1></html>"
@@ -87,7 +87,7 @@ def export() -> None:
     if kind == "mesh-ply":
         print("error: no surface\nhint: train longer", file=sys.stderr)
         sys.exit(2)
-    name = {"splat": "splats_3dgs.splat", "spz": "splats_3dgs.spz", "mesh-glb": "mesh.glb"}[kind]
+    name = {"splat": "splats_3dgs.splat", "spz": "splats_3dgs.spz", "mesh-glb": "mesh.glb", "html": "world.html"}[kind]
     (folder / name).write_text(kind)
 
 

@@ -86,7 +86,7 @@ class Job:
     hint: str = ""
     stage: str = ""
     reconstructed: bool = False
-    exports: tuple[str, ...] = ("splat", "spz")
+    exports: tuple[str, ...] = ("spz", "html")
     extras: Extras = ""
     export_errors: dict[str, str] = field(default_factory=dict)
     pid: int = 0

@@ -1,25 +1,47 @@
 """Which files of a run the page offers. A request names one of these; no path from a request is ever joined to a folder."""
 
 import io
-import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.report.verdict import verdict
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.viewer.world import newest_training
 
-# Files that a visitor asks for afterwards: name -> formats.
-BUNDLES = {"mesh": ("mesh-glb", "mesh-ply")}
-_EXPORT_NAMES = {"ply": "splats_{}.ply", "splat": "splats_{}.splat", "spz": "splats_{}.spz", "mesh-glb": "mesh.glb", "mesh-ply": "mesh.ply"}
-_EXPORT_WORDS = {
-    "ply": "Splats, PLY: opens in most viewers and editors",
-    "spz": "Splats, SPZ: the smallest",
-    "splat": "Splats, .splat: for web viewers",
-    "mesh-glb": "Mesh, GLB: for Blender and game engines",
-    "mesh-ply": "Mesh, PLY",
+
+@dataclass(frozen=True)
+class Format:
+    """A file that a finished world can be written to.
+
+    Attributes:
+        kinds: names of the export command.
+        name: as people know it.
+        use: what it is good for.
+        file: where the command puts the first kind, in the checkpoint folder.
+        needs: module without which it cannot be made; empty for none.
+    """
+
+    kinds: tuple[str, ...]
+    name: str
+    use: str
+    file: str
+    needs: str = ""
+
+
+# By the name under which a visitor asks for it.
+FORMATS = {
+    "html": Format(("html",), "World as one file, HTML", "opens by double click, to send to anybody", "world.html"),
+    "ply": Format(("ply",), "Splats, PLY", "opens in most viewers and editors", "splats_{}.ply"),
+    "spz": Format(("spz",), "Splats, SPZ", "small", "splats_{}.spz"),
+    "sog": Format(("sog",), "Splats, SOG", "the smallest, for the web", "splats_{}.sog"),
+    "splat": Format(("splat",), "Splats, .splat", "for web viewers", "splats_{}.splat"),
+    "glb": Format(("glb",), "Splats, glTF", "for engines that read KHR_gaussian_splatting", "splats_{}.glb"),
+    "usd": Format(("usd",), "Splats, OpenUSD", "for Omniverse and other USD programs", "splats_{}.usdc", "pxr"),
+    "mesh": Format(("mesh-glb", "mesh-ply"), "Mesh, GLB", "for Blender and game engines", "mesh.glb", "trimesh"),
 }
+_FILES = {kind: f.file for f in FORMATS.values() for kind in f.kinds[:1]} | {"mesh-ply": "mesh.ply"}
 _FILM_WORDS = {
     "gs_video": "Fly-through",
     "input_poses": "From the cameras of the clip",
@@ -27,7 +49,6 @@ _FILM_WORDS = {
 }
 # Name of `utils.splatting.checkpoint`, which is not imported: it would load PyTorch into the server.
 _CHECKPOINT = "model_final.pt"
-_METRICS = {"psnr": "PSNR {:.1f} dB", "ssim": "SSIM {:.3f}"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,7 @@ def viewable(root: Path) -> bool:
 
 def export_path(folder: Path, kind: str) -> Path:
     """Where the export command puts a format."""
-    return folder / _EXPORT_NAMES[kind].format(folder.name.removeprefix("gs_"))
+    return folder / _FILES[kind].format(folder.name.removeprefix("gs_"))
 
 
 def offers(root: Path) -> list[Offer]:
@@ -77,25 +98,20 @@ def offers(root: Path) -> list[Offer]:
         for path in sorted(RunLayout.evaluation(folder).glob("*.mp4")):
             words = next((w for k, w in _FILM_WORDS.items() if k in path.stem), path.stem.replace("_", " "))
             found.append(Offer(path.relative_to(root).as_posix(), path, "film", words + suffix))
-        for kind, words in _EXPORT_WORDS.items():
-            path = export_path(folder, kind)
-            if path.is_file():
-                found.append(Offer(path.relative_to(root).as_posix(), path, "export", words + suffix))
+        for form in FORMATS.values():
+            for kind in form.kinds:
+                path = export_path(folder, kind)
+                if path.is_file():
+                    words = f"{form.name if kind == form.kinds[0] else 'Mesh, PLY'}: {form.use}"
+                    found.append(Offer(path.relative_to(root).as_posix(), path, "export", words + suffix))
     return found
 
 
-def quality(root: Path) -> list[str]:
-    """How good the splats are, one line per renderer."""
-    lines = []
-    for folder in splat_folders(root):
-        metrics = _json(RunLayout.evaluation(folder) / "metrics.json")
-        for part, words in (("heldout", "on frames that training never saw"), ("train", "on training frames")):
-            values = metrics.get(part) or {}
-            numbers = [form.format(values[key]) for key, form in _METRICS.items() if isinstance(values.get(key), int | float)]
-            if numbers:
-                lines.append(f"{folder.name.removeprefix('gs_').upper()}: {', '.join(numbers)} {words}")
-                break
-    return lines
+def judged(root: Path, mode: str) -> list[dict[str, Any]]:
+    """How good the consistent worlds are, in words, one entry per renderer."""
+    folders = splat_folders(root)
+    found = [(folder, verdict(folder, mode)) for folder in folders]
+    return [asdict(v) | {"renderer": f.name.removeprefix("gs_").upper() if len(folders) > 1 else ""} for f, v in found if v is not None]
 
 
 def papers(root: Path) -> bytes:
@@ -106,11 +122,3 @@ def papers(root: Path) -> bytes:
         for path in sorted(p for name in names for p in root.rglob(name)):
             archive.write(path, path.relative_to(root).as_posix())
     return packed.getvalue()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.scene.layout import SceneLayout
 from utils.viewer.world import World
 from web.jobs import ConflictError, Job, JobStore, NotFoundError
 from web.processes import Commands, end
@@ -188,6 +187,8 @@ class Runner:
                     continue
                 argv = [*self._commands.export, "--config.root-path", str(root), "--config.run", folder.parent.name]
                 argv += ["--config.checkpoint-dir", str(folder), "--config.format", kind]
+                if kind == "html":
+                    argv += ["--config.title", Path(job.name).stem]
                 code, said = self._call(job.id, argv)
                 if self._interrupted(job.id):
                     return errors
@@ -278,43 +279,3 @@ def progress(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def seconds_left(job: Job, now: dict[str, Any], earlier: dict[str, float]) -> float | None:
-    """Time left of the whole job: the stage under way by its own steps or by an earlier run, later stages by the earlier run.
-
-    Args:
-        job: the job.
-        now: its progress.
-        earlier: stage title -> seconds, from a run with the same settings.
-
-    Returns:
-        Seconds, or None if a stage's time is not known.
-    """
-    if job.reconstructed or not now.get("number"):
-        return None
-    later = now["stages"][now["number"] :]
-    if any(title not in earlier for title in later):
-        return None
-    spent = time.time() - now["since"]
-    by_steps = now.get("seconds_left")
-    by_history = max(earlier[now["title"]] - spent, 0.0) if now["title"] in earlier else None
-    if by_history is None and by_steps is None:
-        return None
-    return max(by_steps or 0.0, by_history or 0.0) + sum(earlier[title] for title in later)
-
-
-def earlier_times(store: JobStore, job: Job) -> dict[str, float]:
-    """Stage title -> seconds of the newest finished job with the same settings; empty if there is none."""
-    for other in store.all():
-        same = (other.mode, other.renderer, other.frames, other.resolution) == (job.mode, job.renderer, job.frames, job.resolution)
-        if other.id == job.id or not other.reconstructed or not same:
-            continue
-        try:
-            stages = json.loads(SceneLayout(store.scene_root(other.id)).summary_json.read_text())["stages"]
-            times = {s["title"]: float(s["seconds"]) for s in stages if not s["kept"]}
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if times:
-            return times
-    return {}

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -32,7 +33,7 @@ from utils.scene.layout import SceneLayout
 from utils.serving import listen
 from utils.serving.access import LOOPBACK, Access, Guard, access_for
 from utils.viewer.pages import NotThereError, static_routes, world_routes
-from web import clips, describe, results
+from web import clips, describe, previews, results
 from web.exhibits import Exhibits
 from web.jobs import BusyError, ConflictError, Job, JobStore, NotFoundError, discard
 from web.processes import Commands
@@ -96,6 +97,7 @@ def make_app(config: WebConfig, access: Access, commands: Commands | None = None
         route("/api/jobs/{job}/exports", _export, "POST"),
         route("/jobs/{job}/log", _log),
         route("/jobs/{job}/thumbnail", _thumbnail),
+        route("/jobs/{job}/previews/{kind}", _preview),
         route("/jobs/{job}/report", _report),
         route("/jobs/{job}/papers.zip", _papers),
         route("/jobs/{job}/files/{key:path}", _file),
@@ -170,10 +172,24 @@ async def _answered(answer: Callable[[Request], Awaitable[Response]], request: R
         return Response(status_code=499)
     except V2WError as error:
         status = next((code for kind, code in _STATUS if isinstance(error, kind)), 422)
+        if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+            return _apology(error, status, request)
         return JSONResponse({"error": error.message, "hint": error.hint}, status)
     except OSError as error:
         logger.warning("%s: %s", request.url.path, error)
         return JSONResponse({"error": f"cannot write the workspace: {error.strerror}", "hint": "free space, then try again"}, 507)
+
+
+def _apology(error: V2WError, status: int, request: Request) -> Response:
+    """An error for somebody who followed a link, as a page with the way back."""
+    root = "../" * (request.url.path.count("/") - 1) or "./"
+    return HTMLResponse(
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f'<title>Not there</title><link rel="stylesheet" href="{root}static/page.css"></head><body class="waiting"><main>'
+        f"<h1>{escape(error.message)}</h1><p>{escape(error.hint)}</p>"
+        f'<p><a class="button main" href="{root}">All worlds</a></p></main></body></html>',
+        status,
+    )
 
 
 def _job(site: Site, request: Request) -> Job:
@@ -251,12 +267,14 @@ async def _again(site: Site, request: Request) -> Response:
 async def _export(site: Site, request: Request) -> Response:
     """Queues further files of a finished run."""
     job, kind = _job(site, request), request.query_params.get("kind", "")
-    kinds = results.BUNDLES.get(kind)
-    if kinds is None:
-        raise ConfigError(f"kind is {kind!r}", f"choose one of: {', '.join(results.BUNDLES)}")
-    if kind == "mesh" and find_spec("trimesh") is None:
-        raise MissingDependencyError("meshes need the package 'trimesh', which is not installed", 'pip install -e ".[mesh]"')
-    exports = tuple(dict.fromkeys((*job.exports, *kinds)))
+    form = results.FORMATS.get(kind)
+    if form is None:
+        raise ConfigError(f"kind is {kind!r}", f"choose one of: {', '.join(results.FORMATS)}")
+    if form.needs and find_spec(form.needs) is None:
+        raise MissingDependencyError(
+            f"this file needs the package '{form.needs}', which is not installed", 'pip install -e ".[formats,mesh]"'
+        )
+    exports = tuple(dict.fromkeys((*job.exports, *form.kinds)))
     words = "further files can be made when it is done"
     await run_in_threadpool(partial(site.store.enqueue, job.id, ("done",), words, extras="queued", exports=exports))
     site.runner.wake()
@@ -283,6 +301,14 @@ async def _log(site: Site, request: Request) -> Response:
 
 async def _thumbnail(site: Site, request: Request) -> Response:
     return _send(site.store.folder(_job(site, request).id) / clips.THUMBNAIL)
+
+
+async def _preview(site: Site, request: Request) -> Response:
+    """A picture of a run on its way."""
+    root, kind = site.store.scene_root(_job(site, request).id), request.path_params["kind"]
+    if kind not in previews.available(root):
+        raise NotFoundError("this picture is not there", "it appears when the run has come so far")
+    return Response(await run_in_threadpool(previews.picture, root, kind), media_type="image/jpeg")
 
 
 async def _report(site: Site, request: Request) -> Response:

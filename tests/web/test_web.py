@@ -38,10 +38,12 @@ def test_a_clip_becomes_a_world_that_can_be_fetched(tmp_path):
         assert kinds == {
             "render_gs_video.mp4": "film",
             "splats_3dgs.ply": "export",
-            "splats_3dgs.splat": "export",
             "splats_3dgs.spz": "export",
+            "world.html": "export",
         }
-        assert job["quality"] == ["3DGS: PSNR 24.5 dB, SSIM 0.800 on frames that training never saw"]
+        assert [(v["grade"], v["psnr"]) for v in job["verdicts"]] == [
+            ("usable", 18.5)
+        ]  # not the 24.5 dB through each frame's own deformation
         for file in job["files"]:
             assert len(page.get(f"/jobs/{job_id}/files/{file['key']}")) == file["bytes"]
         film = next(f["key"] for f in job["files"] if f["kind"] == "film")
@@ -290,16 +292,65 @@ def test_meshes_on_request_and_an_export_that_fails(tmp_path, monkeypatch):
         assert job["export_errors"] == {"mesh-ply": "no surface train longer"}
 
 
-def test_time_left_is_learnt_from_an_earlier_run(tmp_path):
+def test_time_left_is_a_guess_at_first_and_learnt_from_an_earlier_run(tmp_path):
     clip = write_clip(tmp_path / "a.mp4")
     slow = write_clip(tmp_path / "slow.mp4", b"_slow")
     with site(tmp_path / "w") as page:
+        presets = json.loads(page.get("/api/state"))["presets"]
+        assert 60 < presets["fast"]["seconds"] < presets["extensive"]["seconds"] and not presets["fast"]["measured"]
         unknown = page.upload(slow)
-        assert page.until(unknown, lambda j: j["number"] == 2)["left"] is None
+        job = page.until(unknown, lambda j: j["number"] == 2)
+        assert 0 < job["left"] < 10 * presets["fast"]["seconds"] and 0 < job["share"] < 1
+        waiting = page.job(page.upload(clip))
+        assert waiting["place"] == 1 and waiting["starts_in"] > 0 and waiting["left"] > waiting["starts_in"]
         page.post(f"/api/jobs/{unknown}/cancel")
-        page.until(page.upload(clip), finished)
+        page.until(waiting["id"], finished)
+        assert (
+            json.loads(page.get("/api/state"))["presets"]["fast"] | {"seconds": 30.0, "measured": True}
+            == json.loads(page.get("/api/state"))["presets"]["fast"]
+        )
         job = page.until(page.upload(slow), lambda j: j["number"] == 2 and j["step"] == 4)
-        assert 10 < job["left"] <= 20  # the summary says 10 s for each of the two stages
+        assert job["known"] and 10 < job["left"] <= 20  # the summary says 10 s for each of the two stages
+
+
+def test_again_with_other_settings_makes_another_world_of_the_kept_clip(tmp_path):
+    with site(tmp_path / "w") as page:
+        first = page.upload(write_clip(tmp_path / "庭.mp4"))
+        page.until(first, finished)
+        assert page.post(f"/api/jobs/{first}/again", mode="best")[0] == 422 and page.post("/api/jobs/none/again")[0] == 404
+        status, said = page.post(f"/api/jobs/{first}/again", mode="extensive", frames=9)
+        assert status == 201
+        second = page.until(said["id"], finished)
+        assert second["state"] == "done" and (second["name"], second["mode"], second["frames"]) == ("庭.mp4", "extensive", 9)
+        assert page.ask("DELETE", f"/api/jobs/{first}")[0] == 200
+        assert (tmp_path / "w" / said["id"] / "clip.mp4").stat().st_size > 0 and page.job(said["id"])["thumbnail"]
+        name = page.ask("GET", f"/jobs/{said['id']}/papers.zip")[2]["content-disposition"]
+        assert "utf-8''%E5%BA%AD_report.zip" in name
+
+
+def test_a_failed_run_names_its_stage_and_a_link_to_nothing_leads_back(tmp_path):
+    with site(tmp_path / "w") as page:
+        job = page.until(page.upload(write_clip(tmp_path / "a.mp4", b"error")), finished)
+        assert job["state"] == "failed" and job["stage"] == "alignment"
+        status, body, headers = page.ask("GET", "/jobs/gone/report", headers={"Accept": "text/html"})
+        assert status == 404 and headers["content-type"].startswith("text/html") and b'href="../../"' in body
+
+
+def test_pictures_of_a_run_on_its_way(tmp_path):
+    from tests.trained_world import write_trained_world
+    from web import previews
+
+    root = tmp_path / "world"
+    assert previews.available(root) == []
+    write_trained_world(root)
+    assert previews.available(root) == ["depth", "points"]
+    points = cv2.imdecode(np.frombuffer(previews.picture(root, "points"), np.uint8), cv2.IMREAD_COLOR)
+    assert points.std() > 10
+    assert cv2.imdecode(np.frombuffer(previews.picture(root, "depth"), np.uint8), cv2.IMREAD_COLOR).any()
+    ramp = np.tile(np.linspace(1, 4, 60, dtype=np.float32), (40, 1))
+    np.savez(tmp_path / "results.npz", depth=ramp[None])
+    picture = previews.depth_picture(tmp_path / "results.npz").astype(int).sum(-1)
+    assert picture[:, 5].mean() > picture[:, -5].mean() + 100  # near is bright
 
 
 def test_the_command_line(tmp_path):

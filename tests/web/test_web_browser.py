@@ -51,7 +51,7 @@ def browser():
 
 def visit(browser: Browser, page: Client) -> None:
     browser.open(f"http://localhost:{page.port}/")
-    until(lambda: browser.run("state !== null"), 60)
+    until(lambda: browser.run("page.state !== null"), 60)
 
 
 def give_file(browser: Browser, path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_visit_by_keyboard_from_upload_to_download_and_after_a_restart(browser
         assert "None yet" in shown(browser)
         tab_to(browser, "file")
         give_file(browser, clip)
-        tab_to(browser, "mode", 1)  # the radio buttons
+        tab_to(browser, "mode", 2)  # past "remove" to the radio buttons
         browser.press(*RIGHT)
         tab_to(browser, "More settings", 1)
         browser.press(*ENTER)
@@ -92,9 +92,9 @@ def test_a_visit_by_keyboard_from_upload_to_download_and_after_a_restart(browser
         tab_to(browser, "go")
         browser.press(*ENTER)
         until(lambda: browser.run("document.querySelector('.stages [aria-current=step]')?.textContent.includes('each frame')"), 60)
-        until(lambda: "Stage 2 of 4" in shown(browser) and "4/5" in shown(browser) and "this step: about" in shown(browser), 60)
-        assert "extensive preset, at most 8 frames" in shown(browser) and browser.run("document.title").startswith("Working")
-        job = browser.run("state.jobs[0].id")
+        until(lambda: "Fitting each frame to the others 4/5" in shown(browser) and "left" in shown(browser), 60)
+        assert "Extensive preset, at most 8 frames" in shown(browser) and "%" in browser.run("document.title")
+        job = browser.run("page.state.jobs[0].id")
         tab_to(browser, "Cancel")
         browser.press(*SPACE)
         until(lambda: "cancelled" in shown(browser), 15)
@@ -102,12 +102,12 @@ def test_a_visit_by_keyboard_from_upload_to_download_and_after_a_restart(browser
         tab_to(browser, "Go on")
         browser.press(*ENTER)
         until(lambda: browser.run("!!document.querySelector('.badge.done')"), 60)
-        until(lambda: "PSNR 24.5 dB" in shown(browser), 5)
+        until(lambda: "Usable near the clip's own views" in shown(browser) and "18.5 dB" in shown(browser), 5)
         until(lambda: browser.run("document.querySelector('video').videoWidth") == 96, 10)  # the film plays here
         tab_to(browser, "Splats, PLY")
         browser.press(*ENTER)
         until(lambda: (browser.downloads / "court yard_splats_3dgs.ply").read_bytes().startswith(b"ply"), 60)
-        tab_to(browser, "Open 3D viewer")
+        tab_to(browser, "Walk through it")
         browser.press(*ENTER)
         until(lambda: browser.run("document.documentElement.dataset.ready === '1'"), 60)
         assert browser.run("location.pathname") == f"/jobs/{job}/view/" and browser.run("app.viewer.count") == 200
@@ -140,29 +140,72 @@ def test_readable_at_every_width_light_and_dark(browser, tmp_path):
             for width, dark in ((1280, False), (390, False), (390, True), (320, True)):
                 browser.resize(width, 844, dark)
                 browser.open(f"http://localhost:{page.port}/?{width}{dark}#{job}")
-                until(lambda: browser.run("state !== null && document.querySelectorAll('.job').length === 4"), 60)
+                until(lambda: browser.run("page.state !== null && document.querySelectorAll('.job').length === 4"), 60)
                 assert browser.run("document.documentElement.scrollWidth") <= width
                 ratio, text = browser.run(CONTRAST)
                 assert ratio >= 4.5, f"{text!r} has a contrast of {ratio:.2f} at {width} px, dark: {dark}"
         browser.resize(1280, 900)
 
 
+DROP = """(() => { const d = new DataTransfer();
+  for (const [words, name] of %s) d.items.add(new File([words], name));
+  dispatchEvent(new DragEvent("dragenter", { dataTransfer: d }));
+  document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: d, bubbles: true, cancelable: true })); })()"""
+SAID = "document.getElementById('problem').innerText"
+
+
 def test_what_cannot_be_used_is_said_before_and_after_sending(browser, tmp_path):
     with site(tmp_path / "w", max_upload_mb=1) as page:
         visit(browser, page)
-        drop = """(() => { const d = new DataTransfer(); d.items.add(new File(["%s"], "%s"));
-          const event = new DragEvent("drop", { dataTransfer: d, bubbles: true, cancelable: true });
-          document.getElementById("drop").dispatchEvent(event); })()"""
-        said = "document.getElementById('problem').innerText"
-        browser.run(drop % ("x", "notes.txt"))
-        assert "not a kind of file" in browser.run(said)
-        browser.run(drop % ("x" * 1_100_000, "big.mp4"))
-        assert "at most 1 MB" in browser.run(said)
-        browser.run(drop % ("#EXTM3U and more than that", "list.mp4"))
-        assert browser.run(said) == ""
+        browser.run(DROP % '[["x", "notes.txt"]]')
+        assert "not a kind of file" in browser.run(SAID)
+        browser.run(DROP % '[["x".repeat(1100000), "big.mp4"]]')
+        assert "at most 1 MB" in browser.run(SAID)
+        browser.run(DROP % '[["#EXTM3U and more than that", "list.mp4"]]')
+        assert browser.run(SAID) == "" and browser.run("document.getElementById('veil').hidden")
         browser.click("document.getElementById('go')")
-        until(lambda: "not what its name says" in browser.run(said), 60)
+        until(lambda: "not what its name says" in browser.run(SAID), 60)
     until(lambda: "does not answer" in shown(browser), 10)  # the server is gone now, and the page says so
+
+
+def test_several_clips_dropped_anywhere_become_several_worlds(browser, tmp_path):
+    clips = [write_clip(tmp_path / name) for name in ("静止画.mp4", "b.mp4", "c.mp4")]
+    with site(tmp_path / "w") as page:
+        visit(browser, page)
+        found = browser.call("Runtime.evaluate", expression="document.getElementById('file')")["result"]["objectId"]
+        browser.call("DOM.setFileInputFiles", files=[str(c) for c in clips], objectId=found)
+        until(lambda: "3 clips" in shown(browser) and "Make 3 worlds" in shown(browser), 5)
+        browser.click("document.querySelector('#chosen li:nth-child(2) button')")
+        until(lambda: "2 clips" in shown(browser), 5)
+        browser.click("document.getElementById('go')")
+        until(lambda: {"静止画.mp4", "c.mp4"} == set(browser.run("page.state.jobs.map((j) => j.name)")), 60)
+        until(lambda: browser.run("document.querySelectorAll('.badge.done').length") == 2, 60)
+
+
+def test_another_file_again_and_delete_keep_the_focus(browser, tmp_path):
+    with site(tmp_path / "w") as page:
+        first = page.upload(write_clip(tmp_path / "a.mp4"))
+        page.until(first, lambda j: j["state"] == "done")
+        browser.open(f"http://localhost:{page.port}/#{first}")
+        until(lambda: "Make this file too" in shown(browser), 60)
+        assert "World as one file" in shown(browser)
+        browser.run("document.querySelector('.body select').value = 'splat'")
+        browser.click("[...document.querySelectorAll('button')].find((b) => b.textContent === 'Make this file too')")
+        until(lambda: "Splats, .splat" in browser.run("document.querySelector('.files').innerText"), 60)
+        tab_to(browser, "Again with other settings", 60)
+        browser.press(*ENTER)
+        until(lambda: browser.run("document.getElementById('again').open"), 5)
+        browser.run("document.getElementById('again-form').frames.value = 12")
+        browser.click("document.querySelector('#again-form .main')")
+        until(lambda: browser.run("page.state.jobs.length") == 2, 30)
+        until(lambda: browser.run("document.querySelectorAll('.badge.done').length") == 2, 60)
+        assert browser.run("page.state.jobs[0].frames") == 12
+        tab_to(browser, "Delete", 60)
+        browser.press(*ENTER)
+        tab_to(browser, "Delete", 3)
+        browser.press(*ENTER)
+        until(lambda: browser.run("page.state.jobs.length") == 1, 30)
+        until(lambda: "a.mp4" in browser.run("document.activeElement.textContent"), 5)
 
 
 @pytest.mark.slow
@@ -177,5 +220,5 @@ def test_the_demo_clip_becomes_a_world_in_the_browser(browser, tmp_path):
         browser.click("document.getElementById('go')")
         until(lambda: browser.run("!!document.querySelector('.badge.done')"), 900)
         assert "Fly-through" in shown(browser) and "Splats, PLY" in shown(browser)
-        browser.click("[...document.querySelectorAll('a')].find((b) => b.textContent === 'Open 3D viewer')")
+        browser.click("[...document.querySelectorAll('a')].find((b) => b.textContent === 'Walk through it')")
         until(lambda: browser.run("document.documentElement.dataset.ready === '1'"), 60)

@@ -17,7 +17,7 @@ MODEL, PREVIEW, VIEW, SETTINGS = "model_final.pt", "preview.pt", "view", "view.j
 Cloud = Literal["before", "after"]
 _MOST_POINTS = 150_000
 # The `.splat` format, see `utils.exports.splat`.
-_RECORD = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
+RECORD = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class World:
     def clouds(self) -> list[Cloud]:
         """The clouds that can be shown."""
         before = SceneLayout(self.root).results_npz.is_file()
-        return [*(["before"] if before else []), *(["after"] if _alignment(self.folder.parent) else [])]  # type: ignore[list-item]
+        return [*(["before"] if before else []), *(["after"] if alignment_folder(self.folder.parent) else [])]  # type: ignore[list-item]
 
     def cloud(self, which: Cloud) -> bytes:
         """Points as small balls in the `.splat` format: stage 0's depth with its poses, or the cloud after alignment.
@@ -95,7 +95,7 @@ class World:
         """
         if which == "before":
             return input_cloud(SceneLayout(self.root).results_npz)
-        folder = _alignment(self.folder.parent)
+        folder = alignment_folder(self.folder.parent)
         if folder is None:
             raise FileNotFoundError(which)
         return aligned_cloud(folder)
@@ -147,7 +147,7 @@ def aligned_cloud(folder: Path) -> bytes:
 
 def balls(points: np.ndarray, colors: np.ndarray, sizes: np.ndarray) -> bytes:
     """Points (n, 3) with colours (n, 3) uint8 as round splats of these standard deviations (n,), in the `.splat` format."""
-    table = np.zeros(len(points), dtype=_RECORD)
+    table = np.zeros(len(points), dtype=RECORD)
     table["position"] = points
     table["scale"] = np.maximum(sizes, 1e-9)[:, None]
     table["rgba"][:, :3] = colors
@@ -156,7 +156,8 @@ def balls(points: np.ndarray, colors: np.ndarray, sizes: np.ndarray) -> bytes:
     return table.tobytes()
 
 
-def _alignment(run: Path) -> Path | None:
+def alignment_folder(run: Path) -> Path | None:
+    """The newest alignment of a run that is whole; None if there is none."""
     layout = RunLayout(run)
     for folder in (layout.after_global_optimization, layout.after_non_rigid_icp):
         if (folder / "canonical_points.npz").is_file() and (folder / "alignment.npz").is_file():
