@@ -18,6 +18,8 @@ from utils.registration import AlignedGeometry
 from utils.registration.sequential import unaligned
 from utils.synthetic import WorldConfig
 
+pytestmark = pytest.mark.slow
+
 MATCHING = MatchingConfig(matches_per_frame=1500)
 SOLVER = SolverConfig(lattice=(8, 5, 3), cg_iterations=15)
 CONFIG = WorldConfig(frames=4, size=(64, 112))

@@ -13,6 +13,8 @@ from benchmarks.clip_pictures import sampled
 from benchmarks.clip_tables import clip_tables
 from utils.synthetic.world import WorldConfig, make_world
 
+pytestmark = pytest.mark.slow
+
 
 def line(clip: str, variant: str, heldout: float) -> dict:
     return {"clip": clip, "variant": variant, "heldout": heldout, "left_out": 2, "seconds": {"splats": 3.0}, "frames": []}

@@ -8,6 +8,8 @@ import pytest
 from configs.stage3_gs import GSConfig
 from video_to_world import warm_up
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_stage_runs_on_the_made_scene(tmp_path: Path) -> None:
     warm_up.compile_part("alignment", tmp_path / "a", GSConfig())

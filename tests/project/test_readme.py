@@ -55,7 +55,8 @@ def parse_web(arguments: list[str]) -> WebConfig:
 def parse_pytest(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("paths", nargs="*")
-    parser.add_argument("-m", "-k", "-n")
+    for flag in ("-m", "-k", "-n", "--dist"):
+        parser.add_argument(flag)
     return parser.parse_args(arguments)
 
 

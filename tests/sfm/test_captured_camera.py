@@ -13,6 +13,8 @@ from utils.sfm.captured_camera import estimate_camera
 from utils.synthetic.captured import CapturedConfig, capture, global_shutter
 from utils.types import NULL_REPORTER, Array
 
+pytestmark = pytest.mark.slow
+
 NO_LENS = Lens(0.9, 0.0)
 
 

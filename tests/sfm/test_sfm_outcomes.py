@@ -23,6 +23,8 @@ from utils.synthetic.captured import bent
 from utils.synthetic.world import WorldConfig, make_world
 from utils.types import NULL_REPORTER, Reporter, Scene
 
+pytestmark = pytest.mark.slow
+
 SIZE = (112, 196)
 STEPS = np.linspace(-1, 1, 10)
 
