@@ -28,8 +28,12 @@ from utils.errors import V2WError
 from utils.geometry_backend import ClipFrames, SparseModel
 from utils.report.pictures import colorize_depth, depth_range, grid, labelled
 from utils.scene.captured import CapturedCamera, ClipMotion
+from utils.scene.clip.extract import write_frames
+from utils.scene.clip.plan import plan_clip
+from utils.scene.clip.survey import survey_clip
+from utils.scene.folders import list_frames
 from utils.scene.frame_selection import between, choose_uniform
-from utils.scene.media import decode, extract_frames, list_frames, read_frames, resize_area, working_size, write_image
+from utils.scene.media import decode, read_frames, resize_area, working_size, write_image
 from utils.sfm.backend import SfmGeometry
 from utils.sfm.captured_camera import estimate_camera
 from utils.sfm.clip_cameras import place_clip
@@ -355,7 +359,9 @@ def decoding(table: Table, data: Path, names: list[str]) -> None:
         for _ in range(3):
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()
-                count = len(extract_frames(clip, Path(folder), extension="png").frames)
+                survey = survey_clip(clip)
+                plan = plan_clip(survey, as_is=True)
+                count = len(write_frames(clip, survey, plan, plan.used, Path(folder), extension="png"))
                 own.append(time.perf_counter() - started)
             if ffmpeg is not None:
                 with tempfile.TemporaryDirectory() as folder:

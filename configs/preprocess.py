@@ -64,6 +64,8 @@ class PreprocessConfig:
     """Frames between two chosen ones that may help to measure depth; 0 uses the chosen frames alone."""
     every_frame: bool = True
     """Place the other frames of the clip too, by the depth of the chosen ones, and write all cameras to exports/cameras."""
+    as_is: bool = False
+    """Use every frame of the input and all of each: no repeats, bad first frames or second shots left out, no bars cut off."""
     seed: int = 0
     """Makes mapping repeatable."""
     overwrite: bool = False

@@ -23,11 +23,12 @@ from utils.exports.check import checked_exports
 from utils.report import pictures
 from utils.report.html import write_report
 from utils.scene import artifacts
+from utils.scene.folders import list_frames
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.lock import one_writer
 from utils.scene.manifest import content_hash, fingerprints, in_scene, is_current, read_manifest, sha256, write_manifest
 from utils.scene.masks import used_pixels
-from utils.scene.media import list_frames, read_frames, resize_area, write_image
+from utils.scene.media import read_frames, resize_area, write_image
 from utils.scene.trajectories import extend_path, load_trajectory, save_trajectory
 from utils.scene.transaction import Output, publish, require_replaceable
 from utils.splatting.checkpoint import GS_SCHEMA, load_checkpoint

@@ -7,11 +7,12 @@ import cv2
 import numpy as np
 
 from configs.preprocess import PreprocessConfig
-from preprocess.source import Choice, Source, choose
+from preprocess.source import Choice, Source
 from utils.geometry_backend import ClipFrames
 from utils.scene.captured import ClipMotion, Straightener, parse_camera
 from utils.scene.masks import detect_static_overlay, load_masks, unmasked
-from utils.scene.media import image_size, read_frames, read_image, resize_area, working_size
+from utils.scene.media import image_size, read_frames_at, read_image, resize_area, working_size
+from utils.scene.resample import resized
 from utils.sfm.captured_camera import estimate_camera
 from utils.types import Array, Reporter
 
@@ -43,7 +44,7 @@ class Footage:
     def gray(self, position: int, size: tuple[int, int]) -> Array:
         """(H, W) grey image of any frame of the source as the scene shows it; what is in memory is not read again."""
         row = self._rows.get(position)
-        image = self.image(position) if row is None else self.frames.images[row]
+        image = resized(self.image(position), size) if row is None else self.frames.picture(row)
         return cv2.cvtColor(resize_area(image, size), cv2.COLOR_RGB2GRAY)
 
     @cached_property
@@ -51,16 +52,15 @@ class Footage:
         return {position: row for row, position in enumerate(self.choice.read)}
 
 
-def load(config: PreprocessConfig, source: Source, report: Reporter) -> Footage:
-    """Chooses, reads, masks and straightens.
+def load(config: PreprocessConfig, source: Source, choice: Choice, report: Reporter) -> Footage:
+    """Reads, masks and straightens the chosen frames.
 
     Raises:
         InputError: unreadable frames or masks.
         GeometryError: the lens cannot be estimated.
     """
-    choice = choose(config, source, report)
     frames = _read(config, source, choice)
-    frames = replace(frames, keep=_matchable(config, frames, report))
+    frames = replace(frames, keep=_matchable(config, source, frames, report))
     footage = Footage(source=source, choice=choice, frames=frames)
     return footage if config.lens == "none" else _straightened(config, footage, report)
 
@@ -68,29 +68,35 @@ def load(config: PreprocessConfig, source: Source, report: Reporter) -> Footage:
 def _read(config: PreprocessConfig, source: Source, choice: Choice) -> ClipFrames:
     size = image_size(source.frames[0])
     scale = min(1.0, max(_POSE_RESOLUTION, config.process_res) / max(size))
-    paths = [source.frames[i] for i in choice.read]
+    working = working_size(size, config.process_res)
+    images, pictures = read_frames_at([source.frames[i] for i in choice.read], (round(size[0] * scale), round(size[1] * scale)), working)
     return ClipFrames(
-        images=read_frames(paths, (round(size[0] * scale), round(size[1] * scale))),
+        images=images,
+        pictures=pictures,
         chosen=np.searchsorted(choice.read, choice.scene),
-        size=working_size(size, config.process_res),
-        names=tuple(path.name for path in paths),
+        size=working,
+        names=tuple(source.names[i] for i in choice.read),
     )
 
 
-def _matchable(config: PreprocessConfig, frames: ClipFrames, report: Reporter) -> Array | None:
+def _matchable(config: PreprocessConfig, source: Source, frames: ClipFrames, report: Reporter) -> Array | None:
     """(T, h, w) bool: pixels that tell the camera's motion, those that neither the user nor an overlay takes out; None for all."""
-    if config.masks is None and not config.mask_overlays:
+    if config.masks is None and source.masks is None and not config.mask_overlays:
         return None
     keep = np.ones(frames.images.shape[:3], bool)
     if config.mask_overlays:
         keep &= ~detect_static_overlay(frames.images)
+    if source.masks is not None:
+        keep &= load_masks(source.masks, frames.names, frames.images.shape[1:3])
     if config.masks is not None:
         # Frames in between only help: they may lack a mask, those of the scene may not.
         bare = np.setdiff1d(unmasked(config.masks, frames.names), frames.chosen)
         if len(bare):
             report.note(f"masks: {len(bare)} frames between those of the scene have none and are matched as they are")
         masked = np.setdiff1d(np.arange(len(frames.names)), bare)
-        keep[masked] &= load_masks(config.masks, [frames.names[i] for i in masked], frames.images.shape[1:3])
+        keep[masked] &= load_masks(
+            config.masks, [frames.names[i] for i in masked], frames.images.shape[1:3], cut=(source.whole, source.crop)
+        )
     return keep
 
 
@@ -114,4 +120,7 @@ def _straightened(config: PreprocessConfig, footage: Footage, report: Reporter) 
         camera = parse_camera(config.lens)
     straight = Straightener(camera, motion)
     keep = None if frames.keep is None else straight.masks(frames.keep, read)
-    return replace(footage, straight=straight, frames=replace(frames, images=straight.all(frames.images, read), keep=keep, mapped=mapped))
+    footage = replace(footage, straight=straight)
+    pictures = np.stack([resized(footage.image(position), frames.size) for position in read])
+    images = straight.all(frames.images, read)
+    return replace(footage, frames=replace(frames, images=images, pictures=pictures, keep=keep, mapped=mapped))

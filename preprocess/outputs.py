@@ -1,5 +1,6 @@
 """What stage 0 writes beside results.npz: the scene's frames, the clip's cameras, the record of the choice and the fly-through path."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from utils.types import Reporter
 SCHEMA = "geometry/1"
 
 
-def outputs_of(config: PreprocessConfig, layout: SceneLayout) -> list[Output]:
+def outputs_of(layout: SceneLayout, with_frames: bool) -> list[Output]:
     """Everything that stage 0 writes, as one transaction; without results.npz, its first, none of it counts."""
     outputs = [
         Output(layout.npz_dir, SCHEMA),
@@ -30,7 +31,7 @@ def outputs_of(config: PreprocessConfig, layout: SceneLayout) -> list[Output]:
         Output(layout.preprocess_json, "file", file=True),
         Output(layout.path_json, "file", file=True),
     ]
-    return [*outputs, Output(layout.frames, "frames")] if config.input_video else outputs
+    return [*outputs, Output(layout.frames, "frames")] if with_frames else outputs
 
 
 def write_subsampled(config: PreprocessConfig, folder: Path, footage: Footage, made: Reconstruction) -> None:
@@ -61,24 +62,25 @@ def write_clip_cameras(
     """
     source, scene, straight = footage.source, made.scene, footage.straight
     shown = list(range(len(source.frames))) if config.every_frame else made.positions
-    paths = [source.frames[position] for position in shown]
+    called = [source.names[position] for position in shown]
     rows = np.array(made.positions) if config.every_frame else np.arange(len(shown))
     totals = source.totals if config.every_frame else [len(shown)]
     found = place_clip(scene, rows, totals, lambda row: footage.gray(shown[row], scene.cameras.size), report)
-    missing = [path.name for path, placed in zip(paths, found.placed, strict=True) if not placed]
+    missing = [name for name, placed in zip(called, found.placed, strict=True) if not placed]
     if missing:
-        report.note(f"cameras: {len(missing)} of {len(paths)} frames of the clip could not be placed: {_abridged(missing)}")
+        report.note(f"cameras: {len(missing)} of {len(called)} frames of the clip could not be placed: {_abridged(missing)}")
     size = image_size(source.frames[0])
     if straight is None or not straight.camera.readout:
         place = os.path.realpath(layout.clip_cameras)
         names = [Path(os.path.relpath(os.path.realpath(source.place(i)), place)).as_posix() for i in shown]
-        write_clip(folder, found, names, size, scene, None if straight is None else straight.camera.lens)
+        write_clip(folder, found, names, called, size, scene, None if straight is None else straight.camera.lens)
         return
-    names = [f"images/{frame.stem}.{config.image_ext}" for frame in paths]
-    (folder / "images").mkdir()
+    called = [Path(name).with_suffix(f".{config.image_ext}").as_posix() for name in called]
+    names = [f"images/{name}" for name in called]
     for index in np.flatnonzero(found.placed):
+        (folder / names[index]).parent.mkdir(parents=True, exist_ok=True)
         write_image(folder / names[index], footage.image(shown[index]))
-    write_clip(folder, found, names, size, scene, None)
+    write_clip(folder, found, names, called, size, scene, None)
 
 
 def _abridged(names: list[str]) -> str:
@@ -99,6 +101,9 @@ def write_record(config: PreprocessConfig, layout: SceneLayout, path: Path, foot
         "actual_stride": round((len(source.frames) - 1) / max(len(made.positions) - 1, 1), 3),
         "num_frames_used": len(made.positions),
         "positions": made.positions,
+        "frames": source.names,
+        "crop": dict(zip(("top", "bottom", "left", "right"), source.crop.sides, strict=True)),
+        "findings": [dataclasses.asdict(finding) for finding in source.findings],
         "clip_frames": source.totals,
         "camera": None if straight is None else straight.described(source.fps),
     }

@@ -56,8 +56,11 @@ def _masked(config: PreprocessConfig, footage: Footage, scene: Scene, positions:
         overlay = detect_static_overlay(scene.images)
         report.note(f"masks: {overlay.mean():.1%} of the picture is a static overlay")
         scene = apply_masks(scene, ~overlay[None].repeat(len(scene), axis=0), names)
-    if config.masks is not None:
-        keep = load_masks(config.masks, names, scene.cameras.size, footage.frames.images.shape[1:3])
+    source, shown = footage.source, footage.frames.images.shape[1:3]
+    for folder, cut in ((source.masks, None), (config.masks, (source.whole, source.crop))):
+        if folder is None:
+            continue
+        keep = load_masks(folder, names, scene.cameras.size, shown, cut)
         scene = apply_masks(scene, keep if footage.straight is None else footage.straight.masks(keep, positions), names)
     return scene
 

@@ -1,8 +1,9 @@
-"""The input of stage 0: what it consists of, its frames as files, and which of them become the scene."""
+"""The input of stage 0: what it consists of, what is found in it, which of its frames become the scene, and these as files."""
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,32 +12,83 @@ from configs.preprocess import PreprocessConfig
 from utils.errors import InputError
 from utils.imports.cameras import files_of_cameras
 from utils.runtime import cpu_count
-from utils.scene.frame_selection import between, choose_uniform, prefer_sharp, share_fairly, sharpness
+from utils.scene.clip.borders import Crop
+from utils.scene.clip.extract import all_fit, require_room, write_frames
+from utils.scene.clip.plan import ClipPlan, Finding, joined, plan_clip
+from utils.scene.clip.survey import Survey, survey_clip, survey_images
+from utils.scene.folders import FrameFolder, frame_folder
+from utils.scene.frame_selection import between, choose_uniform, prefer_sharp, share_fairly
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import content_hash, fingerprints
-from utils.scene.media import decode, extract_frames, list_clips, list_frames, read_image
+from utils.scene.masks import mask_files
+from utils.scene.media import exists, list_clips, read_image, read_opacity, write_image
 from utils.types import Array, Reporter
+
+# Frames read at a time while a folder is looked at.
+_READ_AHEAD = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One clip, or one folder of frames.
+
+    Attributes:
+        path: the file, or the folder.
+        survey: what it shows.
+        plan: what is used of it.
+        files: its frames, if it is a folder.
+        names: what its frames are called, if it is a folder.
+    """
+
+    path: Path
+    survey: Survey
+    plan: ClipPlan
+    files: tuple[Path, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The frames of the input on disk.
+    """The usable frames of the input on disk.
 
     Attributes:
-        frames: every frame in order; those of a clip lie where they are written until the whole of stage 0 is published.
+        frames: every one in order; where they are written until the whole of stage 0 is published.
+        names: what they are called: the file's name, with its folder where there are several.
         totals: frames of each clip.
         folder: where they will lie.
         fps: frames a second of the first clip, 0 if unknown.
+        masks: folder of masks of their transparent pixels, named like them; None if they have none.
+        crop: what was cut off them, so that masks made for whole frames still fit.
+        whole: (h, w) of the frames before that.
+        findings: what was found in the input.
     """
 
     frames: list[Path]
+    names: list[str]
     totals: list[int]
     folder: Path
     fps: float = 0.0
+    masks: Path | None = None
+    crop: Crop = field(default_factory=Crop)
+    whole: tuple[int, int] = (0, 0)
+    findings: tuple[Finding, ...] = ()
 
     def place(self, position: int) -> Path:
         """Where a frame will lie."""
-        return self.folder / self.frames[position].name
+        return self.folder / self.names[position]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Positions in the source, increasing.
+
+    Attributes:
+        scene: frames that become the scene.
+        read: these and the frames in between that help to measure depth.
+    """
+
+    scene: list[int]
+    read: list[int]
 
 
 def input_ids(config: PreprocessConfig) -> dict[str, str]:
@@ -50,16 +102,16 @@ def input_ids(config: PreprocessConfig) -> dict[str, str]:
     if config.input_video:
         ids = {"source": content_hash("clips", _contents(list_clips(config.input_video)))}
     else:
-        ids = {"source": _named(list_frames(_folder(config)), _folder(config))}
+        ids = {"source": _named(frame_folder(_folder(config)).frames, _folder(config))}
     for name, given in (("cameras", config.cameras), ("masks", config.masks)):
         if given is None:
             continue
-        if not given.exists():
+        if not exists(given):
             raise InputError(f"{given} does not exist", f"check the path given to --{name}")
         if name == "cameras":
             ids[name] = _named(files_of_cameras(given), given)
         else:
-            ids[name] = _named(list_frames(given), given)
+            ids[name] = _named(mask_files(given), given)
     return ids
 
 
@@ -84,35 +136,207 @@ def _folder(config: PreprocessConfig) -> Path:
     return config.frames_dir
 
 
-def frames_on_disk(config: PreprocessConfig, layout: SceneLayout, staging: Path | None, report: Reporter) -> Source:
-    """All frames as files; clips are decoded into `frames/`, numbered from 1.
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """The input, looked at: what is used of it, before anything is written.
 
-    Args:
-        config: names the clips or the folder of frames.
-        layout: of the scene.
-        staging: the folder that will be `frames/`; None for a folder of frames.
-        report: told of a clip that breaks off.
+    Attributes:
+        clips: its clips, or the cameras of its folder.
+        choice: frames of the scene, as positions among the usable ones.
+        findings: what was found.
+    """
+
+    clips: list[Clip]
+    choice: Choice
+    findings: tuple[Finding, ...]
+
+    @property
+    def crop(self) -> Crop:
+        """What is cut off every frame."""
+        return self.clips[0].plan.crop
+
+    @property
+    def transparent(self) -> bool:
+        """Some frames have pixels that do not count."""
+        return any(clip.plan.transparent for clip in self.clips)
+
+    @property
+    def writes(self) -> bool:
+        """Frames or masks are written: those of a folder stay where they lie, unless something has to be cut off them."""
+        return not self.clips[0].files or bool(self.crop) or self.transparent
+
+
+def look_at(config: PreprocessConfig, report: Reporter) -> Input:
+    """Looks at every frame of the input and chooses among the usable ones; nothing is written.
 
     Raises:
-        InputError: fewer than two frames, clips of several sizes, or a clip that cannot be decoded.
-        ArtifactError: the frames cannot be written.
+        InputError: fewer than two frames, clips of several sizes, or an input that cannot be read.
     """
+    clips = _looked_at(config, report)
+    findings = _told(clips, report)
+    plans = joined([clip.plan for clip in clips])
+    clips = [replace(clip, plan=plan) for clip, plan in zip(clips, plans, strict=True)]
+    choice = choose(config, [clip.plan.used for clip in clips], [clip.survey for clip in clips], report)
+    return Input(clips=clips, choice=choice, findings=findings)
+
+
+def frames_on_disk(
+    config: PreprocessConfig, seen: Input, layout: SceneLayout, staging: Path | None, report: Reporter
+) -> tuple[Source, Choice]:
+    """The usable frames as files, and the choice among them. Those of clips are named by their position in the clip, from 1.
+
+    Args:
+        config: the format of frames.
+        seen: the input.
+        layout: of the scene.
+        staging: the folder that will be `frames/`; None if nothing is written.
+        report: told if not all frames are written.
+
+    Raises:
+        ArtifactError: the frames cannot be written, or would not fit on the disk.
+    """
+    if seen.clips[0].files:
+        return _from_folder(layout, seen, staging)
     if staging is None:
-        frames = list_frames(_folder(config))
-        _require_two(len(frames), str(_folder(config)))
-        return Source(frames=frames, totals=[len(frames)], folder=_folder(config))
-    totals: list[int] = []
-    fps = 0.0
-    clips = list_clips(config.input_video)
-    _require_one_size(clips)
+        raise ValueError("the frames of clips need a folder")
+    return _from_clips(config, layout, seen, staging, report)
+
+
+def _looked_at(config: PreprocessConfig, report: Reporter) -> list[Clip]:
+    """Surveys and plans of all clips, or of all cameras of a folder."""
+    # Given cameras hold for whole frames, and a data set's frames need not follow each other.
+    as_is = config.as_is or config.cameras is not None
+    if config.input_video:
+        paths = list_clips(config.input_video)
+        surveys = [survey_clip(path, sharp=config.prefer_sharp) for path in paths]
+        _require_one_size(surveys)
+        _require_two(sum(map(len, surveys)), ", ".join(path.name for path in paths))
+        return [Clip(path=p, survey=s, plan=plan_clip(s, as_is=as_is)) for p, s in zip(paths, surveys, strict=True)]
+    folder = frame_folder(_folder(config))
+    _require_two(len(folder.frames), str(folder.root))
+    for skipped in folder.skipped:
+        report.note(f"frames: {skipped}")
+    clips, first = [], 0
+    for total in folder.totals:
+        files = folder.frames[first : first + total]
+        survey = _folder_survey(folder, files, config.prefer_sharp)
+        plan = plan_clip(survey, as_is=as_is)
+        clips.append(Clip(path=folder.root, survey=survey, plan=plan, files=tuple(files), names=tuple(folder.names[first : first + total])))
+        first += total
+    return clips
+
+
+def _folder_survey(folder: FrameFolder, files: list[Path], sharp: bool) -> Survey:
+    """A look at image files, read a few at a time."""
+
+    def pairs() -> Iterator[tuple[Array, Array | None]]:
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            for first in range(0, len(files), _READ_AHEAD):
+                yield from pool.map(lambda path: (read_image(path), read_opacity(path)), files[first : first + _READ_AHEAD])
+
+    return survey_images(folder.root.name, pairs(), len(files), sharp=sharp)
+
+
+def _told(clips: list[Clip], report: Reporter) -> tuple[Finding, ...]:
+    """One line for each finding on the console; all of them."""
+    found = []
     for clip in clips:
-        info = extract_frames(clip, staging, extension=config.image_ext, first=1 + sum(totals))
-        totals.append(len(info.frames))
-        fps = fps or info.fps
-        if info.broken:
-            report.note(f"{clip.name} breaks off after {len(info.frames)} frames ({info.broken}); they are used")
-    _require_two(sum(totals), ", ".join(clip.name for clip in clips))
-    return Source(frames=list_frames(staging), totals=totals, folder=layout.frames, fps=fps)
+        for finding in clip.plan.findings:
+            report.note(f"{clip.survey.name}: {finding.text}")
+            found.append(finding)
+    return tuple(found)
+
+
+def _from_clips(config: PreprocessConfig, layout: SceneLayout, seen: Input, staging: Path, report: Reporter) -> tuple[Source, Choice]:
+    """The frames of clips: all usable ones, or those that are read where all would take too much disk."""
+    first_clip, choice = seen.clips[0], seen.choice
+    used = [clip.plan.used for clip in seen.clips]
+    starts = np.cumsum([0, *map(len, used)])
+    size = seen.crop.size(first_clip.survey.size)
+    wanted = list(range(starts[-1]))
+    # The shutter is told from the motion between neighbours, so these have to be there.
+    if config.lens == "none" and not all_fit([(size, len(wanted))], config.image_ext, staging):
+        report.note(f"frames: {len(choice.read)} of {len(wanted)} are written, since all would take too much disk")
+        wanted = choice.read
+    require_room(size, len(wanted) + len(choice.scene), config.image_ext, staging)
+    masks = staging / "masks" if seen.transparent else None
+    if masks is not None:
+        masks.mkdir()
+    totals: list[int] = []
+    paths: list[Path] = []
+    first = 1
+    for clip, mine, start, end in zip(seen.clips, used, starts[:-1], starts[1:], strict=True):
+        positions = mine[[w - start for w in wanted if start <= w < end]]
+        paths += write_frames(clip.path, clip.survey, clip.plan, positions, staging, extension=config.image_ext, first=first, masks=masks)
+        totals.append(len(positions))
+        first += len(clip.survey)
+    source = Source(
+        frames=paths,
+        names=[path.name for path in paths],
+        totals=totals,
+        folder=layout.frames,
+        fps=0.0 if first_clip.survey.facts is None else first_clip.survey.facts.fps,
+        masks=masks,
+        crop=seen.crop,
+        whole=first_clip.survey.size,
+        findings=seen.findings,
+    )
+    return source, _among(choice, wanted)
+
+
+def _among(choice: Choice, wanted: list[int]) -> Choice:
+    """The choice as positions among the frames that are written."""
+    place = {position: row for row, position in enumerate(wanted)}
+    return Choice(scene=[place[p] for p in choice.scene], read=[place[p] for p in choice.read])
+
+
+def _from_folder(layout: SceneLayout, seen: Input, staging: Path | None) -> tuple[Source, Choice]:
+    """The usable frames of a folder: where they lie, or cut in `frames/`."""
+    originals = [clip.files[i] for clip in seen.clips for i in clip.plan.used]
+    names = [clip.names[i] for clip in seen.clips for i in clip.plan.used]
+    frames, folder, masks = originals, seen.clips[0].path, None
+    if staging is not None and seen.crop:
+        _written(originals, names, staging, seen.crop)
+        names = [_png(name) for name in names]
+        frames, folder = [staging / name for name in names], layout.frames
+    if staging is not None and seen.transparent:
+        masks = staging / "masks"
+        _written_masks(originals, names, masks, seen.crop)
+    source = Source(
+        frames=frames,
+        names=names,
+        totals=[len(clip.plan.used) for clip in seen.clips],
+        folder=folder,
+        masks=masks,
+        crop=seen.crop,
+        whole=seen.clips[0].survey.size,
+        findings=seen.findings,
+    )
+    return source, seen.choice
+
+
+def _png(name: str) -> str:
+    return str(Path(name).with_suffix(".png"))
+
+
+def _written(frames: list[Path], names: list[str], folder: Path, crop: Crop) -> None:
+    def write(path: Path, name: str) -> None:
+        target = folder / _png(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_image(target, crop.of(read_image(path)))
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        list(pool.map(write, frames, names))
+
+
+def _written_masks(frames: list[Path], names: list[str], folder: Path, crop: Crop) -> None:
+    for path, name in zip(frames, names, strict=True):
+        opacity = read_opacity(path)
+        if opacity is None:
+            opacity = np.full(read_image(path).shape[:2], 255, np.uint8)
+        target = folder / _png(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_image(target, np.where(crop.of(opacity) >= 128, 255, 0).astype(np.uint8))
 
 
 def _require_two(count: int, where: str) -> None:
@@ -123,53 +347,42 @@ def _require_two(count: int, where: str) -> None:
         )
 
 
-def _require_one_size(clips: list[Path]) -> None:
-    """All clips of a scene must show frames of one size; told before minutes of decoding."""
-    if len(clips) < 2:
-        return
-    sizes = [next(decode(clip)).shape[:2] for clip in clips]
-    for clip, (height, width) in zip(clips, sizes, strict=True):
-        if (height, width) != sizes[0]:
+def _require_one_size(surveys: list[Survey]) -> None:
+    """All clips of a scene must show frames of one size."""
+    height, width = surveys[0].size
+    for survey in surveys[1:]:
+        if survey.size != (height, width):
             raise InputError(
-                f"{clip.name} is {width}x{height}, but {clips[0].name} is {sizes[0][1]}x{sizes[0][0]}",
+                f"{survey.name} is {survey.size[1]}x{survey.size[0]}, but {surveys[0].name} is {width}x{height}",
                 "clips of one scene are taken for one camera: crop or resize them to the same size first, or leave this one out",
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Positions in the source, increasing.
+def choose(config: PreprocessConfig, used: list[Array], surveys: list[Survey], report: Reporter) -> Choice:
+    """Spreads the scene's frames evenly over the usable ones of each clip, every clip with an equal share.
 
-    Attributes:
-        scene: frames that become the scene.
-        read: these and the frames in between that help to measure depth.
+    Args:
+        config: how many, and how.
+        used: positions of the usable frames of each clip.
+        surveys: of each clip, for sharpness.
+        report: told if frames are far apart.
     """
-
-    scene: list[int]
-    read: list[int]
-
-
-def choose(config: PreprocessConfig, source: Source, report: Reporter) -> Choice:
-    """Spreads the scene's frames evenly over each clip, every clip with an equal share."""
     scene: list[int] = []
     read: list[int] = []
     first = 0
-    for total, share in zip(source.totals, share_fairly(source.totals, config.max_frames), strict=True):
-        selection = choose_uniform(total, share, config.max_stride)
+    totals = [len(positions) for positions in used]
+    _require_two(sum(totals), "usable frames")
+    for positions, survey, share in zip(used, surveys, share_fairly(totals, config.max_frames), strict=True):
+        selection = choose_uniform(len(positions), share, config.max_stride)
         if selection.sparse:
             report.note(
-                f"frames: {share} of {total} are chosen, {selection.stride:.1f} apart (more than max_stride"
+                f"frames: {share} of {len(positions)} are chosen, {selection.stride:.1f} apart (more than max_stride"
                 f" {config.max_stride}), to cover the whole clip"
             )
         indices = selection.indices
         if config.prefer_sharp:
-            indices = prefer_sharp(indices, _sharpness(source.frames[first : first + total]))
+            indices = prefer_sharp(indices, survey.sharpness[positions])
         scene += (first + indices).tolist()
         read += (first + between(indices, config.between_frames)).tolist()
-        first += total
+        first += len(positions)
     return Choice(scene=scene, read=read)
-
-
-def _sharpness(paths: list[Path]) -> Array:
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        return np.array(list(pool.map(lambda path: sharpness(read_image(path)), paths)))

@@ -8,7 +8,7 @@ from configs.preprocess import PreprocessConfig
 from preprocess import frames, geometry, outputs
 from preprocess.outputs import SCHEMA
 from preprocess.scene import reconstruct
-from preprocess.source import frames_on_disk, input_ids
+from preprocess.source import frames_on_disk, input_ids, look_at
 from utils.imports.cameras import locate_cameras
 from utils.scene.artifacts import save_results
 from utils.scene.captured import parse_camera
@@ -43,10 +43,11 @@ def run(config: PreprocessConfig, report: Reporter = NULL_REPORTER) -> Path:
         parse_camera(config.lens)  # a typing error shows before minutes of decoding
     outputs.require_own_root(config, layout)
     reads, sources = _reads(config)
-    wanted = outputs.outputs_of(config, layout)
+    seen = look_at(config, report)
+    wanted = outputs.outputs_of(layout, with_frames=seen.writes)
     with Transaction(wanted, reads=reads, sources=sources, home=config.root, report=report) as transaction, writing(config.root):
-        source = frames_on_disk(config, layout, transaction.path(layout.frames) if config.input_video else None, report)
-        footage = frames.load(config, source, report)
+        source, choice = frames_on_disk(config, seen, layout, transaction.path(layout.frames) if seen.writes else None, report)
+        footage = frames.load(config, source, choice, report)
         made = reconstruct(config, footage, backend, report)
         outputs.write_subsampled(config, transaction.path(layout.frames_subsampled), footage, made)
         outputs.write_clip_cameras(config, layout, transaction.path(layout.clip_cameras), footage, made, report)

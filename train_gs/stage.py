@@ -35,11 +35,11 @@ from utils.exports.view import write_view
 from utils.runtime import seed_everything
 from utils.scene import artifacts
 from utils.scene.checkpoints import forget_parts
+from utils.scene.folders import list_frames
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.lock import one_writer
 from utils.scene.manifest import content_hash, fingerprints, is_current, portable, significant, write_manifest, writing
 from utils.scene.masks import used_pixels
-from utils.scene.media import list_frames
 from utils.scene.transaction import Output, publish, require_replaceable
 from utils.splatting.checkpoint import GS_SCHEMA, MODEL, PREVIEW, TrainedScene, save_checkpoint, unfinished
 from utils.splatting.rasterize.contract import choose_rasterizer, load_rasterizer

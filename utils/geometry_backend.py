@@ -10,6 +10,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.registry import Registry
+from utils.scene.resample import resized
 from utils.types import Array, Reporter, Scene
 
 GEOMETRY = Registry(
@@ -59,6 +60,7 @@ class ClipFrames:
         chosen: (N,) int64, increasing positions in `images`: the frames that become the scene.
         size: (H, W) of the scene's images and depth.
         names: (T,) what to call each frame in messages.
+        pictures: (T, H, W, 3) uint8 the same frames at `size`, made from their source and not from `images`. None: from `images`.
         keep: (T, h, w) bool, pixels that may be matched: not an overlay, nothing that moves by itself. None: all.
         mapped: sparse model of the chosen frames, if mapping them was necessary before; None leaves it to the backend.
     """
@@ -67,6 +69,7 @@ class ClipFrames:
     chosen: Array
     size: tuple[int, int]
     names: tuple[str, ...]
+    pictures: Array | None = None
     keep: Array | None = None
     mapped: SparseModel | None = None
 
@@ -78,8 +81,14 @@ class ClipFrames:
             )
         if not (np.diff(self.chosen) > 0).all() or self.chosen[0] < 0 or self.chosen[-1] >= len(self.images):
             raise ValueError("chosen must be increasing positions in images")
+        if self.pictures is not None and self.pictures.shape != (len(self.images), *self.size, 3):
+            raise ValueError("pictures must be the images at the scene's size")
         if self.keep is not None and self.keep.shape != self.images.shape[:3]:
             raise ValueError("keep must be as large as the images")
+
+    def picture(self, position: int) -> Array:
+        """(H, W, 3) a frame as the scene shows it."""
+        return resized(self.images[position], self.size) if self.pictures is None else self.pictures[position]
 
 
 class GeometryBackend(Protocol):

@@ -8,6 +8,7 @@ import pytest
 
 from utils.errors import ArtifactError, InputError
 from utils.scene import media
+from utils.scene.folders import list_frames
 
 
 def moving_frames(count: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
@@ -16,13 +17,6 @@ def moving_frames(count: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
     return np.stack(
         [np.stack([(x * 3 + 4 * i) % 256, (y * 4) % 256, np.full_like(x, 40 + 2 * i)], -1).astype(np.uint8) for i in range(count)]
     )
-
-
-@pytest.fixture
-def clip(tmp_path: Path) -> Path:
-    path = tmp_path / "clip.mp4"
-    media.write_mp4(path, moving_frames(30), 10)
-    return path
 
 
 def test_written_clip_plays_in_browsers_and_keeps_colours(tmp_path: Path) -> None:
@@ -36,30 +30,6 @@ def test_written_clip_plays_in_browsers_and_keeps_colours(tmp_path: Path) -> Non
     assert raw.index(b"moov") < raw.index(b"mdat"), "the index must stand in front for a browser to start at once"
     decoded = np.stack(list(media.decode(tmp_path / "flat.mp4")))
     assert np.abs(decoded[:, :33, :47].astype(int) - flat).max() <= 4
-
-
-def test_every_frame_is_extracted_in_order(clip: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "frames"
-    folder.mkdir()
-    info = media.extract_frames(clip, folder, extension="png")
-    assert [p.name for p in info.frames][:2] == ["000001.png", "000002.png"] and len(info.frames) == 30
-    assert info.fps == 10 and not info.broken
-    assert np.abs(media.read_frames(info.frames).astype(int) - moving_frames(30)).mean() < 6
-
-
-def test_truncated_clip_gives_what_is_there_or_explains(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    noisy = rng.integers(0, 255, (40, 48, 64, 3)).astype(np.uint8)
-    media.write_mp4(tmp_path / "whole.mp4", noisy, 10)
-    raw = (tmp_path / "whole.mp4").read_bytes()
-    (tmp_path / "most.mp4").write_bytes(raw[: int(len(raw) * 0.7)])
-    (tmp_path / "bit.mp4").write_bytes(raw[: int(len(raw) * 0.05)])
-    (tmp_path / "frames").mkdir()
-    info = media.extract_frames(tmp_path / "most.mp4", tmp_path / "frames", extension="png")
-    assert 8 <= len(info.frames) < 40 and info.broken
-    with pytest.raises(InputError) as caught:
-        media.extract_frames(tmp_path / "bit.mp4", tmp_path / "frames", extension="png")
-    assert caught.value.hint
 
 
 def test_files_that_are_no_video(tmp_path: Path) -> None:
@@ -92,13 +62,13 @@ def test_frame_folder_must_share_one_size(tmp_path: Path) -> None:
     media.write_image(tmp_path / "a.png", np.zeros((8, 10, 3), np.uint8))
     media.write_image(tmp_path / "b.png", np.zeros((9, 10, 3), np.uint8))
     with pytest.raises(InputError, match=r"b\.png is 10x9, but a\.png is 10x8"):
-        media.read_frames(media.list_frames(tmp_path))
+        media.read_frames(list_frames(tmp_path))
     (tmp_path / "c.png").write_bytes(b"broken")
     with pytest.raises(InputError, match="not a readable image"):
         media.read_image(tmp_path / "c.png")
     with pytest.raises(InputError, match="no images"):
         (tmp_path / "empty").mkdir()
-        media.list_frames(tmp_path / "empty")
+        list_frames(tmp_path / "empty")
 
 
 def test_image_round_trip_keeps_channel_order(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from utils.da3.weights import COMMERCIAL_METRIC_MODEL, DEFAULT_MODEL, Weights, c
 from utils.device.accelerator import accelerator
 from utils.errors import BackendError, ConfigError, GeometryError, MissingDependencyError
 from utils.geometry_backend import ClipFrames
-from utils.scene.media import resize_area
 from utils.types import Array, CameraSet, Reporter, Scene, StepReport
 
 # Statistics of the images the backbone was trained on (ImageNet).
@@ -84,7 +83,7 @@ class Da3Geometry:
             raise ConfigError(f"the working size {frames.size} is no multiple of {_PATCH}", "choose another process_res")
         device = (accelerator() or torch.device("cpu")) if self.device == "auto" else torch.device(self.device)
         network = self._load(device, report)
-        images = np.stack([resize_area(frames.images[i], frames.size) for i in frames.chosen])
+        images = np.stack([frames.picture(int(i)) for i in frames.chosen])
         longest = self.chunk_frames or frames_in_memory(frames.size, _width(network), device)
         pieces = self._pieces(network, images, min(longest, len(images)), device, report)
         del network

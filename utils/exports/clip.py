@@ -1,7 +1,7 @@
 """Cameras of a whole clip for other programs: nerfstudio's transforms.json and a COLMAP model, both of the frames as they lie on disk."""
 
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from utils.types import Array, CameraSet, Scene
 _POINTS = 50_000
 
 
-def write_clip(folder: Path, found: ClipCameras, names: Sequence[str], size: tuple[int, int], scene: Scene, lens: Lens | None) -> None:
+def write_clip(
+    folder: Path, found: ClipCameras, names: Sequence[str], called: Sequence[str], size: tuple[int, int], scene: Scene, lens: Lens | None
+) -> None:
     """Writes `transforms.json`, `points.ply` and `sparse/0/` with every frame that was placed.
 
     In transforms.json the entry `scene_frame` of a frame is its row in results.npz.
@@ -26,6 +28,7 @@ def write_clip(folder: Path, found: ClipCameras, names: Sequence[str], size: tup
         folder: a folder being published.
         found: cameras of all frames at the scene's size.
         names: their files, relative to the folder's final place.
+        called: their names in the COLMAP model.
         size: (h, w) of the files.
         scene: gives the points.
         lens: distortion that was taken out for the scene, but not of the files.
@@ -41,7 +44,7 @@ def write_clip(folder: Path, found: ClipCameras, names: Sequence[str], size: tup
     write_transforms(folder / "transforms.json", cameras, [names[i] for i in shown], "points.ply", k1, rows)
     model = folder / "sparse" / "0"
     model.mkdir(parents=True)
-    write_colmap_binary(model, cameras, [PurePosixPath(names[i]).name for i in shown], points, colors, k1)
+    write_colmap_binary(model, cameras, [called[i] for i in shown], points, colors, k1)
 
 
 def _with_lens(cameras: CameraSet, lens: Lens) -> tuple[CameraSet, float]:

@@ -14,7 +14,6 @@ from utils.cameras.projection import invert_rigid
 from utils.errors import ConfigError, GeometryError
 from utils.geometry_backend import ClipFrames
 from utils.imports.cameras import ImportedCameras, read_cameras
-from utils.scene.media import resize_area
 from utils.sfm.flow_depth import agreement
 from utils.sfm.posed_depth import depth_along_poses
 from utils.types import Array, CameraSet, Reporter, Scene
@@ -72,9 +71,7 @@ def _scene(frames: ClipFrames, cameras: ImportedCameras, rows: Array, posed_rows
     shown = np.zeros((len(frames.images), *size), bool)
     w2c = np.full((len(frames.images), 4, 4), np.nan)
     for position in posed:
-        straight, inside = cameras.undistorted(int(rows[position]), frames.images[position])
-        images[position] = resize_area(straight, size)
-        shown[position] = cv2.resize(inside.astype(np.uint8), (size[1], size[0]), interpolation=cv2.INTER_NEAREST) > 0
+        images[position], shown[position] = cameras.undistorted(int(rows[position]), frames.picture(int(position)))
         w2c[position] = invert_rigid(cameras.c2w[rows[position]])
     refs = frames.chosen[posed_rows]
     chosen_rows = rows[refs]

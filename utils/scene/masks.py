@@ -6,13 +6,15 @@ ignored, since splatting learns colours from pixels of unknown depth too.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
 
 from utils.errors import InputError
-from utils.scene.media import IMAGE_SUFFIXES, read_image
+from utils.scene.clip.borders import Crop
+from utils.scene.clip.marks import find_mark
+from utils.scene.media import IMAGE_SUFFIXES, exists, read_image
 from utils.types import Array, Scene
 
 # Sky in results.npz: the lowest confidence there is, at a depth that no nearer surface reaches.
@@ -36,17 +38,25 @@ _MOVING_LEVELS = 8.0
 _LARGEST_OVERLAY = 0.05
 
 
-def load_masks(folder: Path, names: Sequence[str], size: tuple[int, int], shown: tuple[int, int] | None = None) -> Array:
+def load_masks(
+    folder: Path,
+    names: Sequence[str],
+    size: tuple[int, int],
+    shown: tuple[int, int] | None = None,
+    cut: tuple[tuple[int, int], Crop] | None = None,
+) -> Array:
     """Masks of the frames, True = use.
 
-    A frame `000012.png` finds `000012.<any image>` or `000012.png.<any image>`. A folder with one single image means that image for
-    every frame. A pixel of the result is used only if all of the mask under it is white.
+    A frame `000012.png` finds `000012.<any image>` or `000012.png.<any image>`, in a sub-folder as the frame is or in the folder itself.
+    A folder with one single image means that image for every frame. A pixel of the result is used only if all of the mask under it is
+    white.
 
     Args:
         folder: of mask images, grey or colour, of any size with the frames' aspect, or of the result's.
         names: F frame file names, with or without suffix.
         size: (H, W) of the result.
         shown: (h, w) of the frames, whose aspect differs a little from the result's; default: the result's.
+        cut: size of the frames before something was cut off them, and that; masks may be made for those too.
 
     Returns:
         (F, H, W) bool.
@@ -54,37 +64,54 @@ def load_masks(folder: Path, names: Sequence[str], size: tuple[int, int], shown:
     Raises:
         InputError: no masks, a frame without one, one that is no image, or one of another aspect.
     """
-    if not folder.is_dir():
+    if not exists(folder) or not folder.is_dir():
         raise InputError(f"mask folder {folder} does not exist", "give a folder of images: white = use, black = ignore")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = mask_files(folder)
     if not files:
         raise InputError(f"mask folder {folder} holds no images", f"masks must end in one of {', '.join(sorted(IMAGE_SUFFIXES))}")
     if len(files) == 1:
-        return np.repeat(_read_mask(files[0], size, shown)[None], len(names), axis=0)
-    found = _masks_of(files, names)
+        return np.repeat(_read_mask(files[0], size, shown, cut)[None], len(names), axis=0)
+    found = _masks_of(folder, files, names)
     missing = [name for name, path in zip(names, found, strict=True) if path is None]
     if missing:
         raise InputError(
             f"{folder} has no mask for {len(missing)} of {len(names)} frames, the first is {missing[0]}",
             "name each mask like its frame, or leave one single image that holds for all frames",
         )
-    return np.stack([_read_mask(path, size, shown) for path in found if path is not None])
+    return np.stack([_read_mask(path, size, shown, cut) for path in found if path is not None])
 
 
 def unmasked(folder: Path, names: Sequence[str]) -> list[int]:
     """Which of the frames (positions in `names`) have no mask in a folder that `load_masks` takes."""
-    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES] if folder.is_dir() else []
-    return [] if len(files) < 2 else [i for i, path in enumerate(_masks_of(files, names)) if path is None]
+    files = mask_files(folder) if folder.is_dir() else []
+    return [] if len(files) < 2 else [i for i, path in enumerate(_masks_of(folder, files, names)) if path is None]
 
 
-def _masks_of(files: Sequence[Path], names: Sequence[str]) -> list[Path | None]:
-    by_stem = {p.stem: p for p in files}
-    return [by_stem.get(Path(name).name) or by_stem.get(Path(name).stem) for name in names]
+def mask_files(folder: Path) -> list[Path]:
+    """The images of a folder and its sub-folders, without hidden ones."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file())
 
 
-def _read_mask(path: Path, size: tuple[int, int], shown: tuple[int, int] | None) -> Array:
+def _masks_of(folder: Path, files: Sequence[Path], names: Sequence[str]) -> list[Path | None]:
+    """The mask of each frame: by its path in the folder, or else by its name where only one mask is called so."""
+    by_path = {p.relative_to(folder).with_suffix("").as_posix(): p for p in files}
+    by_stem: dict[str, list[Path]] = {}
+    for path in files:
+        by_stem.setdefault(path.stem, []).append(path)
+    found: list[Path | None] = []
+    for name in names:
+        bare = PurePosixPath(name)
+        there = by_path.get(name) or by_path.get(bare.with_suffix("").as_posix())
+        called = by_stem.get(bare.name) or by_stem.get(bare.stem) or []
+        found.append(there or (called[0] if len(called) == 1 else None))
+    return found
+
+
+def _read_mask(path: Path, size: tuple[int, int], shown: tuple[int, int] | None, cut: tuple[tuple[int, int], Crop] | None = None) -> Array:
     """(H, W) bool."""
     white = (read_image(path).max(axis=-1) >= 128).astype(np.float32)
+    if cut is not None and cut[1]:
+        white = _cut_like(white, *cut, shown or size)
     height, width = white.shape
     if all(abs(np.log(width * h / (height * w))) > _SAME_ASPECT for h, w in (size, shown or size)):
         h, w = shown or size
@@ -95,6 +122,17 @@ def _read_mask(path: Path, size: tuple[int, int], shown: tuple[int, int] | None)
     shrinks = white.size >= size[0] * size[1]
     share = cv2.resize(white, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
     return share > 0.999
+
+
+def _cut_like(white: Array, whole: tuple[int, int], crop: Crop, shown: tuple[int, int]) -> Array:
+    """A mask of whole frames without what was cut off them; one of the cut frames as it is."""
+    aspect = np.log(white.shape[1] / white.shape[0])
+    of_whole, of_cut = (abs(aspect - np.log(w / h)) for h, w in (whole, shown))
+    if of_cut < of_whole:
+        return white
+    scale = white.shape[0] / whole[0], white.shape[1] / whole[1]
+    sides = (round(side * scale[i // 2]) for i, side in enumerate(crop.sides))
+    return Crop(*sides).of(white)
 
 
 def apply_masks(scene: Scene, keep: Array, names: Sequence[str] | None = None) -> Scene:
@@ -137,7 +175,8 @@ def mark_sky(scene: Scene, sky: Array) -> Scene:
 def detect_static_overlay(images: Array) -> Array:
     """Pixels that stay as they are while the picture around them moves: logos, watermarks, frames of a player.
 
-    Only opaque overlays are found. Where the surroundings do not move either (a still camera, a clear sky) nothing is reported.
+    Opaque ones, and half-transparent ones by their edges. Where the surroundings do not move either (a still camera, a clear sky)
+    nothing is reported.
 
     Args:
         images: (F, H, W, 3) uint8; fewer than 8 frames tell too little, and nothing is reported.
@@ -162,7 +201,8 @@ def detect_static_overlay(images: Array) -> Array:
         ring = grown & (static == 0)
         if ring.any() and moving[ring].mean() > 0.6:
             overlay |= grown
-    return overlay
+    mark = find_mark(np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]))
+    return overlay if mark is None else overlay | mark.mask
 
 
 def detect_sky(images: Array) -> Array:

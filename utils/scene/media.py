@@ -1,33 +1,36 @@
-"""Frames in and out: video files, frame folders and single images. Only pixels; what to do with them is decided elsewhere.
+"""Images in and out, and films out. Only pixels; which frames of a clip are used is decided in `utils.scene.clip`.
 
 All images are uint8 sRGB (h, w, 3) in RGB order. Video goes through PyAV, so no program has to be installed beside Python.
 """
 
 import os
+import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
 import av
 import av.container
 import av.error
-import av.video
 import av.video.reformatter
 import cv2
 import numpy as np
 
 from utils.errors import ConfigError, InputError
+from utils.scene.clip.colour import light_to_srgb
+from utils.scene.clip.picture import conversion_of, picture, shape_of
+from utils.scene.clip.stream import decoded, pixel_aspect
 from utils.scene.manifest import writing
+from utils.scene.resample import resized
 from utils.types import Array
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+# Images that OpenCV always reads, and those that FFmpeg or a newer OpenCV may read.
+FFMPEG_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".exr", ".jxl"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".ppm", ".hdr"}) | FFMPEG_SUFFIXES
 CLIP_SUFFIXES = frozenset({".mp4", ".mov", ".webm", ".gif", ".mkv", ".avi", ".m4v"})
 WRITABLE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
-
-# A clip that breaks off is still used if this many frames could be read.
-MIN_FRAMES_OF_BROKEN_CLIP = 8
 
 # Level 1 of 9: PNG stays lossless, is a few percent larger than the default and is written about three times faster.
 _PNG_SPEED = [cv2.IMWRITE_PNG_COMPRESSION, 1]
@@ -38,39 +41,106 @@ _WRITE_OPTIONS: dict[str, list[int]] = {
     ".webp": [cv2.IMWRITE_WEBP_QUALITY, 101],
 }
 
-# Frames waiting for the disk while decoding runs ahead: bounds memory at about 8 full-size frames.
-_MAX_PENDING_WRITES = 8
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts frame2 before frame10, folder by folder."""
+    return natural_name(path.as_posix())
 
 
-@dataclass(frozen=True)
-class ClipInfo:
-    """What decoding a clip gave.
-
-    Attributes:
-        frames: paths of the written frames in order.
-        fps: average frame rate of the container, 0 if unknown.
-        broken: why decoding ended early, empty if it did not.
-    """
-
-    frames: list[Path]
-    fps: float
-    broken: str
+def natural_name(name: str) -> list[tuple[int, str]]:
+    """The same for a name. Numbers come before words, and very long ones count as words."""
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [(int(part), "") if part.isascii() and part.isdigit() else (1 << 62, part.casefold()) for part in parts if part] + [(-1, name)]
 
 
-def read_image(path: Path) -> Array:
-    """(h, w, 3) uint8 sRGB of an image file; alpha is dropped, grey is repeated.
+def exists(path: Path) -> bool:
+    """Whether anything is there; also for names that no file can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def read_image(path: Path, *, upright: bool = True) -> Array:
+    """(h, w, 3) uint8 sRGB of an image file; transparency is dropped, grey is repeated, light (EXR, float TIFF) becomes sRGB.
+
+    Args:
+        path: the file.
+        upright: turn it as its EXIF says.
 
     Raises:
-        InputError: not an image, or truncated.
+        InputError: not an image, truncated, or of a format that no installed library reads.
     """
-    try:
-        raw = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", "check the path and its permissions") from error
-    image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if raw.size else None
+    raw = _bytes_of(path)
+    how = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+    image = _decoded(raw, how)
     if image is None:
+        return _by_ffmpeg(path)
+    image = image[..., ::-1]
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image)
+    if np.issubdtype(image.dtype, np.integer):
+        return (image * (255 / _white_of(image)) + 0.5).astype(np.uint8)
+    return _from_light(image)
+
+
+def read_opacity(path: Path) -> Array | None:
+    """(h, w) uint8 opacity of an image file, upright; None if it has none.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    image = _decoded(_bytes_of(path), cv2.IMREAD_UNCHANGED)
+    if image is None or image.ndim != 3 or image.shape[2] != 4:
+        return None
+    opacity = image[..., 3]
+    return opacity if opacity.dtype == np.uint8 else (np.clip(opacity / _white_of(opacity), 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _white_of(values: Array) -> float:
+    return float(np.iinfo(values.dtype).max) if np.issubdtype(values.dtype, np.integer) else 1.0
+
+
+def _bytes_of(path: Path) -> Array:
+    """The bytes of a regular file; anything else could block or never end."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path} is no file", "give image files")
+        return np.fromfile(path, np.uint8)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {str(path)[:300]}: {reason}", "check the path and its permissions") from error
+
+
+def _decoded(raw: Array, how: int) -> Array | None:
+    """What OpenCV makes of an image's bytes; None if nothing, or if the picture is larger than any camera's."""
+    try:
+        return cv2.imdecode(raw, how) if raw.size else None
+    except cv2.error:
+        return None
+
+
+def _by_ffmpeg(path: Path) -> Array:
+    """What FFmpeg makes of an image that OpenCV does not read: HEIC, AVIF, EXR, JPEG XL, as far as it was built with them."""
+    suffix = path.suffix.lower()
+    if suffix not in FFMPEG_SUFFIXES:
         raise InputError(f"{path} is not a readable image", "remove the file or replace it by an intact one")
-    return np.ascontiguousarray(image[..., ::-1])
+    try:
+        frame = next(iter(decoded(path))).frame
+        shape = shape_of(frame)
+        if suffix == ".exr":
+            return _from_light(np.asarray(frame.to_ndarray(format="gbrpf32le")))
+        return picture(frame, shape, conversion_of(frame))
+    except (StopIteration, InputError, av.error.FFmpegError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read: the installed libraries have no decoder for this {suffix[1:].upper()} file",
+            "convert the frames to PNG or JPEG",
+        ) from error
+
+
+def _from_light(light: Array) -> Array:
+    """(h, w, 3) uint8 sRGB of linear light, 1 = white."""
+    return (light_to_srgb(np.nan_to_num(light.astype(np.float32))) * 255 + 0.5).astype(np.uint8)
 
 
 def write_image(path: Path, image: Array) -> None:
@@ -112,20 +182,6 @@ def working_size(size: tuple[int, int], longest: int, multiple: int = 14) -> tup
     return height, width
 
 
-def list_frames(folder: Path) -> list[Path]:
-    """Image files of a folder sorted by name.
-
-    Raises:
-        InputError: no folder, or no images in it.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder", "pass a folder of images with --frames_dir, or a clip with --input_video")
-    frames = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not frames:
-        raise InputError(f"{folder} holds no images", f"frames must end in one of {', '.join(sorted(IMAGE_SUFFIXES))} and sort by name")
-    return frames
-
-
 def list_clips(given: Sequence[Path]) -> list[Path]:
     """The clips named, a folder standing for all clips in it, sorted by name.
 
@@ -134,9 +190,9 @@ def list_clips(given: Sequence[Path]) -> list[Path]:
     """
     clips: list[Path] = []
     for path in given:
-        if not path.exists():
-            raise InputError(f"{path} does not exist", "check the path given to --input_video")
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in CLIP_SUFFIXES) if path.is_dir() else [path]
+        if not exists(path):
+            raise InputError(f"{str(path)[:300] or 'an empty path'} does not exist", "check the path given to --input_video")
+        found = sorted((p for p in path.iterdir() if _is_clip(p)), key=natural) if path.is_dir() else [path]
         if not found:
             raise InputError(
                 f"{path} holds no clips", f"clips end in one of {', '.join(sorted(CLIP_SUFFIXES))}; for a folder of images use --frames_dir"
@@ -146,13 +202,18 @@ def list_clips(given: Sequence[Path]) -> list[Path]:
 
 
 def read_frames(paths: Sequence[Path], size: tuple[int, int] | None = None) -> Array:
-    """(F, h, w, 3) uint8 of image files that share one size, each resized to `size` if given.
+    """(F, h, w, 3) uint8 of image files that share one size, at another if given; raises as `read_frames_at`."""
+    return read_frames_at(paths, size)[0]
+
+
+def read_frames_at(paths: Sequence[Path], *sizes: tuple[int, int] | None) -> list[Array]:
+    """(F, h, w, 3) uint8 of image files that share one size, at each size given (None: their own), each made from the files.
 
     Raises:
         InputError: an unreadable image, or sizes that differ.
     """
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        loaded = list(pool.map(lambda path: _read_resized(path, size), paths))
+        loaded = list(pool.map(lambda path: _read_resized(path, sizes), paths))
     expected = loaded[0][1]
     for path, (_, original) in zip(paths, loaded, strict=True):
         if original != expected:
@@ -160,92 +221,27 @@ def read_frames(paths: Sequence[Path], size: tuple[int, int] | None = None) -> A
                 f"{path.name} is {original[1]}x{original[0]}, but {paths[0].name} is {expected[1]}x{expected[0]}",
                 "all frames of a scene must share one size: crop or resize them to the same size first",
             )
-    return np.stack([image for image, _ in loaded])
+    return [np.stack([images[k] for images, _ in loaded]) for k in range(len(sizes))]
 
 
-def _read_resized(path: Path, size: tuple[int, int] | None) -> tuple[Array, tuple[int, int]]:
+def _read_resized(path: Path, sizes: Sequence[tuple[int, int] | None]) -> tuple[list[Array], tuple[int, int]]:
     image = read_image(path)
-    return (image if size is None else resize_area(image, size)), (image.shape[0], image.shape[1])
+    return [image if size is None else resized(image, size) for size in sizes], (image.shape[0], image.shape[1])
+
+
+def _is_clip(path: Path) -> bool:
+    return path.suffix.lower() in CLIP_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def decode(path: Path) -> Iterator[Array]:
-    """Every frame of a clip in display order, (h, w, 3) uint8, turned upright as the container says.
+    """Every frame of a clip that can be decoded, in display order: (h, w, 3) uint8 sRGB, upright, square pixels.
 
     Raises:
-        InputError: unreadable file or no video stream, before the first frame. A clip that breaks off later raises
-            `av.error.FFmpegError` from the iterator; the frames before it were good.
+        InputError: unreadable file or no video stream.
     """
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            image = frame.to_ndarray(format="rgb24")
-            turns = round(frame.rotation / 90) % 4
-            yield np.ascontiguousarray(np.rot90(image, turns)) if turns else image
-
-
-def _open(path: Path) -> "av.container.InputContainer":
-    if not path.is_file():
-        raise InputError(f"{path} does not exist", "check the path given to --input_video")
-    try:
-        container = av.open(str(path))
-    except (av.error.FFmpegError, OSError) as error:
-        raise InputError(
-            f"{path.name} cannot be read as a video: {error.strerror or error}",
-            "the file may be truncated or not a video; play it, or download it again",
-        ) from error
-    if not container.streams.video:
-        container.close()
-        raise InputError(f"{path.name} has no video stream", "pass an MP4, MOV, WebM or GIF clip that shows the scene")
-    return container
-
-
-def announced(path: Path) -> tuple[float, int]:
-    """Average frames per second and the number of frames as the container states them, 0 where it does not."""
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        return float(stream.average_rate or 0), stream.frames
-
-
-def extract_frames(clip: Path, folder: Path, *, extension: str, first: int = 1) -> ClipInfo:
-    """Writes every frame of a clip as `<folder>/%06d.<extension>`, numbered from `first`.
-
-    Encoding runs in threads beside the decoder, so that both cores are busy.
-
-    Raises:
-        InputError: no video, no frame, or a clip that breaks off before MIN_FRAMES_OF_BROKEN_CLIP frames.
-        ArtifactError: the frames cannot be written.
-    """
-    (fps, expected), broken = announced(clip), ""
-    paths: list[Path] = []
-    pending: list[Future[None]] = []
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
-        frames = decode(clip)
-        while True:
-            try:
-                image = next(frames)
-            except StopIteration:
-                break
-            except av.error.FFmpegError as error:
-                broken = str(error.strerror or error)
-                break
-            paths.append(folder / f"{first + len(paths):06d}.{extension}")
-            pending.append(pool.submit(write_image, paths[-1], image))
-            if len(pending) >= _MAX_PENDING_WRITES:
-                pending.pop(0).result()
-        for write in pending:
-            write.result()
-    if not broken and len(paths) < expected:
-        # FFmpeg ends quietly at a truncation if the index stands in front.
-        broken = f"{expected} frames are announced"
-    if broken and len(paths) < MIN_FRAMES_OF_BROKEN_CLIP:
-        raise InputError(
-            f"{clip.name} breaks off after {len(paths)} frames: {broken}",
-            f"at least {MIN_FRAMES_OF_BROKEN_CLIP} intact frames are needed; download or export the clip again",
-        )
-    if not paths:
-        raise InputError(f"{clip.name} holds no frames", "the file may be truncated; play it, or export it again")
-    return ClipInfo(paths, fps, broken)
+    aspect = pixel_aspect(path)
+    for item in decoded(path):
+        yield picture(item.frame, shape_of(item.frame, aspect), conversion_of(item.frame))
 
 
 def pad_to_even(image: Array) -> Array:

@@ -113,7 +113,7 @@ class SfmGeometry:
 def _posed_clip(frames: ClipFrames, model: SparseModel) -> PosedClip:
     (height, width), size = frames.images.shape[1:3], frames.size
     scale = np.array([size[1] / width, size[0] / height])
-    grays = np.stack([cv2.cvtColor(_working_image(frames, position), cv2.COLOR_RGB2GRAY) for position in range(len(frames.images))])
+    grays = np.stack([cv2.cvtColor(frames.picture(position), cv2.COLOR_RGB2GRAY) for position in range(len(frames.images))])
     refs = frames.chosen[model.frames]
     w2c = np.full((len(frames.images), 4, 4), np.nan)
     w2c[refs] = model.w2c
@@ -198,7 +198,7 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
     reprojected: Sequence[tuple[Array, Array] | None] = [None for _ in rows]
     results: list[_Round] = []
     with frame_threads() as pool:
-        images = list(pool.map(lambda ref: _working_image(frames, int(ref)), clip.refs))
+        images = list(pool.map(lambda ref: frames.picture(int(ref)), clip.refs))
         couplings = list(pool.map(edge_couplings, images))
         neighbours = [choose_neighbours(clip, row) for row in rows]
         inverse = list(pool.map(lambda row: fill_and_smooth(*sparse_layer(clip, row), couplings[row], _FIRST_STRENGTH)[0], rows))
@@ -242,10 +242,6 @@ def _improve(
     filled = fill_layers(*observations(clip, row, ray, reprojected), couplings, strength)
     sample, start = _sample_matches(clip, row, neighbours, ray, matches, valid)
     return _Round(filled, ray, sample, start)
-
-
-def _working_image(frames: ClipFrames, position: int) -> Array:
-    return cv2.resize(frames.images[position], (frames.size[1], frames.size[0]), interpolation=cv2.INTER_AREA)
 
 
 def _match(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> tuple[Array, Array]:
@@ -313,6 +309,6 @@ def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, inverse: 
     scale = MEDIAN_DEPTH / float(np.median(depth))
     c2w = invert_rigid(clip.w2c[clip.refs])
     c2w[:, :3, 3] *= scale
-    images = np.stack([_working_image(frames, int(ref)) for ref in clip.refs])
+    images = np.stack([frames.picture(int(ref)) for ref in clip.refs])
     cameras = CameraSet(c2w=c2w, K=np.repeat(clip.K[None], len(c2w), 0), size=frames.size, frame_ids=model.frames.astype(np.int64))
     return Scene(cameras=cameras, images=images, depth=depth * np.float32(scale), confidence=confidence)

@@ -14,6 +14,8 @@ _IN_FRAMES = 90
 _SOFT = 4
 # Beyond the edge the mean level differs by this much in the brighter frames, and at once by this share of what it does further in.
 _STEP, _AT_ONCE = 4.0, 0.35
+# Fewer frames do not tell; nor do frames whose lines' mean levels hardly change (standard deviation).
+_LEAST_FRAMES, _MOVES = 5, 0.3
 # Bars are at least this many rows, and leave at least this share of the picture.
 _THINNEST, _LEAST_LEFT = 2, 0.35
 
@@ -61,9 +63,11 @@ def find_bars(profiles: list[tuple[Array, Array]]) -> Crop:
     Args:
         profiles: for each frame least, mean and largest level of its rows (h, 3) and columns (w, 3).
     """
-    if len(profiles) < 3:
+    if len(profiles) < _LEAST_FRAMES:
         return Crop()
     rows, columns = np.stack([p[0] for p in profiles]), np.stack([p[1] for p in profiles])
+    if max(np.median(lines[..., 1].std(axis=0)) for lines in (rows, columns)) < _MOVES:
+        return Crop()  # where nothing moves, a wall stands as still as a bar
     top, bottom = _bar(rows), _bar(rows[:, ::-1])
     if (top or bottom) and rows.shape[1] - top - bottom >= _LEAST_LEFT * rows.shape[1]:
         # A bar's own rows would spoil the columns: their least and largest level is then the bar's. Means are corrected for.

@@ -89,7 +89,9 @@ class Conversion:
     def _light_of(self) -> Array:
         """(65536,) float32 light of every 16-bit code value; HLG's is scene light."""
         code = np.arange(65536) / 65535.0
-        decode = {PQ: pq_to_light, HLG: hlg_to_scene, LINEAR: np.asarray}.get(self.transfer, srgb_to_light)
+        if self.transfer == LINEAR:
+            return code.astype(np.float32)
+        decode = {PQ: pq_to_light, HLG: hlg_to_scene}.get(self.transfer, srgb_to_light)
         return decode(code).astype(np.float32)
 
     @cached_property

@@ -24,7 +24,8 @@ def moved_back(a: Array, b: Array, size: tuple[int, int]) -> tuple[Array, Array]
     field = _LOCAL.flow.calc(a, b, np.zeros((*a.shape, 2), np.float32))
     height, width = size
     if size != a.shape:
-        field = cv2.resize(field, (width, height), interpolation=cv2.INTER_AREA) * np.float32([width / a.shape[1], height / a.shape[0]])
+        field = cv2.resize(field, (width, height), interpolation=cv2.INTER_AREA)
+        field *= np.array([width / a.shape[1], height / a.shape[0]], np.float32)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     at = field + np.stack([x, y], -1)
     inside = (at >= 0).all(-1) & (at[..., 0] <= width - 1) & (at[..., 1] <= height - 1)

@@ -62,8 +62,8 @@ def find_mark(grays: Array) -> Mark | None:
     grown = cv2.dilate(still.astype(np.uint8), np.ones((reach, reach), np.uint8))
     _, labels, stats, _ = cv2.connectedComponentsWithStats(grown)
     edges = np.bincount(labels.ravel(), weights=still.ravel(), minlength=len(stats))
-    moves = _moving(x, y)
-    found = [k for k in range(1, len(stats)) if edges[k] >= _SMALLEST and _stands_out(labels == k, still, moves, 3 * reach)]
+    parts = _first_and_last(x, y)
+    found = [k for k in range(1, len(stats)) if edges[k] >= _SMALLEST and _stands_out(labels == k, still, parts, 3 * reach)]
     mask = np.isin(labels, found)
     if not found or ((still & mask).sum() > _STILL_CAMERA * max(textured.sum(), 1) and (still & mask).mean() > 0.02):
         return None
@@ -86,23 +86,35 @@ def _still_edges(x: Array, y: Array) -> Array:
     return still
 
 
-def _moving(x: Array, y: Array) -> Array:
-    """(h, w) int8 for the gradients (S, h, w): 1 where the first part of the clip shows another than the last, 0 where the same, -1
-    where neither shows any.
+@dataclass(frozen=True)
+class _Parts:
+    """Median gradients of the first and the last part of the clip.
+
+    Attributes:
+        strength: (h, w) the larger of both.
+        alike: (h, w) bool, both show the same.
     """
+
+    strength: Array
+    alike: Array
+
+
+def _first_and_last(x: Array, y: Array) -> _Parts:
     parts = [np.array_split(np.arange(len(x)), _PARTS)[k] for k in (0, -1)]
     (ax, ay), (bx, by) = [(np.median(x[part], axis=0), np.median(y[part], axis=0)) for part in parts]
-    a, b = np.hypot(ax, ay), np.hypot(bx, by)
-    alike = ax * bx + ay * by > 0.5 * np.maximum(a, b) ** 2
-    return np.where(np.maximum(a, b) > _EDGE / 2, np.where(alike, 0, 1), -1).astype(np.int8)
+    strength = np.maximum(np.hypot(ax, ay), np.hypot(bx, by))
+    return _Parts(strength, ax * bx + ay * by > 0.5 * strength**2)
 
 
-def _stands_out(mark: Array, still: Array, moves: Array, reach: int) -> bool:
-    """Whether the picture around a mark moves: where a camera turns about a point, nothing near that moves."""
+def _stands_out(mark: Array, still: Array, parts: _Parts, reach: int) -> bool:
+    """Whether edges around a mark that are as strong as its own move: where a camera turns about a point, none near that do."""
     around = cv2.dilate(mark.astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)).astype(bool) & ~mark
-    told = moves[around & ~still]
-    told = told[told >= 0]
-    return len(told) < 20 or float(told.mean()) > _AROUND_MOVES
+    own = float(np.median(parts.strength[mark & still]))
+    for least in (0.6 * own, 0.5 * _EDGE):
+        alike = parts.alike[around & (parts.strength > least)]
+        if len(alike) >= 30:
+            return float(alike.mean()) < 1 - _AROUND_MOVES
+    return True
 
 
 def _filled(mask: Array, reach: int) -> Array:

@@ -64,27 +64,30 @@ class ClipPlan:
         return np.flatnonzero(self.keep)
 
 
-def plan_clip(survey: Survey, *, ordered: bool = True) -> ClipPlan:
+def plan_clip(survey: Survey, *, as_is: bool = False) -> ClipPlan:
     """What is used of a clip or a folder of frames.
 
     Args:
         survey: of its frames.
-        ordered: the frames follow each other in time; without, or where cameras are given for each, none is left out.
+        as_is: leave no frame out and cut nothing off.
     """
     findings = [*_about_the_file(survey)]
     keep = np.ones(len(survey), bool)
-    if ordered:
-        for choose in (_undamaged, _shown, _distinct, _one_shot, _settled, _once):
-            keep = choose(survey, keep, findings)
+    if not as_is:
+        keep = _undamaged(survey, keep, findings)
+        # Where hardly a frame shows anything, nothing can be told of them.
+        if (keep & ~blank_frames(survey.thumbs)).sum() >= _LEAST:
+            for choose in (_shown, _one_shot, _settled, _distinct, _once):
+                keep = choose(survey, keep, findings)
     positions = [i for i, at in enumerate(survey.sampled) if keep[at]]
     if len(positions) < _LEAST:
         positions = list(range(len(survey.sampled)))
-    crop = find_bars([survey.profiles[i] for i in positions])
+    crop = Crop() if as_is else find_bars([survey.profiles[i] for i in positions])
     if crop:
         (h, w), names = crop.size(survey.size), ("top", "bottom", "left", "right")
         bars = ", ".join(f"{name} {count}" for name, count in zip(names, crop.sides, strict=True) if count)
         findings.append(Finding("bars", f"bars around the picture are cut off ({bars} px): {w}x{h} of {survey.size[1]}x{survey.size[0]}"))
-    mark = find_mark(survey.small[positions]) if ordered else None
+    mark = find_mark(survey.small[positions]) if not as_is else None
     if mark is not None:
         advice = "if it is a logo, --mask_overlays leaves it out of the scene"
         findings.append(
@@ -142,7 +145,7 @@ def _less(keep: Array, without: Array) -> Array:
 
 def _undamaged(survey: Survey, keep: Array, findings: list[Finding]) -> Array:
     """Without frames that show the traces of damage, where these are few; frames of another size always go."""
-    if len(survey.odd):
+    if len(survey.odd) and survey.facts is not None:  # a folder of mixed sizes is refused, naming the files
         other = np.zeros_like(keep)
         other[survey.odd] = True
         left = _less(keep, other)
@@ -213,7 +216,9 @@ def _one_shot(survey: Survey, keep: Array, findings: list[Finding]) -> Array:
     at = ", ".join(f"{survey.times[frames[c]]:.2f}" for c in cuts[:5]) if survey.facts else ", ".join(str(frames[c] + 1) for c in cuts[:5])
     where = f"cut at {at}{' ...' if len(cuts) > 5 else ''}{' s' if survey.facts else ''}"
     out = int(keep.sum() - left.sum())
-    text = f"{len(shots)} shots ({where}): the longest is used, frames {shot[0] + 1} to {shot[-1] + 1}; make a scene of each other one by itself"
+    text = (
+        f"{len(shots)} shots ({where}): the longest is used, frames {shot[0] + 1} to {shot[-1] + 1}; each other one is a scene of its own"
+    )
     findings.append(Finding("cuts", text, out, warning=True))
     return left
 

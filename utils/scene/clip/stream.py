@@ -53,10 +53,12 @@ class Damage:
     Attributes:
         lost: times in seconds of frames that are in the file but cannot be decoded.
         ended: why the file ends early, empty if it does not.
+        packets: how many frames the file was found to hold.
     """
 
     lost: list[float] = field(default_factory=list)
     ended: str = ""
+    packets: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,17 @@ def facts(path: Path) -> StreamFacts:
         )
 
 
+def pixel_aspect(path: Path) -> float:
+    """Width of a stored pixel over its height, as the container or the codec says; 1 if neither does.
+
+    Raises:
+        InputError: as `open_video`.
+    """
+    with open_video(path) as container:
+        stream = _stream(container)
+        return float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1) or 1.0
+
+
 def decoded(path: Path, damage: Damage | None = None, *, deinterlace: bool = False) -> Iterator[Decoded]:
     """Every frame of a clip that can be decoded, in the order they are shown.
 
@@ -166,6 +179,7 @@ def _frames(container: Any, stream: Any, damage: Damage) -> Iterator[tuple[Any, 
         except (av.error.FFmpegError, ValueError):
             failed = True
         if packet is not None and packet.size:
+            damage.packets += 1
             sent.append((packet.pts, packet.is_keyframe, failed, packet.is_discard))
         for frame in frames:
             failures = 0
@@ -245,7 +259,7 @@ def _deinterlaced(frames: Iterator[Decoded], stream: Any) -> Iterator[Decoded]:
         this = (item.frame.width, item.frame.height, item.frame.format.name)
         if graph is None:
             graph, kind = av.filter.Graph(), this
-            source = graph.add_buffer(template=stream, width=this[0], height=this[1], format=this[2])
+            source = graph.add_buffer(template=stream, width=this[0], height=this[1], format=item.frame.format)
             weave = graph.add("bwdif", "mode=send_frame:deint=all")
             sink = graph.add("buffersink")
             source.link_to(weave)
@@ -266,8 +280,12 @@ def combed_share(luma: Array) -> float:
     """Share of textured places of a picture (h, w) that show combs: rows that alternate more than pairs of rows do.
 
     In a picture taken at once the finest vertical detail is the weakest; where two fields of different moments are woven, it is the
-    strongest.
+    strongest. Columns are never woven: what they show of the kind is the picture's own.
     """
+    return max(0.0, _alternating(luma) - 1.5 * _alternating(luma.T))
+
+
+def _alternating(luma: Array) -> float:
     rows = luma[: len(luma) // 4 * 4].astype(np.int16)
     a, b, c, d = rows[0::4], rows[1::4], rows[2::4], rows[3::4]
     fine, coarse = np.abs(a - b + c - d), np.abs(a + b - c - d)

@@ -3,7 +3,7 @@
 Nothing is written and nothing large is kept, so that a long clip can be looked at before its frames take any disk.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,19 @@ import numpy as np
 from utils.errors import InputError
 from utils.scene.clip.colour import Conversion
 from utils.scene.clip.picture import Shape, alpha, conversion_of, has_alpha, light_peak, luma, picture, shape_of
-from utils.scene.clip.stream import Damage, Decoded, StreamFacts, combed_share, decoded, facts
+from utils.scene.clip.stream import Damage, Decoded, StreamFacts, combed_share, decoded, facts, pixel_aspect
+from utils.scene.frame_selection import sharpness
 from utils.types import Array
 
 # Longest sides of the pictures kept of every frame: grey to compare frames, colour to compare their exposure.
 THUMB, TINT = 160, 64
+# A damaged clip is used if this many of its frames can be decoded.
+LEAST_OF_DAMAGED = 8
 # Frames that are looked at in full size, spread over the clip; of those, size for marks that stand still.
 _SAMPLES = 48
 MARKS = 512
+# Size at which sharpness is compared: blur that is not seen there does no harm.
+SHARP = 1280
 # Where the length is unknown, every so many frames are sampled; beyond twice the wanted number every second sample is let go.
 _UNKNOWN_STEP = 4
 
@@ -46,6 +51,7 @@ class Survey:
         flagged: share of frames that say they are interlaced.
         opacity: least and largest share of opaque pixels among the samples; (1, 1) without transparency.
         odd: positions of frames of another size.
+        sharpness: (T,) see `frame_selection.sharpness`; empty if it was not asked for.
         damage: what could not be decoded.
         facts: what the container says; None for a folder.
     """
@@ -65,6 +71,7 @@ class Survey:
     flagged: float = 0.0
     opacity: tuple[float, float] = (1.0, 1.0)
     odd: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    sharpness: Array = field(default_factory=lambda: np.zeros(0))
     damage: Damage = field(default_factory=Damage)
     facts: StreamFacts | None = None
 
@@ -95,17 +102,23 @@ class _Samples:
             self.positions, self.rows, self.step = self.positions[::2], self.rows[::2], self.step * 2
 
 
-def survey_clip(path: Path) -> Survey:
+def survey_clip(path: Path, *, sharp: bool = False) -> Survey:
     """Looks at every frame of a video file.
+
+    Args:
+        path: the file.
+        sharp: measure how sharp each frame is.
 
     Raises:
         InputError: unreadable, no video stream, no frame, or a picture of an impossible shape.
     """
     known, damage = facts(path), Damage()
     samples = _Samples(known.frames or round(known.seconds * known.fps))
-    thumbs, tints, times, spoiled, odd = [], [], [], [], []
+    thumbs: list[Array] = []
+    tints: list[Array] = []
+    times, spoiled, odd, sharpnesses = [], [], [], []
     shape, conversion, flagged, peak = None, Conversion(1, 1), 0, 1.0
-    aspect = _stream_aspect(path)
+    aspect = pixel_aspect(path)
     for position, item in enumerate(decoded(path, damage)):
         frame = item.frame
         if shape is None:
@@ -115,6 +128,8 @@ def survey_clip(path: Path) -> Survey:
         if this.size != shape.size:
             odd.append(position)
         small = picture(frame, this, conversion, THUMB)
+        if sharp:
+            sharpnesses.append(sharpness(picture(frame, this, conversion, SHARP)))
         thumbs.append(_fitted(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), thumbs))
         tints.append(_fitted(cv2.resize(small, _within(small, TINT), interpolation=cv2.INTER_AREA), tints))
         times.append(item.time)
@@ -124,8 +139,16 @@ def survey_clip(path: Path) -> Survey:
             if conversion.high_range:
                 peak = max(peak, light_peak(frame, conversion))
             samples.add(position, _sample(item, this, conversion))
+    if not damage.ended and damage.packets < known.frames:
+        # FFmpeg ends quietly at a truncation if the index stands in front.
+        damage.ended = f"{known.frames} frames are announced, {damage.packets} are there"
     if shape is None:
         raise InputError(f"{path.name} holds no frames", "the file may be truncated; play it, or export it again")
+    if (damage.ended or damage.lost) and len(times) < LEAST_OF_DAMAGED:
+        raise InputError(
+            f"{path.name} breaks off after {len(times)} frames: {damage.ended or f'{len(damage.lost)} cannot be decoded'}",
+            f"at least {LEAST_OF_DAMAGED} intact frames are needed; download or export the clip again",
+        )
     opaque = [row[3] for row in samples.rows]
     return Survey(
         name=path.name,
@@ -143,13 +166,20 @@ def survey_clip(path: Path) -> Survey:
         flagged=flagged / len(times),
         opacity=(min(opaque, default=1.0), max(opaque, default=1.0)),
         odd=np.array(odd, np.int64),
+        sharpness=np.array(sharpnesses),
         damage=damage,
         facts=known,
     )
 
 
-def survey_images(name: str, images: Iterable[Array], opacity: Iterable[Array | None] | None = None, total: int = 0) -> Survey:
-    """Looks at pictures (h, w, 3) uint8 one after another, for example those of a folder.
+def survey_images(name: str, images: Iterable[tuple[Array, Array | None]], total: int = 0, *, sharp: bool = False) -> Survey:
+    """Looks at pictures one after another, for example those of a folder.
+
+    Args:
+        name: of the folder.
+        images: (h, w, 3) uint8 and opacity (h, w) uint8, None where there is none.
+        total: how many there are, 0 if unknown.
+        sharp: measure how sharp each is.
 
     Raises:
         InputError: none, or a picture of an impossible shape.
@@ -160,8 +190,8 @@ def survey_images(name: str, images: Iterable[Array], opacity: Iterable[Array | 
     odd: list[int] = []
     size: tuple[int, int] | None = None
     opaque: list[float] = []
-    seen = iter(opacity) if opacity is not None else None
-    for position, image in enumerate(images):
+    sharpnesses: list[float] = []
+    for position, (image, cover) in enumerate(images):
         if size is None:
             size = (image.shape[0], image.shape[1])
             require_plausible(name, size)
@@ -170,7 +200,8 @@ def survey_images(name: str, images: Iterable[Array], opacity: Iterable[Array | 
         small = cv2.resize(image, _within(image, THUMB), interpolation=cv2.INTER_AREA)
         thumbs.append(_fitted(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), thumbs))
         tints.append(_fitted(cv2.resize(small, _within(small, TINT), interpolation=cv2.INTER_AREA), tints))
-        cover = next(seen) if seen is not None else None
+        if sharp:
+            sharpnesses.append(sharpness(cv2.resize(image, _within(image, SHARP), interpolation=cv2.INTER_AREA)))
         opaque.append(1.0 if cover is None else float((cover >= 128).mean()))
         if samples.wants(position) and image.shape[:2] == size:
             gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -190,6 +221,7 @@ def survey_images(name: str, images: Iterable[Array], opacity: Iterable[Array | 
         small=np.stack([row[1] for row in samples.rows]),
         opacity=(min(opaque), max(opaque)),
         odd=np.array(odd, np.int64),
+        sharpness=np.array(sharpnesses),
     )
 
 
@@ -208,14 +240,6 @@ def require_plausible(name: str, size: tuple[int, int]) -> None:
             f"{name} shows pictures of {size[1]}x{size[0]} pixels",
             f"each side needs at least {_LEAST_SIDE} pixels, and the longer one is at most {_WIDEST:.0f} times the shorter",
         )
-
-
-def _stream_aspect(path: Path) -> Any:
-    from utils.scene.clip.stream import open_video
-
-    with open_video(path) as container:
-        stream = next(s for s in container.streams.video)
-        return stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
 
 
 def _sample(item: Decoded, shape: Shape, conversion: Conversion) -> tuple[tuple[Array, Array], Array, float, float]:
@@ -247,9 +271,3 @@ def _fitted(image: Array, others: list[Array]) -> Array:
     if not others or image.shape == others[0].shape:
         return image
     return cv2.resize(image, others[0].shape[1::-1], interpolation=cv2.INTER_AREA)
-
-
-def chunks_of(count: int, size: int) -> Iterator[slice]:
-    """Slices of `size` that cover `count`."""
-    for first in range(0, count, size):
-        yield slice(first, min(first + size, count))
