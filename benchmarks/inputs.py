@@ -54,12 +54,17 @@ def answer(kind: Kind, seed: int) -> tuple[str, tuple[str, ...]]:
         return ask(outcome), outcome.notes
 
 
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--only", default="", help="part of the names of the kinds to run")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse()
     print("| kind | right | said | wrong |\n|---|---|---|---|")
     right = total = 0
     for kind in CLIPS:

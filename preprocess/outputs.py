@@ -73,14 +73,14 @@ def write_clip_cameras(
     if straight is None or not straight.camera.readout:
         place = os.path.realpath(layout.clip_cameras)
         names = [Path(os.path.relpath(os.path.realpath(source.place(i)), place)).as_posix() for i in shown]
-        write_clip(folder, found, names, called, size, scene, None if straight is None else straight.camera.lens)
+        write_clip(folder, found, names, size, scene, None if straight is None else straight.camera.lens, called)
         return
     called = [Path(name).with_suffix(f".{config.image_ext}").as_posix() for name in called]
     names = [f"images/{name}" for name in called]
     for index in np.flatnonzero(found.placed):
         (folder / names[index]).parent.mkdir(parents=True, exist_ok=True)
         write_image(folder / names[index], footage.image(shown[index]))
-    write_clip(folder, found, names, called, size, scene, None)
+    write_clip(folder, found, names, size, scene, None, called)
 
 
 def _abridged(names: list[str]) -> str:

@@ -162,13 +162,16 @@ def damage(root: Path, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"conf": None}, "lacks conf"),
-        ({"depth": lambda a: a[:, :3]}, "depth has shape"),
-        ({"depth": lambda a: a * np.nan}, "no valid depth"),
-        ({"image": lambda a: a.astype(np.float32)}, "expected uint8"),
+        ({"depth": None}, "lacks depth"),
+        ({"intrinsics": None, "extrinsics": None}, "lacks extrinsics, intrinsics"),
+        ({"depth": lambda a: a[:, :3]}, "another aspect"),
+        ({"depth": lambda a: a * np.nan}, "with valid depth"),
+        ({"image": lambda a: a[..., 0]}, "image has shape"),
+        ({"image": lambda a: a.astype("U3")}, "expected numbers"),
         ({"intrinsics": lambda a: -a}, "focal length is not positive"),
         ({"extrinsics": lambda a: a * 2}, "no rigid motions"),
-        ({"extrinsics": lambda a: a[:2]}, "extrinsics have shape"),
+        ({"extrinsics": lambda a: a[:2]}, "several numbers of frames"),
+        ({"extrinsics": lambda a: a * [[1, 1, -1, 1]]}, "mirrored cameras"),
     ],
 )
 def test_bad_results_are_explained(tmp_path, changes, words):

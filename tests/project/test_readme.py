@@ -20,6 +20,7 @@ import run_reconstruction
 import train_gs.stage
 import train_inverse_deformation.stage
 import utils.exports.stage
+from benchmarks.inputs import parse as parse_inputs
 from configs.base import parse
 from configs.evaluation import EvalConfig, ExportConfig, ViewerConfig
 from configs.pipeline import PipelineConfig
@@ -66,6 +67,7 @@ PROGRAMS: dict[str, Callable[[list[str]], Any]] = {
     "docs/draw_data_flow.py": lambda arguments: arguments,
     "preprocess_video.py": preprocess_video.parse,
     "utils.synthetic": lambda arguments: build_parser().parse_args(arguments),
+    "benchmarks.inputs": parse_inputs,
     "web": parse_web,
     "venv": lambda arguments: arguments,
     "pip": lambda arguments: arguments,

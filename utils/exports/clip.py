@@ -1,7 +1,7 @@
 """Cameras of a whole clip for other programs: nerfstudio's transforms.json and a COLMAP model, both of the frames as they lie on disk."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -18,7 +18,13 @@ _POINTS = 50_000
 
 
 def write_clip(
-    folder: Path, found: ClipCameras, names: Sequence[str], called: Sequence[str], size: tuple[int, int], scene: Scene, lens: Lens | None
+    folder: Path,
+    found: ClipCameras,
+    names: Sequence[str],
+    size: tuple[int, int],
+    scene: Scene,
+    lens: Lens | None,
+    called: Sequence[str] | None = None,
 ) -> None:
     """Writes `transforms.json`, `points.ply` and `sparse/0/` with every frame that was placed.
 
@@ -28,10 +34,10 @@ def write_clip(
         folder: a folder being published.
         found: cameras of all frames at the scene's size.
         names: their files, relative to the folder's final place.
-        called: their names in the COLMAP model.
         size: (h, w) of the files.
         scene: gives the points.
         lens: distortion that was taken out for the scene, but not of the files.
+        called: their names in the COLMAP model, where the files' names do not tell them apart.
     """
     shown = np.flatnonzero(found.placed).tolist()
     cameras = CameraSet(c2w=found.c2w[shown], K=found.K[shown], size=scene.cameras.size, frame_ids=np.array(shown)).resized(size)
@@ -44,7 +50,7 @@ def write_clip(
     write_transforms(folder / "transforms.json", cameras, [names[i] for i in shown], "points.ply", k1, rows)
     model = folder / "sparse" / "0"
     model.mkdir(parents=True)
-    write_colmap_binary(model, cameras, [called[i] for i in shown], points, colors, k1)
+    write_colmap_binary(model, cameras, [PurePosixPath(names[i]).name if called is None else called[i] for i in shown], points, colors, k1)
 
 
 def _with_lens(cameras: CameraSet, lens: Lens) -> tuple[CameraSet, float]:

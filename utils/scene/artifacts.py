@@ -3,6 +3,7 @@
 import errno
 import functools
 import json
+import logging
 import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,17 @@ import numpy as np
 import torch
 
 from utils.cameras import se3
-from utils.cameras.projection import invert_rigid, orthonormalized, to_4x4
 from utils.errors import CorruptArtifactError, MissingArtifactError
+from utils.scene.folders import list_frames
+from utils.scene.foreign import read_arrays, scene_of
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import content_hash, portable, read_manifest, require_fresh, sha256, writing
+from utils.scene.manifest import MANIFEST, content_hash, portable, read_manifest, require_fresh, sha256, writing
+from utils.scene.media import read_frames
 from utils.types import CONVENTIONS, Alignment, Array, CameraSet, CanonicalCloud, LatticeFields, Scene
+
+_LOGGER = logging.getLogger(__name__)
+# What has been told of files.
+_TOLD: set[tuple[Path, str]] = set()
 
 ALIGNMENT_SCHEMA = "alignment/2"
 _MADE_BY = {
@@ -50,54 +57,46 @@ def save_results(folder: Path, scene: Scene) -> Path:
 def load_scene(root: Path) -> Scene:
     """The scene of `<root>/exports/npz/results.npz`, whoever wrote it.
 
-    Accepts extrinsics as (N, 3, 4) or (N, 4, 4). Non-finite or non-positive depth counts as unknown (0), with the lowest confidence.
+    Other programs' arrays are understood as `utils.scene.foreign` says. Non-finite or non-positive depth counts as unknown (0), with the
+    lowest confidence; images that the file lacks are looked for in the scene's folders.
 
     Raises:
         MissingArtifactError: no results.npz.
-        CorruptArtifactError: truncated file, missing keys, wrong shapes, no valid depth, or poses that are no rigid motions.
+        CorruptArtifactError: truncated file, missing arrays, wrong shapes, no valid depth, or poses that are no rigid motions.
     """
     path = SceneLayout(root).results_npz
     if not path.is_file():
         raise MissingArtifactError(f"{path} is missing", "make it with: " + _MADE_BY["results"].format(root=root))
-    arrays = _read_npz(path, ("image", "depth", "conf", "extrinsics", "intrinsics"), optional=("ignored",))
-    image, depth, conf = arrays["image"], arrays["depth"].astype(np.float32, copy=False), arrays["conf"].astype(np.float32, copy=False)
-    _check(image.ndim == 4 and image.shape[-1] == 3, path, f"image has shape {image.shape}, expected (N, H, W, 3)")
-    _check(len(image) >= 2, path, f"it holds {len(image)} frame(s), at least 2 are needed")
-    _check(image.dtype == np.uint8, path, f"image has dtype {image.dtype}, expected uint8")
-    frames, h, w = image.shape[:3]
-    _check(depth.shape == (frames, h, w), path, f"depth has shape {depth.shape}, expected {(frames, h, w)}")
-    _check(conf.shape == (frames, h, w), path, f"conf has shape {conf.shape}, expected {(frames, h, w)}")
-    extrinsics, intrinsics = arrays["extrinsics"], arrays["intrinsics"]
-    _check(
-        extrinsics.shape in ((frames, 3, 4), (frames, 4, 4)), path, f"extrinsics have shape {extrinsics.shape}, expected {(frames, 3, 4)}"
-    )
-    _check(intrinsics.shape == (frames, 3, 3), path, f"intrinsics have shape {intrinsics.shape}, expected {(frames, 3, 3)}")
-    _check(bool(np.isfinite(extrinsics).all() and np.isfinite(intrinsics).all()), path, "a pose or an intrinsic matrix is not finite")
-    _check(bool((intrinsics[:, [0, 1], [0, 1]] > 0).all()), path, "a focal length is not positive")
-    valid = np.isfinite(depth) & (depth > 0)
-    empty = [i for i in range(frames) if not valid[i].any()]
-    _check(not empty, path, f"frame {empty[0] if empty else 0} has no valid depth (all NaN, zero or negative)")
-    complete = bool(valid.all())
-    depth = depth if complete else np.where(valid, depth, 0).astype(np.float32)
-    finite = np.isfinite(conf)
-    conf = conf if finite.all() else np.where(finite, conf, conf[finite].min() if finite.any() else 0).astype(np.float32)
-    conf = conf if complete else np.where(valid, conf, min(float(conf.min()), 1.0)).astype(np.float32)
-    w2c = to_4x4(extrinsics.astype(np.float64))
-    drift = np.abs(np.swapaxes(w2c[:, :3, :3], 1, 2) @ w2c[:, :3, :3] - np.eye(3)).max()
-    _check(drift < 0.05, path, f"extrinsics are no rigid motions (rotation deviates from orthonormal by {drift:.3g})")
-    cameras = CameraSet(c2w=invert_rigid(orthonormalized(w2c)), K=intrinsics.astype(np.float64), size=(h, w), frame_ids=np.arange(frames))
-    ignored = arrays.get("ignored")
-    _check(ignored is None or ignored.shape == depth.shape, path, "ignored and depth differ in shape")
-    return Scene(cameras=cameras, images=image, depth=depth, confidence=conf, ignored=ignored)
+    found = read_arrays(path, ours=(path.parent / MANIFEST).is_file())
+    if found.images is None and found.depth is not None:
+        found.images = _images_beside(root, found.size, len(found))
+    scene = scene_of(path, found)
+    for note in found.notes:  # once: every stage of a run reads the file
+        if (path, note) not in _TOLD:
+            _TOLD.add((path, note))
+            _LOGGER.info("  %s: %s", path.name, note)
+    return scene
+
+
+def _images_beside(root: Path, size: tuple[int, int], frames: int) -> Array | None:
+    """(N, H, W, 3) images of a scene folder whose results.npz has none, as Depth Anything 3's small export."""
+    layout = SceneLayout(root)
+    for folder in (root / "input_images", root / "images", layout.frames_subsampled, layout.frames):
+        if folder.is_dir() and len(paths := list_frames(folder)) == frames:
+            return read_frames(paths, size)
+    return None
 
 
 def count_frames(root: Path) -> int:
-    """Frames of results.npz, without reading its images.
+    """Frames of the scene that results.npz holds.
 
     Raises:
         CorruptArtifactError: unreadable.
     """
-    return len(_read_npz(SceneLayout(root).results_npz, ("intrinsics",))["intrinsics"])
+    path = SceneLayout(root).results_npz
+    if (path.parent / MANIFEST).is_file():
+        return len(_read_npz(path, ("intrinsics",))["intrinsics"])
+    return len(load_scene(root))
 
 
 def clip_of_frames(root: Path, frames: int) -> Array:
@@ -137,11 +136,6 @@ def _read_npz(path: Path, keys: tuple[str, ...], optional: tuple[str, ...] = ())
             return {k: stored[k] for k in (*keys, *optional) if k in stored.files}
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
         raise CorruptArtifactError(f"{path} cannot be read: {error}", "the file is truncated or no npz; make it again") from error
-
-
-def _check(condition: bool, path: Path, message: str) -> None:
-    if not condition:
-        raise CorruptArtifactError(f"{path}: {message}", "correct the file, or make it again with preprocess_video.py")
 
 
 # ------------------------------------------------------------------------------------------------ alignment

@@ -10,7 +10,7 @@ from utils.scene.clip.exposure import blank_frames, find_ends
 from utils.scene.clip.marks import Mark, find_mark
 from utils.scene.clip.shots import find_cuts, longest_shot
 from utils.scene.clip.survey import Survey
-from utils.scene.clip.timing import find_repeats, find_twins
+from utils.scene.clip.timing import find_repeats, find_twins, level
 from utils.types import Array
 
 # A clip is not thinned below this many frames: what is left is then better than nothing.
@@ -77,7 +77,7 @@ def plan_clip(survey: Survey, *, as_is: bool = False) -> ClipPlan:
         keep = _undamaged(survey, keep, findings)
         # Where hardly a frame shows anything, nothing can be told of them.
         if (keep & ~blank_frames(survey.thumbs)).sum() >= _LEAST:
-            for choose in (_shown, _one_shot, _settled, _distinct, _once):
+            for choose in (_shown, _distinct, _once, _one_shot, _settled):
                 keep = choose(survey, keep, findings)
     positions = [i for i, at in enumerate(survey.sampled) if keep[at]]
     if len(positions) < _LEAST:
@@ -180,7 +180,7 @@ def _shown(survey: Survey, keep: Array, findings: list[Finding]) -> Array:
 
 def _distinct(survey: Survey, keep: Array, findings: list[Finding]) -> Array:
     """Every picture once."""
-    repeats = find_repeats(survey.thumbs, keep)
+    repeats = find_repeats(level(survey.thumbs), keep)
     left = keep & repeats.keep
     if left.sum() < 2:  # it stands still; geometry says what that means
         return keep
@@ -240,7 +240,7 @@ def _settled(survey: Survey, keep: Array, findings: list[Finding]) -> Array:
 
 def _once(survey: Survey, keep: Array, findings: list[Finding]) -> Array:
     """Without pictures that were there before: a clip played backwards, or again. One would be trained on and its twin held out."""
-    twins = find_twins(survey.thumbs, keep)
+    twins = find_twins(level(survey.thumbs), keep)
     seen = twins >= 0
     left = _less(keep, seen)
     count = int((keep & ~left).sum())

@@ -23,6 +23,8 @@ _TWIN_SHARE = 0.5
 _TWIN_GAP = 3
 # On a line of them they may differ by this share, in the median; a line has this many.
 _LINE_SHARE, _RUN = 1.1, 6
+# Contrast (standard deviation) that pictures are compared at; duller ones are not amplified further.
+_CONTRAST, _DULL = 48.0, 4.0
 # Twins are looked for among this many pictures at a time.
 _ROWS = 256
 
@@ -40,6 +42,15 @@ class Repeats:
     keep: Array
     standing: int
     period: float
+
+
+def level(thumbs: Array) -> Array:
+    """(T, h, w) uint8 pictures with the same mean and contrast, so that a fade or a flash is no motion."""
+    levelled = np.empty_like(thumbs)
+    for row, thumb in zip(levelled, thumbs, strict=True):
+        values = thumb.astype(np.float32)
+        row[:] = np.clip((values - values.mean()) * (_CONTRAST / max(float(values.std()), _DULL)) + 128.5, 0, 255)
+    return levelled
 
 
 def difference(a: Array, b: Array) -> float:
