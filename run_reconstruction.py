@@ -24,6 +24,7 @@ from utils.scene.transaction import Output, publish_file, require_replaceable
 from utils.version import VERSION
 
 if TYPE_CHECKING:
+    from configs.stage1_align import AlignmentDataConfig
     from utils.reporting import ProgressFileReporter
     from utils.types import Reporter
 
@@ -54,12 +55,12 @@ def plan(config: PipelineConfig) -> list[StageCall]:
     calls = []
     if config.input_video or config.frames_dir is not None:
         calls.append(StageCall("geometry", "preprocess_video", "preprocess.stage:run", _preprocess(config), layout.npz_dir))
-    data = config.stage1.alignment
+    data = _held_out_alike(config)
     name = config.alignment_run or layout.run_name(data.num_frames, data.stride, data.offset, config.stage1.out_suffix)
     run = layout.run(name)
     if config.alignment_run is None:
         again = config.overwrite or config.stage1.overwrite
-        stage1 = replace(config.stage1, root_path=root, overwrite=again, max_gpu_gb=_memory(config, config.stage1))
+        stage1 = replace(config.stage1, alignment=data, root_path=root, overwrite=again, max_gpu_gb=_memory(config, config.stage1))
         stage1 = replace(stage1, tensorboard=config.tensorboard or stage1.tensorboard)
         calls.append(StageCall("alignment", "frame_to_model_icp", "frame_to_model_icp.stage:run", stage1, run.after_non_rigid_icp))
     subdir = run.after_non_rigid_icp.name
@@ -77,6 +78,17 @@ def plan(config: PipelineConfig) -> list[StageCall]:
         calls.append(StageCall("inverse deformation", "train_inverse_deformation", "train_inverse_deformation.stage:run", stage31, inverse))
     calls += _splat_calls(config, root, run, subdir, inverse)
     return calls
+
+
+def _held_out_alike(config: PipelineConfig) -> "AlignmentDataConfig":
+    """Frames of the alignment: it holds out those that splatting is measured on, where stage 1 is to hold out any.
+
+    The network inverse knows the aligned frames only, so nothing could be measured on others; all take part then.
+    """
+    data = config.stage1.alignment
+    if not data.holdout_every:
+        return data
+    return replace(data, holdout_every=0 if config.stage31.method == "network" else config.gs.holdout_every)
 
 
 def _memory(config: PipelineConfig, stage: Any) -> float:
@@ -242,11 +254,16 @@ def _quality(folder: Path) -> list[str]:
     if not path.is_file():
         return []
     metrics = json.loads(path.read_text())
+    placed = metrics.get("frames_placed", {})
+    held = "held-out frames, which no stage saw" if placed.get("held_out_of_everything") else "heldout frames"
     words = []
-    for part in ("train", "heldout"):
+    for part, name in (("train", "train frames"), ("heldout", held)):
         values = metrics.get(part)
         if isinstance(values, dict) and values.get("psnr") is not None:
-            words.append(f"{part} frames: PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.3f}")
+            rigid = f", undeformed {values['rigid_psnr']:.2f} dB" if values.get("rigid_psnr") is not None else ""
+            words.append(f"{name}: PSNR {values['psnr']:.2f} dB{rigid}, SSIM {values['ssim']:.3f}")
+    if placed.get("left_out"):
+        words.append(f"{len(placed['left_out'])} of {placed['scene']} frames took no part: {', '.join(str(i) for i in placed['left_out'])}")
     return words
 
 

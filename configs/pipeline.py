@@ -143,6 +143,9 @@ BUDGETS: dict[tuple[Mode, Literal["cpu", "cuda"]], Budget] = {
 }
 
 
+# Every k-th frame takes part in nothing but stage 0, so that the world is measured on frames that no stage saw.
+HOLDOUT_EVERY = 8
+
 # Steps between two states of the training on a CPU, where a step takes 30 ms and more: a kill costs less than half a minute.
 _SAVE_EVERY_ON_CPU = 500
 
@@ -156,7 +159,7 @@ def preset(mode: Mode, device: Literal["cpu", "cuda"]) -> PipelineConfig:
         base,
         renderer="3dgs" if mode == "fast" else "both",
         stage0=replace(base.stage0, max_frames=budget.frames, process_res=budget.resolution),
-        stage1=replace(base.stage1, alignment=AlignmentDataConfig(num_frames=budget.frames, stride=1)),
+        stage1=replace(base.stage1, alignment=AlignmentDataConfig(num_frames=budget.frames, stride=1, holdout_every=HOLDOUT_EVERY)),
         gs=replace(
             base.gs, num_iters=budget.iterations, target_num_points=budget.splats, sh_degree=budget.sh_degree, save_every=save_every
         ),

@@ -98,6 +98,18 @@ def test_stage_1_covers_the_whole_clip_whatever_number_is_changed(tmp_path):
         configure(["--config.root-path", str(tmp_path)])
 
 
+def test_frames_to_measure_on_are_held_out_of_the_alignment_too():
+    def every(*flags: str) -> list[int]:
+        calls = {c.module: c.config for c in plan(configure(["--config.input-video", "a.mp4", "--config.device", "cpu", *flags]))}
+        return [calls["frame_to_model_icp"].alignment.holdout_every, calls["train_gs"].holdout_every]
+
+    assert every() == [8, 8]
+    assert every("--config.gs.holdout-every", "5") == [5, 5]
+    assert every("--config.gs.holdout-every", "0") == [0, 0]
+    assert every("--config.stage1.alignment.holdout-every", "0") == [0, 8]
+    assert every("--config.stage31.method", "network") == [0, 8]
+
+
 def test_root_path_is_where_a_clip_is_written():
     calls = plan(configure(["--config.input-video", "a.mp4", "--config.root-path", "out"]))
     assert calls[0].config.scene_root == Path("out") and calls[1].config.root_path == Path("out")

@@ -408,7 +408,8 @@ def _quality(stages: list[_Stage], baselines: list[_Stage]) -> str:
         tables.append(f"<h3>{escape(words)}</h3>" + _table(["", *(s.name for s in known)], rows) if rows else "")
     note = (
         "A generated frame does not fit one rigid world, so its render is compared both through that frame's deformation and as the "
-        "consistent world is. Held-out frames took no part in splatting."
+        "consistent world is. Held-out frames took no part in splatting, and by default in nothing but stage 0: their "
+        "deformation is then that of the frames beside them."
     )
     return f'<p class="note">{note}</p>' + "".join(tables) + _per_frame_quality(ours)
 
