@@ -4,7 +4,6 @@ Files asked for after a world is done (a mesh, another format) are made beside i
 not wait for the worlds of others. Neither thread can end before it is told to: what cannot be written is tried again until there is space.
 """
 
-import json
 import logging
 import re
 import subprocess
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from utils.scene.artifacts import json_object
 from utils.viewer.world import World
 from web.jobs import ConflictError, Job, JobStore, NotFoundError
 from web.processes import Commands, end
@@ -274,8 +274,4 @@ def explain(code: int, said: str) -> tuple[str, str]:
 
 def progress(folder: Path) -> dict[str, Any]:
     """Where the pipeline is, as it last said; empty before its first word."""
-    try:
-        found = json.loads((folder / PROGRESS_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return json_object(folder / PROGRESS_FILE)

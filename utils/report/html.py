@@ -5,7 +5,6 @@ sentence that says so.
 """
 
 import base64
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +21,7 @@ from utils.report import pictures
 from utils.report.alignment_pictures import extent, thinned, unaligned_cloud
 from utils.report.charts import bar_chart, line_chart, nice_number
 from utils.report.style import PAGE
-from utils.scene.artifacts import load_alignment, load_scene
+from utils.scene.artifacts import json_object, load_alignment, load_scene
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import MANIFEST, PICTURES
 from utils.scene.transaction import publish_file
@@ -118,7 +117,7 @@ def write_report(scene_root: Path) -> Path:
         ("Agreement with held-out pairs", _held_out(stages)),
         ("Quality", _quality(stages, _baselines(layout, run))),
         ("Curves and residuals", _curves(stages)),
-        ("Time and memory", _timings(stages, _json(layout.summary_json))),
+        ("Time and memory", _timings(stages, json_object(layout.summary_json))),
         ("Backends and licences", _backends(stages)),
         ("Settings and seeds", _settings(stages)),
     ]
@@ -134,15 +133,6 @@ def write_report(scene_root: Path) -> Path:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """The object in the file; empty if there is none."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _collect_stages(layout: SceneLayout, run: RunLayout | None) -> list[_Stage]:
     folders = [layout.npz_dir]
     if run is not None:
@@ -150,8 +140,8 @@ def _collect_stages(layout: SceneLayout, run: RunLayout | None) -> list[_Stage]:
         folders += sorted(p for p in run.root.glob("gs_*") if p.is_dir() and not p.suffix and _BASELINE not in p.name)
     stages = []
     for folder in folders:
-        manifest, report = _json(folder / MANIFEST), _json(folder / "report.json")
-        metrics = _json(RunLayout.evaluation(folder) / "metrics.json")
+        manifest, report = json_object(folder / MANIFEST), json_object(folder / "report.json")
+        metrics = json_object(RunLayout.evaluation(folder) / "metrics.json")
         if manifest or report or metrics:
             stages.append(_Stage(folder, STAGE_TITLES.get(folder.name, folder.name), manifest, report, metrics))
     return stages
@@ -164,14 +154,14 @@ def _baselines(layout: SceneLayout, run: RunLayout | None) -> list[_Stage]:
         ours = run is not None and folder.parent == run.root and _BASELINE not in folder.name
         if ours or folder.suffix or not (folder / MANIFEST).is_file():
             continue
-        report, metrics = _json(folder / "report.json"), _json(RunLayout.evaluation(folder) / "metrics.json")
+        report, metrics = json_object(folder / "report.json"), json_object(RunLayout.evaluation(folder) / "metrics.json")
         if not metrics:  # what training measured by itself
             metrics = {part: {"psnr": report[f"{part}_psnr"]} for part in ("train", "heldout") if f"{part}_psnr" in report}
         where = folder.parent.name.removeprefix("frame_to_model_icp_")
         naive = _BASELINE in str(folder.relative_to(layout.root))
         name = f"{folder.name}, {'naive baseline' if naive else where}"
         if metrics:
-            stages.append(_Stage(folder, name, _json(folder / MANIFEST), report, metrics, name))
+            stages.append(_Stage(folder, name, json_object(folder / MANIFEST), report, metrics, name))
     return stages
 
 

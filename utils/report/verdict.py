@@ -5,11 +5,11 @@ training never saw. A figure through each frame's deformation flatters: it forgi
 stages wrote as JSON, so a server need not load PyTorch.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from utils.scene.artifacts import json_object
 from utils.scene.layout import RunLayout
 
 Grade = Literal["excellent", "good", "usable", "poor"]
@@ -54,7 +54,7 @@ def verdict(folder: Path, mode: str = "") -> Verdict | None:
         folder: `gs_<renderer>`.
         mode: preset of the run, for the advice; empty if it is not known.
     """
-    metrics, report = _json(RunLayout.evaluation(folder) / "metrics.json"), _json(folder / "report.json")
+    metrics, report = json_object(RunLayout.evaluation(folder) / "metrics.json"), json_object(folder / "report.json")
     psnr, on = _consistent(metrics, report)
     if psnr is None:
         return None
@@ -104,11 +104,3 @@ def _advice(grade: Grade, mode: str) -> str:
 def _number(values: Any, key: str) -> float | None:
     value = values.get(key) if isinstance(values, dict) else None
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -320,6 +320,15 @@ def read_json(path: Path) -> Any:
         raise CorruptArtifactError(f"{path} is no JSON: {error}", "run the stage that writes it again") from error
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file that may be missing, damaged, or being written; empty then."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def artifact_id(folder: Path, schema: str, made_by: str = "", made_from: dict[str, str] | None = None) -> str:
     """Content id of an artifact folder, for the manifest of what is derived from it.
 
