@@ -1,0 +1,1 @@
+"""What users, full disks and hostile files do to this program: attacks that count what went wrong."""
