@@ -195,8 +195,9 @@ def test_mistakes_are_named(world, tmp_path):
     path.write_text("{")
     with pytest.raises(CorruptArtifactError, match="no usable"):
         read_cameras(path)
-    with pytest.raises(ArtifactError, match="FISHEYE"):
-        read_cameras(write_transforms(path, world, NAMES, camera_model="OPENCV_FISHEYE"))
+    with pytest.raises(ArtifactError, match="EQUIRECTANGULAR"):
+        read_cameras(write_transforms(path, world, NAMES, camera_model="EQUIRECTANGULAR"))
     (tmp_path / "cameras.bin").write_bytes(b"\x01")
+    (tmp_path / "images.bin").write_bytes(b"\x01")
     with pytest.raises(CorruptArtifactError, match="COLMAP"):
         read_cameras(tmp_path)

@@ -7,7 +7,6 @@ along the given poses.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from utils.cameras.projection import invert_rigid
@@ -18,8 +17,10 @@ from utils.sfm.flow_depth import agreement
 from utils.sfm.posed_depth import depth_along_poses
 from utils.types import Array, CameraSet, Reporter, Scene
 
-# Flow depth works with one K for all frames; cameras may differ from their mean by this share of the focal length.
-_SAME_K = 0.01
+# Focal lengths may differ from their median by this factor; frames are brought to it.
+_ZOOM = 1.6
+# Aspects of frame and camera may differ by this share (rounding).
+_SAME_ASPECT = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,9 @@ class ImportGeometry:
         """
         if self.source is None:
             raise ConfigError("the backend 'import' needs to know where the cameras are", "give a COLMAP model or a transforms.json")
-        cameras = read_cameras(self.source)
+        cameras = read_cameras(self.source, (frames.images.shape[1], frames.images.shape[2]))
+        for note in cameras.notes:
+            report.note(f"cameras: {note}")
         rows = cameras.rows(frames.names)
         posed_rows = np.flatnonzero(rows[frames.chosen] >= 0)
         if len(posed_rows) < 2:
@@ -61,58 +64,69 @@ class ImportGeometry:
             report.note(f"{len(absent)} frames have no camera and are left out: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}")
         stored = self.use_depth and all(cameras.depths[row] is not None for row in rows[frames.chosen[posed_rows]])
         self.provenance["depth"] = "stored" if stored else "measured"
+        if any(cameras.offset):
+            self.provenance["world_offset"] = " ".join(repr(value) for value in cameras.offset)
         return _scene(frames, cameras, rows, posed_rows, stored, report)
 
 
-def _scene(frames: ClipFrames, cameras: ImportedCameras, rows: Array, posed_rows: Array, stored: bool, report: Reporter) -> Scene:
+def _scene(frames: ClipFrames, cameras: ImportedCameras, rows: Array, kept: Array, stored: bool, report: Reporter) -> Scene:
     size = frames.size
     posed = np.flatnonzero(rows >= 0)
+    _require_shape(frames, cameras, rows)
+    K = _shared(np.stack([cameras.intrinsics(int(row), size) for row in rows[posed]]), report)
     images = np.zeros((len(frames.images), *size, 3), np.uint8)
     shown = np.zeros((len(frames.images), *size), bool)
     w2c = np.full((len(frames.images), 4, 4), np.nan)
     for position in posed:
-        images[position], shown[position] = cameras.undistorted(int(rows[position]), frames.picture(int(position)))
+        images[position], shown[position] = cameras.undistorted(int(rows[position]), frames.picture(int(position)), K)
         w2c[position] = invert_rigid(cameras.c2w[rows[position]])
-    refs = frames.chosen[posed_rows]
+    refs = frames.chosen[kept]
     chosen_rows = rows[refs]
-    K = np.stack([cameras.intrinsics(int(row), size) for row in chosen_rows])
     if stored:
-        depth = np.stack([_stored_depth(cameras, int(row), size) for row in chosen_rows])
-        confidence = 1.0 + np.clip(agreement(depth, w2c[refs], K.mean(axis=0)), 0, None)
+        depth = np.stack([cameras.depth(int(row), size, K) for row in chosen_rows])
+        confidence = 1.0 + np.clip(agreement(depth, w2c[refs], K), 0, None)
         report.note(f"cameras and depth of {len(refs)} frames imported")
     else:
-        depth, confidence = depth_along_poses(images, w2c, _shared(K), refs, report)
+        depth, confidence = depth_along_poses(images, w2c, K, refs, report)
         report.note(f"cameras of {len(refs)} frames imported, depth measured along them")
     known = shown[refs] & (depth > 0)
     depth, confidence = np.where(known, depth, 0).astype(np.float32), np.where(known, confidence, 1).astype(np.float32)
-    placed = CameraSet(c2w=cameras.c2w[chosen_rows], K=K, size=size, frame_ids=posed_rows)
+    placed = CameraSet(c2w=cameras.c2w[chosen_rows], K=np.repeat(K[None], len(refs), axis=0), size=size, frame_ids=kept)
     return Scene(cameras=placed, images=images[refs], depth=depth, confidence=confidence)
 
 
-def _stored_depth(cameras: ImportedCameras, row: int, size: tuple[int, int]) -> Array:
-    """(H, W) float32, nearest neighbour: a mean across an edge is no depth. Undistorted like the image."""
-    depth = cameras.depth(row)
-    if cameras.distortion[row].any():
-        K = cameras.intrinsics(row, (depth.shape[0], depth.shape[1]))
-        K[:2, 2] -= 0.5
-        maps = cv2.initUndistortRectifyMap(K, cameras.distortion[row], None, K, depth.shape[::-1], cv2.CV_32FC1)
-        depth = cv2.remap(depth, *maps, cv2.INTER_NEAREST)
-    # Pixel centres map onto pixel centres; cv2's nearest neighbour would take the corner.
-    y = ((np.arange(size[0]) + 0.5) * depth.shape[0] / size[0]).astype(int)
-    x = ((np.arange(size[1]) + 0.5) * depth.shape[1] / size[1]).astype(int)
-    return depth[np.ix_(y, x)]
-
-
-def _shared(K: Array) -> Array:
-    """The one K of all frames.
+def _require_shape(frames: ClipFrames, cameras: ImportedCameras, rows: Array) -> None:
+    """The frames have the aspect of the images that the cameras were made for.
 
     Raises:
-        GeometryError: the cameras differ.
+        GeometryError: they do not.
     """
-    mean = K.mean(axis=0)
-    if np.abs(K - mean).max() > _SAME_K * mean[0, 0]:
+    h, w = frames.images.shape[1:3]
+    for position in np.flatnonzero(rows >= 0):
+        height, width = cameras.sizes[rows[position]]
+        if abs(np.log(w * height / (h * width))) > _SAME_ASPECT:
+            turned = abs(np.log(w * width / (h * height))) <= _SAME_ASPECT
+            raise GeometryError(
+                f"{frames.names[position]} has the aspect {w}x{h}, but its camera is that of a picture of {width}x{height}",
+                "the file is turned by its EXIF: save the frames as the cameras saw them, without EXIF"
+                if turned
+                else "use the very images that the cameras were made from, neither cut nor stretched",
+            )
+
+
+def _shared(K: Array, report: Reporter) -> Array:
+    """The one K of all frames: their median. Frames of another one are brought to it as they are straightened.
+
+    Raises:
+        GeometryError: focal lengths differ by more than a lens and its focusing make them.
+    """
+    middle = np.median(K, axis=0)
+    off = K[:, [0, 1], [0, 1]] / middle[[0, 1], [0, 1]]
+    if off.max() > _ZOOM or off.min() < 1 / _ZOOM:
         raise GeometryError(
-            "the imported cameras differ in their intrinsics, so depth cannot be measured between them",
-            "import depth too, or cameras that share one focal length",
+            f"the imported cameras differ in their intrinsics: focal lengths are {off.min():.2f} to {off.max():.2f} times the middle one",
+            "leave out the frames that were zoomed, or import them as a scene of their own",
         )
-    return mean
+    if np.abs(K - middle).max() > 0.5:
+        report.note(f"cameras: focal lengths vary by {100 * (off.max() - off.min()):.1f} %; all frames are brought to the middle one")
+    return middle

@@ -17,7 +17,7 @@ _EDGE, _OVER_CHANGE = 4.0, 0.8
 # Parts of the clip that must each show it, at this share of its strength.
 _PARTS, _AGREE = 4, 0.6
 # Share of the textured pixels around it that do not stand still.
-_AROUND_MOVES = 0.7
+_AROUND_MOVES = 0.5
 # Share of textured pixels that stand still at most: with more it is the camera that does.
 _STILL_CAMERA = 0.25
 # Smallest mark, in pixels of its edges, and largest, as a share of the picture.
