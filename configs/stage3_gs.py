@@ -57,6 +57,13 @@ class GSConfig:
     """Every k-th frame is kept out of training and of the initial cloud, for evaluation; 0: train on all frames."""
     num_iters: int = 15_000
     """Optimisation steps, one frame each."""
+    budget_seconds: float = 0.0
+    """Train as well as possible in so many seconds: the schedule goes by time, and num_iters is only the most steps. 0: no limit. Such a
+    run depends on the machine's speed and cannot be repeated bit by bit."""
+    coarse_scales: tuple[float, ...] = ()
+    """Sizes of the images that the training begins with, relative to full size, one after the other, for example 0.5."""
+    coarse_until: float = 0.4
+    """Share of the training after which it looks at full images."""
     target_num_points: int = 1_000_000
     """Splat budget; the many copies of one surface in the cloud are merged until it is met."""
     merge_copies: bool = True
@@ -189,12 +196,22 @@ class GSConfig:
 
     def __post_init__(self) -> None:
         check(self, COUNT, "num_iters", "target_num_points", "gpus", "refine_lattice", "warp_refresh_visits", "log_every", "save_every")
-        check(self, NOT_NEGATIVE, "max_gpu_gb", "views_per_step", "relocate_every", "reference_frame", "normal_k", "sh_full_from_iter")
+        check(
+            self,
+            NOT_NEGATIVE,
+            "max_gpu_gb",
+            "budget_seconds",
+            "views_per_step",
+            "relocate_every",
+            "reference_frame",
+            "normal_k",
+            "sh_full_from_iter",
+        )
         check(self, NOT_NEGATIVE, *(f"{name}_weight" for name in _WEIGHTS), "noise", "plateau_rounds", "plateau_gain")
         check(self, NOT_NEGATIVE, *(f"lr_{name}" for name in _RATES))
-        check(self, SHARE, "prune_floating_at", "relocate_until", "robust_from", "lr_decay", "dead_opacity", "clear_views")
+        check(self, SHARE, "prune_floating_at", "relocate_until", "robust_from", "lr_decay", "dead_opacity", "clear_views", "coarse_until")
         check(self, Range(0, 0.99), "shell_share")
-        check(self, Range(0, 1, above=True), "initial_fill", "relocate_rate", "image_scale")
+        check(self, Range(0, 1, above=True), "initial_fill", "relocate_rate", "image_scale", "coarse_scales")
         check(self, Range(0, 3), "sh_degree")
         check(self, POSITIVE, "initial_scale", "initial_flat_ratio")
         check(self, Range(2), "knn_neighbors")
@@ -202,6 +219,8 @@ class GSConfig:
             raise ConfigError("initial_fill leaves slots that nothing fills", "turn relocation on, for example --config.relocate-every 100")
         if self.holdout_every < 0 or self.holdout_every == 1:
             raise ConfigError(f"holdout_every is {self.holdout_every}", "give 0 (train on all frames) or at least 2")
+        if self.budget_seconds and (self.gpus > 1 or self.views_per_step > 1):
+            raise ConfigError("budget_seconds goes with one view in each step", "leave gpus and views_per_step as they are")
         if not 0 < self.initial_opacity < 1:
             raise ConfigError(f"initial_opacity is {self.initial_opacity}", "give a value strictly between 0 and 1")
 

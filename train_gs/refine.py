@@ -80,13 +80,41 @@ class FieldRefinement(nn.Module):
     @torch.no_grad()
     def solve(self, y: Tensor, view: int) -> LocalWarp:
         """The local warp of the frame as it is refined now."""
-        if self._dense is None:
-            self.warp.field.nodes[view] = self.nodes(view)
-        else:  # the same in two launches instead of a dozen
-            aligned = self._aligned[view]
-            moved = (self._dense @ self.corrections[view].view(-1, 3)).view_as(aligned)
-            torch.addcmul(aligned, moved, self._depth[view], out=self.warp.field.nodes[view])
+        self.settle(view)
         return self.warp.linearize(y, view)
+
+    @torch.no_grad()
+    def settle(self, view: int) -> Tensor:
+        """(nz, nv, nu, 3) the frame's nodes as they are refined now, written into the warp."""
+        nodes = self.warp.field.nodes[view]
+        if self._dense is None:
+            nodes.copy_(self.nodes(view))
+        else:  # the same in two launches instead of a dozen
+            moved = (self._dense @ self.corrections[view].view(-1, 3)).view_as(nodes)
+            torch.addcmul(self._aligned[view], moved, self._depth[view], out=nodes)
+        return nodes
+
+    @property
+    def fused(self) -> bool:
+        """Whether `add_gradient` can be used."""
+        return self._dense is not None
+
+    def add_gradient(self, view: int, solved: Tensor, back: Tensor) -> None:
+        """Adds to the gradient of a frame's corrections that through its splats, on a GPU.
+
+        Args:
+            view: the frame.
+            solved: (N, 3) positions in front of the camera, solved with the nodes of `settle`; not read where `back` is 0.
+            back: (N, 3) gradient with respect to the same before the deformation.
+        """
+        from utils.deformation.lattice import triton as lattice_triton
+
+        correction = self.corrections[view]
+        if not correction.requires_grad:
+            return
+        counts, coarse = tuple(self._aligned.shape[1:4]), tuple(correction.shape[:3])
+        found = lattice_triton.correction_vjp(counts, coarse, self._cameras[view], self._layers[view], solved, None, back)  # type: ignore[arg-type]
+        correction.grad = found.contiguous() if correction.grad is None else correction.grad + found
 
     def moved(self, means: Tensor, local: LocalWarp, view: int, *, fresh: bool) -> Tensor:
         """(N, 3) means after what the corrections have moved since `solve` gave `local`, with the gradient of the corrections.

@@ -114,8 +114,7 @@ class SharedTrainer(Trainer):
             NonFiniteError: the loss is NaN or infinite.
             OptimizationError: another process has ended.
         """
-        if not self.bands_active and self.iteration >= self.config.sh_start:
-            self._activate_bands()
+        self._enter_step()
         views = [self._next_view() for _ in range(self.share.views)]
         self._set_learning_rates()
         self._clear_gradients(views)
@@ -132,6 +131,9 @@ class SharedTrainer(Trainer):
         self.iteration += 1
         self._move_splats()
         return self._values
+
+    def _make_fused(self) -> None:
+        """Gradients of several views are averaged before a step, so they have to be kept apart from it."""
 
     def _update(self, view: int) -> Tensor:
         """Adds the gradients of a view to those of the step."""

@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,9 +19,11 @@ from train_gs.losses import distortion, normal_consistency
 from train_gs.plateau import Plateau
 from train_gs.population import SplatRows, living, relocate, shake
 from train_gs.refine import FieldRefinement, time_links
+from train_gs.resolution import Shown, scale_at, shrunk
 from train_gs.trust import PixelTrust, weighted_pair
 from train_gs.warp import WarpCache
-from utils.deformation.inverse import FixedPointInverseWarp, InverseWarp
+from utils.deformation.inverse import FixedPointInverseWarp, IdentityInverseWarp, InverseWarp
+from utils.device.triton_support import triton_ready
 from utils.errors import NonFiniteError
 from utils.splatting.checkpoint import TrainedScene
 from utils.splatting.lpips import load_lpips
@@ -30,7 +32,13 @@ from utils.splatting.ssim import l1_and_ssim
 from utils.splatting.view import rigid, view_gaussians
 from utils.types import NULL_REPORTER, RenderOutput, Reporter, Splats, StepReport
 
+if TYPE_CHECKING:
+    from train_gs.fused import FusedStep
+
 NEAR_IN_MEDIAN_DEPTHS = 0.01
+
+_RATES = ("positions", "quats", "scales", "opacities", "sh0", "shN", "cams", "deformation", "appearance")
+"""Places of the learning rates in one tensor on a GPU: those of the splats first, see `FusedStep`."""
 
 READ_EVERY = 10
 """On a GPU, steps between two readings of the loss: reading waits for the device, which then waits for the next launches."""
@@ -78,32 +86,47 @@ class Trainer:
         self.refinement = self._make_refinement()
         solve = self.warp.linearize if self.refinement is None else self.refinement.solve
         self.warps = WarpCache(solve, config.warp_refresh_visits)
-        self.K = torch.from_numpy(data.cameras.K).float().to(device)
         self.training_views = [int(v) for v in np.flatnonzero(data.trained)]
         self.order: list[int] = []
         self.generator = torch.Generator().manual_seed(config.seed)
-        self._images = data.images.to(device)
-        self._used = None if data.used is None else data.used.to(device)
+        used = None if data.used is None else data.used.to(device)
+        self._full = self._shown = Shown(data.images.to(device), used, torch.from_numpy(data.cameras.K).float().to(device))
+        self._scale = 1.0
+        self._rates = torch.zeros(len(_RATES), device=device)
         self.trust = self._make_trust()
         self.lpips = load_lpips("vgg", str(device)) if config.lpips_weight > 0 else None
         self._values: dict[str, float] = {}
         self.plateau = Plateau(config.plateau_rounds, config.plateau_gain)
         self.iteration = 0
         self.hidden: int | None = None  # splats that floated, once they have been looked for
+        self._earlier = 0.0
+        self._begun: float | None = None
         self.history: list[dict[str, float]] = []
         self.bands_active = False
         self.optimizer = self._make_optimizer()
         # gsplat reads back from the device within a step, so only the own kernels can be recorded
         budget = getattr(rasterizer, "budget", None)
         self._graphs = StepGraphs(self._update, budget, device) if device.type == "cuda" and budget is not None else None
+        self._fused = self._make_fused()
         if config.sh_start == 0:
             self._activate_bands()
         self._prepare_graphs()
 
     @property
     def done(self) -> bool:
-        """All steps are taken, or more of them have stopped to help."""
-        return self.iteration >= self.config.num_iters or self.plateau.reached
+        """All steps are taken, or the seconds are over, or more steps have stopped to help."""
+        return self.progress >= 1.0 or self.plateau.reached
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is behind: of the steps, or of the seconds it is given if that is more."""
+        share = self.iteration / self.config.num_iters
+        return max(share, self.seconds / self.config.budget_seconds) if self.config.budget_seconds > 0 else share
+
+    @property
+    def seconds(self) -> float:
+        """Since the first step, not counting the time between a stop and its resumption."""
+        return self._earlier + (0.0 if self._begun is None else time.perf_counter() - self._begun)
 
     def _make_refinement(self) -> FieldRefinement | None:
         """Corrections of the deformation, where they are wanted and the inverse is one of a lattice."""
@@ -118,6 +141,19 @@ class Trainer:
         if not self.config.robust and self.data.used is None:
             return None
         return PixelTrust(self.data.used, self.training_views, len(self.data.cameras), self.data.cameras.size, self.device)
+
+    def _make_fused(self) -> "FusedStep | None":
+        """The fused step, where all that is asked for is what it can do."""
+        config, plain = self.config, isinstance(self.warp, (FixedPointInverseWarp, IdentityInverseWarp))
+        by_splat = config.opacity_reg_weight + config.sparsity_weight + config.scale_reg_weight
+        if self._graphs is None or config.renderer != "3dgs" or config.deform_inverse_rotations or by_splat > 0 or not plain:
+            return None
+        if not triton_ready() or not (self.refinement is None or self.refinement.fused):
+            return None
+        from train_gs.fused import FusedStep
+
+        near = NEAR_IN_MEDIAN_DEPTHS * self.data.median_depth
+        return FusedStep(self.parameters.rows(), self.optimizer, self._rates, self.rasterizer, near, self._decay_of_bands)  # type: ignore[arg-type]
 
     # ------------------------------------------------------------------------------------------------ optimiser
 
@@ -147,13 +183,21 @@ class Trainer:
         # eps: gradients of single splats are of the order of 1e-8, Adam's default would damp them
         return torch.optim.Adam(groups, lr=0.0, eps=1e-15, fused=True, capturable=self.device.type == "cuda")
 
+    @property
+    def _decay_of_bands(self) -> float:
+        """Adam's weight decay adds w x to the gradient: that of the penalty on the mean square of the higher bands, at no cost."""
+        return 2 * self.config.sh_reg_weight / max(self.parameters.shN.numel(), 1)
+
     def _activate_bands(self) -> None:
         """Higher bands join; unless they were active from the start, the poses and perhaps the positions stop."""
         self.bands_active = True
         if self.parameters.shN.shape[1]:
-            # Adam's weight decay adds w x to the gradient: that of the penalty on the mean square, at no cost
-            decay = 2 * self.config.sh_reg_weight / self.parameters.shN.numel()
-            group = {"name": "shN", "params": [self.parameters.shN], "base_lr": self.config.lr_shN, "weight_decay": decay}
+            group = {
+                "name": "shN",
+                "params": [self.parameters.shN],
+                "base_lr": self.config.lr_shN,
+                "weight_decay": self._decay_of_bands,
+            }
             self.optimizer.add_param_group(group)
         self._prepare_graphs()
         if self.config.sh_start == 0:
@@ -165,24 +209,28 @@ class Trainer:
 
     def _decay(self) -> float:
         """What is left of every learning rate at this step."""
-        cosine = 0.5 * (1.0 + math.cos(math.pi * self.iteration / self.config.num_iters))
+        cosine = 0.5 * (1.0 + math.cos(math.pi * min(self.progress, 1.0)))
         return self.config.lr_decay + (1.0 - self.config.lr_decay) * cosine
 
     def _set_learning_rates(self) -> None:
         factor = self._decay()
+        if self._graphs is not None:
+            torch.mul(self._base_rates, factor, out=self._rates)
+            return
         for group in self.optimizer.param_groups:
-            if self._graphs is None:
-                group["lr"] = group["base_lr"] * factor
-            else:
-                group["lr"].fill_(group["base_lr"] * factor)
+            group["lr"] = group["base_lr"] * factor
 
     def _prepare_graphs(self) -> None:
         """What recorded steps cannot make: learning rates on the device, and zero moments for parameters that have none."""
         if self._graphs is None:
             return
         self._graphs.forget()
+        self._base_rates = torch.zeros(len(_RATES))
         for group in self.optimizer.param_groups:
-            group["lr"] = torch.zeros((), device=self.device)
+            slot = _RATES.index(group["name"])
+            group["lr"], self._base_rates[slot] = self._rates[slot], group["base_lr"]
+        self._base_rates = self._base_rates.to(self.device)
+        for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter not in self.optimizer.state:
                     self.optimizer.state[parameter] = {
@@ -199,8 +247,7 @@ class Trainer:
         Raises:
             NonFiniteError: the loss is NaN or infinite.
         """
-        if not self.bands_active and self.iteration >= self.config.sh_start:
-            self._activate_bands()
+        self._enter_step()
         view = self._next_view()
         self._set_learning_rates()
         if self._graphs is None:
@@ -212,6 +259,18 @@ class Trainer:
         self.iteration += 1
         self._move_splats()
         return self._values
+
+    def _enter_step(self) -> None:
+        """Brings in the higher bands and larger images when they are due."""
+        if self._begun is None:
+            self._begun = time.perf_counter()
+        if not self.bands_active and self.progress >= self.config.sh_start / self.config.num_iters:
+            self._activate_bands()
+        scale = scale_at(self.progress, self.config.coarse_scales, self.config.coarse_until)
+        if scale != self._scale:
+            self._scale, self._shown = scale, self._full if scale == 1.0 else self._full.resized(scale)
+            if self._graphs is not None:
+                self._graphs.forget()
 
     def _read_now(self) -> bool:
         """Whether the values of this step are wanted on the host."""
@@ -229,7 +288,7 @@ class Trainer:
     def _move_splats(self) -> None:
         """Relocation of dead splats and noise, when they are due; in place, so recorded steps stay valid."""
         config, rows = self.config, self.parameters.rows()
-        if config.prune_floating_at and self.hidden is None and self.iteration >= config.prune_floating_at * config.num_iters:
+        if config.prune_floating_at and self.hidden is None and self.progress >= config.prune_floating_at:
             poses = self.poses.refined(self.data.cameras, self.data.sources)
             self.hidden = hide_floating(rows, poses, self.data, self.trained_warp() if config.deform else None)
         if config.noise > 0 and rows.means.requires_grad:
@@ -237,7 +296,7 @@ class Trainer:
             shake(rows, config.noise * self._decay(), seeded)
         if not config.relocate_every or self.iteration % config.relocate_every:
             return
-        if self.iteration <= config.relocate_until * config.num_iters:
+        if self.progress <= config.relocate_until:
             moved = relocate(
                 rows,
                 self.optimizer,
@@ -258,14 +317,16 @@ class Trainer:
 
     def _backward(self, view: int) -> Tensor:
         """Renders, compares and adds to the gradients; see `_update`."""
-        target = self._images[view].float() / 255.0
+        shown = self._shown
+        target = shown.images[view].float() / 255.0
         output, splats = self._render(view)
         rgb = self.appearance(output.rgb, output.alpha, view) if self.config.appearance == "affine" else output.rgb
-        squared = _squared_error(rgb.detach(), target, None if self._used is None else self._used[view])
+        squared = _squared_error(rgb.detach(), target, None if shown.used is None else shown.used[view])
         if self.trust is not None:
             if self.config.robust:
-                self.trust.observe(rgb.detach(), target, view)
-            rgb, target = weighted_pair(rgb, target, self.trust.weights(view))
+                self.trust.observe(rgb.detach() - target, view)
+            weights = self.trust.weights(view)
+            rgb, target = weighted_pair(rgb, target, weights if shown is self._full else shrunk(weights[None], shown.size)[0])
         l1, similarity = l1_and_ssim(rgb, target) if self.config.ssim_weight > 0 else ((rgb - target).abs().mean(), None)
         loss = self.config.l1_weight * l1 + self._regularisers(output, splats, view)
         if similarity is not None:
@@ -273,6 +334,8 @@ class Trainer:
         if self.lpips is not None:
             loss = loss + self.config.lpips_weight * self.lpips(rgb.clamp(0, 1), target.clamp(0, 1))
         loss.backward()
+        if self._fused is not None:
+            self._fused.step(self.refinement, view)
         return torch.stack([loss.detach(), l1.detach(), squared])
 
     def _require_finite(self, view: int) -> None:
@@ -291,7 +354,7 @@ class Trainer:
             self.order = [self.training_views[i] for i in shuffled]
             if self.config.appearance == "affine":
                 self.appearance.center(self.training_views)
-            if self.trust is not None and self.config.robust and self.iteration >= self.config.robust_from * self.config.num_iters:
+            if self.trust is not None and self.config.robust and self.progress >= self.config.robust_from:
                 self.trust.settle()
             if self.refinement is not None and self.config.refine_gauge == "mean":
                 self.refinement.center(self.training_views)
@@ -302,6 +365,10 @@ class Trainer:
         higher = self.parameters.shN if self.bands_active and self.parameters.shN.shape[1] else None
         degree = 0 if higher is None else self.config.sh_degree
         c2w, quat = self.poses.pose(view)
+        if self._fused is not None:
+            assert quat is not None
+            bands = (degree + 1) ** 2
+            return self._fused.draw((c2w, quat), self._lattice(view), self._shown.K[view], self._shown.size, bands), splats
         local, fresh = self.warps.at(self._rigid_means(splats, c2w), view)
         turn = self.config.deform_inverse_rotations
         gaussians = view_gaussians(splats, c2w, local, active_degree=degree, turn=turn, higher=higher, quat=quat)
@@ -311,7 +378,16 @@ class Trainer:
 
     def _rasterize(self, gaussians: Any, view: int) -> RenderOutput:
         near = NEAR_IN_MEDIAN_DEPTHS * self.data.median_depth
-        return self.rasterizer.render(gaussians, self.K[view], self.data.cameras.size, self.config.renderer, near)
+        return self.rasterizer.render(gaussians, self._shown.K[view], self._shown.size, self.config.renderer, near)
+
+    def _lattice(self, view: int) -> tuple[Tensor, Tensor] | None:
+        """Nodes and coordinate map of the frame's deformation as it is now."""
+        if isinstance(self.warp, IdentityInverseWarp):
+            return None
+        warp = self.warp if self.refinement is None else self.refinement.warp
+        assert isinstance(warp, FixedPointInverseWarp)
+        nodes = warp.field.nodes[view] if self.refinement is None else self.refinement.settle(view)
+        return nodes, warp.coordinates(self.device)[view]
 
     @staticmethod
     def _rigid_means(splats: Splats, c2w: Tensor) -> Tensor:
@@ -341,7 +417,7 @@ class Trainer:
         if config.alpha_reg_weight > 0:
             total = total + config.alpha_reg_weight * (1 - output.alpha).mean()
         if config.renderer == "2dgs" and config.normal_consistency_weight > 0:
-            total = total + config.normal_consistency_weight * normal_consistency(output, self.K[view])
+            total = total + config.normal_consistency_weight * normal_consistency(output, self._shown.K[view])
         if config.renderer == "2dgs" and config.distortion_weight > 0:
             total = total + config.distortion_weight * distortion(output, depth)
         return total
@@ -378,6 +454,7 @@ class Trainer:
         self.warps.clear()
         return {
             "iteration": self.iteration,
+            "seconds": self.seconds,
             "splats": self.parameters.state_dict(),
             "poses": self.poses.state_dict(),
             "appearance": self.appearance.state_dict(),
@@ -409,6 +486,7 @@ class Trainer:
         self.generator.set_state(state["generator"])
         self.order, self.history, self.iteration = list(state["order"]), list(state["history"]), state["iteration"]
         self.hidden = state["hidden"]
+        self._earlier, self._begun = state["seconds"], None
 
 
 def train(trainer: Trainer, report: Reporter = NULL_REPORTER, save: Any = None, watch: Any = None) -> TrainedScene:

@@ -45,10 +45,13 @@ class PixelTrust(nn.Module):
         return weight if self._used is None else weight * self._used[view]
 
     @torch.no_grad()
-    def observe(self, rgb: Tensor, target: Tensor, view: int) -> None:
-        """Remembers how a rendered frame (H, W, 3) differs from what it should be."""
-        difference = rgb - target if self._used is None else (rgb - target) * self._used[view][..., None]
+    def observe(self, difference: Tensor, view: int) -> None:
+        """Remembers how a rendered frame differs from what it should be, (h, w, 3) at this size or a smaller one."""
         difference = difference.permute(2, 0, 1)[None]
+        if difference.shape[2:] != self._size:
+            difference = torch.nn.functional.interpolate(difference, self._size)
+        if self._used is not None:
+            difference = difference * self._used[view]
         cells = torch.nn.functional.avg_pool2d(difference, self._edge, ceil_mode=True, count_include_pad=False)[0]
         self.errors[view].mul_(_MEMORY).add_(cells.norm(dim=0), alpha=1 - _MEMORY)
 

@@ -123,16 +123,20 @@ class FixedPointInverseWarp(InverseWarp):
         return self.linearize_torch(y, frame_index)
 
     def _linearize_cuda(self, y: Tensor, frame_index: int) -> LocalWarp:
-        """The Triton kernel; the frames' coordinate maps go to the device once."""
+        """The Triton kernel."""
         from utils.deformation.lattice import triton as lattice_triton
 
-        if self._cameras is None or self._cameras.device != y.device:
+        settings = (FIXED_POINT_STEPS, NEWTON_STEPS, TOLERANCE, LEAST_DETERMINANT)
+        solution = lattice_triton.invert_lattice(self.field.nodes[frame_index], self.coordinates(y.device)[frame_index], y, settings)
+        return LocalWarp(y, *solution)
+
+    def coordinates(self, device: torch.device) -> Tensor:
+        """(F, 8) float32 coordinate maps of the frames, see `LatticeField.affine_coordinates`, kept on the device."""
+        if self._cameras is None or self._cameras.device != device:
             # One more column: rows of 32 bytes are aligned alike, so that one compiled kernel serves all frames.
             cameras = np.stack([np.append(self.field.affine_coordinates(frame), 0.0) for frame in range(len(self.field))])
-            self._cameras = torch.from_numpy(cameras).to(y.device, torch.float32)
-        settings = (FIXED_POINT_STEPS, NEWTON_STEPS, TOLERANCE, LEAST_DETERMINANT)
-        solution = lattice_triton.invert_lattice(self.field.nodes[frame_index], self._cameras[frame_index], y, settings)
-        return LocalWarp(y, *solution)
+            self._cameras = torch.from_numpy(cameras).to(device, torch.float32)
+        return self._cameras
 
     def _linearize_cpu(self, y: Tensor, frame_index: int) -> LocalWarp:
         """The Numba kernel."""

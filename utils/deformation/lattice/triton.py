@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from utils.device.triton_columns import load3
+
 BLOCK = 128
 _COPIES = 32
 _PROGRAMS = 1320
@@ -92,15 +94,12 @@ def _norm(x, y, z):
     return tl.sqrt(x * x + y * y + z * z)
 
 
-@triton.jit(do_not_specialize=["num"])
-def _invert(
-    nodes, camera, points, solved, jacobian, residual, num, nu, nv, nz, tolerance, least,
+@triton.jit
+def solve_point(
+    nodes, camera, y0, y1, y2, nu, nv, nz, tolerance, least, mask,
     FIXED_POINT_STEPS: tl.constexpr, NEWTON_STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = row < num
-    # Lanes beyond the end solve for a point on the axis, where nothing is singular.
-    y0, y1, y2 = tl.load(points + row * 3, mask, 0.0), tl.load(points + row * 3 + 1, mask, 0.0), tl.load(points + row * 3 + 2, mask, 1.0)
+    """Solves q + delta(q) = y: q (3), dq/dy (9, row-major), relative residual; lanes off the mask need a y before the camera."""
     scale = tl.maximum(_norm(y0, y1, y2), 1e-30)
     q0, q1, q2 = y0, y1, y2
     for _ in range(FIXED_POINT_STEPS):  # not unrolled: six copies of the field in one kernel take half a minute to compile
@@ -131,6 +130,21 @@ def _invert(
         length = tl.where(better, trial, length)
         step += 1
     j00, j01, j02, j10, j11, j12, j20, j21, j22 = _inverse_plus_identity(m00, m01, m02, m10, m11, m12, m20, m21, m22, least)
+    return q0, q1, q2, j00, j01, j02, j10, j11, j12, j20, j21, j22, length / scale
+
+
+@triton.jit(do_not_specialize=["num"])
+def _invert(
+    nodes, camera, points, solved, jacobian, residual, num, nu, nv, nz, tolerance, least,
+    FIXED_POINT_STEPS: tl.constexpr, NEWTON_STEPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = row < num
+    # Lanes beyond the end solve for a point on the axis, where nothing is singular.
+    y0, y1, y2 = tl.load(points + row * 3, mask, 0.0), tl.load(points + row * 3 + 1, mask, 0.0), tl.load(points + row * 3 + 2, mask, 1.0)
+    q0, q1, q2, j00, j01, j02, j10, j11, j12, j20, j21, j22, left = solve_point(
+        nodes, camera, y0, y1, y2, nu, nv, nz, tolerance, least, mask, FIXED_POINT_STEPS, NEWTON_STEPS, BLOCK
+    )
     tl.store(solved + row * 3, q0, mask)
     tl.store(solved + row * 3 + 1, q1, mask)
     tl.store(solved + row * 3 + 2, q2, mask)
@@ -144,7 +158,7 @@ def _invert(
     tl.store(out + 6, j20, mask)
     tl.store(out + 7, j21, mask)
     tl.store(out + 8, j22, mask)
-    tl.store(residual + row, length / scale, mask)
+    tl.store(residual + row, left, mask)
 
 
 def invert_lattice(nodes: Tensor, camera: Tensor, points: Tensor, settings: tuple[int, int, float, float]) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,7 +194,7 @@ def _hat(place, node):
 @triton.jit(do_not_specialize=["num", "nu", "nv", "nz", "cu", "cv", "cz"])
 def _correction_vjp(
     camera, layers, points, jacobian, gradient, sums, num, nu, nv, nz, cu, cv, cz, per_u, per_v, per_z,
-    PU: tl.constexpr, PV: tl.constexpr, PZ: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
+    TURNED: tl.constexpr, PU: tl.constexpr, PV: tl.constexpr, PZ: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums over points of (weights along z and v) x (weights along u, components): a matrix product per block, and no atomics."""
     total = tl.zeros([PZ * PV, PU * 4], tl.float32)
@@ -194,7 +208,8 @@ def _correction_vjp(
         mask = row < num
         g0, g1 = tl.load(gradient + row * 3, mask, 0.0), tl.load(gradient + row * 3 + 1, mask, 0.0)
         g2 = tl.load(gradient + row * 3 + 2, mask, 0.0)
-        if tl.max(tl.abs(g0) + tl.abs(g1) + tl.abs(g2)) > 0.0:  # most blocks of a world lie outside of a view
+        mask = (g0 != 0.0) | (g1 != 0.0) | (g2 != 0.0)
+        if tl.max(mask.to(tl.int32)) > 0:  # most blocks of a world lie outside of a view
             x, y, z = (
                 tl.load(points + row * 3, mask, 0.0),
                 tl.load(points + row * 3 + 1, mask, 0.0),
@@ -205,10 +220,15 @@ def _correction_vjp(
             a0, a1, wa, _ = _cell(tl.load(camera) * x * inverse + tl.load(camera + 1), nu)
             b0, b1, wb, _ = _cell(tl.load(camera + 2) * y * inverse + tl.load(camera + 3), nv)
             c0, c1, wc, _ = _cell(tl.load(camera + 4) * inverse + tl.load(camera + 5), nz)
-            place = jacobian + row.to(tl.int64) * 9
-            back0 = -(tl.load(place, mask, 0.0) * g0 + tl.load(place + 3, mask, 0.0) * g1 + tl.load(place + 6, mask, 0.0) * g2)
-            back1 = -(tl.load(place + 1, mask, 0.0) * g0 + tl.load(place + 4, mask, 0.0) * g1 + tl.load(place + 7, mask, 0.0) * g2)
-            back2 = -(tl.load(place + 2, mask, 0.0) * g0 + tl.load(place + 5, mask, 0.0) * g1 + tl.load(place + 8, mask, 0.0) * g2)
+            if TURNED:
+                back0, back1, back2 = -g0, -g1, -g2
+            else:
+                j00, j01, j02 = load3(jacobian, row * 3, mask)
+                j10, j11, j12 = load3(jacobian, row * 3 + 1, mask)
+                j20, j21, j22 = load3(jacobian, row * 3 + 2, mask)
+                back0 = -(j00 * g0 + j10 * g1 + j20 * g2)
+                back1 = -(j01 * g0 + j11 * g1 + j21 * g2)
+                back2 = -(j02 * g0 + j12 * g1 + j22 * g2)
             near = (1.0 - wc) * tl.load(layers + c0) * _layer_scale(camera, c0, depth)
             far = wc * tl.load(layers + c1) * _layer_scale(camera, c1, depth)
             left = near[None, :] * _hat((c0 * per_z)[None, :], node_z) + far[None, :] * _hat((c1 * per_z)[None, :], node_z)
@@ -239,7 +259,7 @@ def correction_vjp(
     camera: Tensor,
     layers: Tensor,
     points: Tensor,
-    jacobian: Tensor,
+    jacobian: Tensor | None,
     gradient: Tensor,
 ) -> Tensor:
     """Gradient (cz, cv, cu, 3) with respect to corrections that are spread linearly over the nodes and scaled by a factor per layer.
@@ -249,8 +269,8 @@ def correction_vjp(
         coarse: (cz, cv, cu) nodes of the corrections, with the same ends.
         camera: (7,) or longer, see `invert_lattice`.
         layers: (nz,) factor of each layer of nodes.
-        points: (N, 3) solved points.
-        jacobian: (N, 3, 3) dq/dy.
+        points: (N, 3) solved points; not read where the gradient is 0.
+        jacobian: (N, 3, 3) dq/dy, or None if the gradient is one with respect to y.
         gradient: (N, 3) with respect to the solved points.
     """
     (nz, nv, nu), (cz, cv, cu) = counts, coarse
@@ -258,8 +278,9 @@ def correction_vjp(
     per_z, per_v, per_u = ((c - 1) / max(n - 1, 1) for c, n in zip(coarse, counts, strict=True))
     sums = points.new_empty(_PROGRAMS, pz, pv, pu, 4)
     _correction_vjp[(_PROGRAMS,)](
-        camera, layers, points, jacobian, gradient.contiguous(), sums, len(points), nu, nv, nz, cu, cv, cz, per_u, per_v, per_z,
-        PU=pu, PV=pv, PZ=pz, PROGRAMS=_PROGRAMS, BLOCK=_DOT_BLOCK, num_warps=_DOT_WARPS,
+        camera, layers, points, points if jacobian is None else jacobian, gradient.contiguous(), sums, len(points),
+        nu, nv, nz, cu, cv, cz, per_u, per_v, per_z,
+        TURNED=jacobian is None, PU=pu, PV=pv, PZ=pz, PROGRAMS=_PROGRAMS, BLOCK=_DOT_BLOCK, num_warps=_DOT_WARPS,
     )  # fmt: skip
     return sums.sum(0)[:cz, :cv, :cu, :3]
 

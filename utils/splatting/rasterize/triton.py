@@ -56,8 +56,9 @@ class BlendShape:
     ahead: bool = False
 
 
-SHAPES: dict[SplatMode, BlendShape] = {"3dgs": BlendShape(), "2dgs": BlendShape(back_chunk=8, back_warps=2)}
-"""Fastest on an H200 at 1.2 million splats; surfels have more sums and would spill registers with larger chunks."""
+SHAPES: dict[SplatMode, BlendShape] = {"3dgs": BlendShape(chunk=16), "2dgs": BlendShape(back_chunk=8, back_warps=2)}
+"""Fastest on an H200 at 1.2 million splats (3DGS: of a real clip, whose longest lists decide); surfels have more sums and would spill
+registers with larger chunks."""
 
 
 @dataclass
@@ -109,7 +110,31 @@ class TritonRasterizer:
 
 
 @dataclass(frozen=True)
-class _Binned:
+class Projected:
+    """What a projection kernel fills.
+
+    Attributes:
+        records: (N, RECORD), of the Gaussians that are seen.
+        rects: (N, 2) int32, first tile and tiles across.
+        counts: (N,) int32 tiles touched.
+        depths: (N,) camera z, infinite where nothing is seen.
+    """
+
+    records: Tensor
+    rects: Tensor
+    counts: Tensor
+    depths: Tensor
+
+    @classmethod
+    def empty(cls, num: int, device: torch.device) -> "Projected":
+        """Room for so many Gaussians."""
+        records, depths = torch.empty(num, RECORD, device=device), torch.empty(num, device=device)
+        rects, counts = (torch.empty(*n, dtype=torch.int32, device=device) for n in ((num, 2), (num,)))
+        return cls(records, rects, counts, depths)
+
+
+@dataclass(frozen=True)
+class Binned:
     """Projected Gaussians, listed per tile in depth order.
 
     Attributes:
@@ -117,6 +142,7 @@ class _Binned:
         counts: (N,) int32 tiles touched.
         gaussians: (I,) int32 row of each (Gaussian, tile) pair, by tile, then depth.
         starts: (tiles + 1,) first pair of each tile.
+        tiles: down and across.
     """
 
     records: Tensor
@@ -126,36 +152,42 @@ class _Binned:
     tiles: tuple[int, int]
 
 
-def _project_and_bin(
-    kernel: Any, inputs: tuple[Tensor, ...], size: tuple[int, int], near: float, shape: BlendShape, budget: PairBudget
-) -> _Binned:
-    """Projects with `kernel` and sorts the (Gaussian, tile) pairs."""
-    means = inputs[0]
-    num, (height, width) = len(means), size
+def bin_pairs(projected: Projected, size: tuple[int, int], shape: BlendShape, budget: PairBudget) -> Binned:
+    """Lists and sorts the (Gaussian, tile) pairs."""
+    depths, counts, (height, width) = projected.depths, projected.counts, size
     tiles_y, tiles_x = -(-height // shape.tile), -(-width // shape.tile)
-    records, depths = means.new_empty(num, RECORD), means.new_empty(num)
-    rects, counts = means.new_empty(num, 2, dtype=torch.int32), means.new_empty(num, dtype=torch.int32)
     tile_type = torch.int16 if tiles_x * tiles_y < 2**15 - 1 else torch.int32
-    bounds = torch.arange(tiles_x * tiles_y + 1, dtype=tile_type, device=means.device)
-    if num == 0:
-        return _Binned(records, counts, counts, torch.zeros_like(bounds, dtype=torch.int64), (tiles_y, tiles_x))
-    grid = (triton.cdiv(num, BLOCK),)
-    kernel[grid](*inputs, records, rects, counts, depths, num, width, height, near, TILE=shape.tile, BLOCK=BLOCK)
+    bounds = torch.arange(tiles_x * tiles_y + 1, dtype=tile_type, device=depths.device)
+    if len(depths) == 0:
+        return Binned(projected.records, counts, counts, torch.zeros_like(bounds, dtype=torch.int64), (tiles_y, tiles_x))
     order = torch.sort(depths, stable=True).indices
     offsets = torch.cumsum(counts[order], 0)
     torch.maximum(budget.needed, offsets[-1:], out=budget.needed)
     pairs = budget.capacity or int(offsets[-1])
     # Rows that no pair takes sort behind the last tile.
-    tile_of = means.new_full((pairs,), tiles_x * tiles_y, dtype=tile_type)
-    gaussian_of = means.new_empty(pairs, dtype=torch.int32)
+    tile_of = depths.new_full((pairs,), tiles_x * tiles_y, dtype=tile_type)
+    gaussian_of = depths.new_empty(pairs, dtype=torch.int32)
     if pairs:
-        expand_tiles[grid](order, offsets, counts, rects, tile_of, gaussian_of, num, pairs, tiles_x, BLOCK=BLOCK)
+        grid = (triton.cdiv(len(depths), BLOCK),)
+        expand_tiles[grid](order, offsets, counts, projected.rects, tile_of, gaussian_of, len(depths), pairs, tiles_x, BLOCK=BLOCK)
     tile_of, by_tile = torch.sort(tile_of, stable=True)
-    return _Binned(records, counts, gaussian_of[by_tile], torch.searchsorted(tile_of, bounds), (tiles_y, tiles_x))
+    return Binned(projected.records, counts, gaussian_of[by_tile], torch.searchsorted(tile_of, bounds), (tiles_y, tiles_x))
+
+
+def _project_and_bin(
+    kernel: Any, inputs: tuple[Tensor, ...], size: tuple[int, int], near: float, shape: BlendShape, budget: PairBudget
+) -> Binned:
+    """Projects with `kernel` and sorts the (Gaussian, tile) pairs."""
+    num, (height, width) = len(inputs[0]), size
+    projected = Projected.empty(num, inputs[0].device)
+    if num:
+        p, grid = projected, (triton.cdiv(num, BLOCK),)
+        kernel[grid](*inputs, p.records, p.rects, p.counts, p.depths, num, width, height, near, TILE=shape.tile, BLOCK=BLOCK)
+    return bin_pairs(projected, size, shape, budget)
 
 
 @dataclass(frozen=True)
-class _Segments:
+class Segments:
     """The lists of all tiles cut into segments, and what the forward pass leaves for the way back.
 
     Attributes:
@@ -171,7 +203,7 @@ class _Segments:
     stops: Tensor
 
     @classmethod
-    def of(cls, binned: _Binned, shape: BlendShape, channels: int) -> "_Segments":
+    def of(cls, binned: Binned, shape: BlendShape, channels: int) -> "Segments":
         """For lists as they are, without asking the device how long they are."""
         tiles, pairs = len(binned.starts) - 1, len(binned.gaussians)
         most = -(-pairs // shape.segment) + tiles
@@ -183,6 +215,33 @@ class _Segments:
         return cls(first, tile, states, torch.empty_like(ends))
 
 
+def blend(binned: Binned, size: tuple[int, int], shape: BlendShape, keep: bool) -> tuple[Tensor, Tensor, Tensor, Segments | None]:
+    """3DGS colour (h, w, 3), alpha and depth (h, w); with `keep` also what `blend_backward` needs."""
+    records = binned.records
+    rgb, alpha, depth = records.new_empty(*size, 3), records.new_empty(size), records.new_empty(size)
+    tiles_y, tiles_x = binned.tiles
+    cut = Segments.of(binned, shape, 6) if keep else None
+    left = (binned.starts, rgb, binned.starts) if cut is None else (cut.first, cut.states, cut.stops)
+    blend_gaussians[(tiles_y * tiles_x,)](
+        records, binned.gaussians, binned.starts, rgb, alpha, depth, *left, size[1], size[0], tiles_x,
+        TILE=shape.tile, CHUNK=shape.chunk, STEPS=shape.steps, AHEAD=shape.ahead, SEGMENT=shape.segment, KEEP=keep,
+        num_warps=shape.warps,
+    )  # fmt: skip
+    return rgb, alpha, depth, cut
+
+
+def blend_backward(binned: Binned, cut: Segments, images: tuple[Tensor, ...], incoming: tuple[Tensor, ...], shape: BlendShape) -> Tensor:
+    """(N, RECORD) gradients of the records from those of `images`, the colour, alpha and depth that `blend` drew."""
+    gradients = torch.zeros_like(binned.records)
+    (tiles_y, tiles_x), (height, width) = binned.tiles, images[1].shape
+    blend_gaussians_backward[(len(cut.tile),)](
+        binned.records, binned.gaussians, binned.starts, *images, *(g.contiguous() for g in incoming), gradients,
+        cut.first, cut.tile, cut.states, cut.stops, width, height, tiles_x, tiles_y * tiles_x,
+        TILE=shape.tile, CHUNK=shape.back_chunk, SEGMENT=shape.segment, DOT=shape.dot, num_warps=shape.back_warps,
+    )  # fmt: skip
+    return gradients
+
+
 class _Gaussians(torch.autograd.Function):
     """3DGS: (means, quats, scales, opacities, colors, K, size, near, shape, budget, differentiable) -> rgb, alpha, depth."""
 
@@ -190,15 +249,7 @@ class _Gaussians(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         inputs, (size, near, shape, budget, keep) = tuple(a.contiguous() for a in arguments[:6]), arguments[6:]
         binned = _project_and_bin(project_gaussians, inputs, size, near, shape, budget)
-        rgb, alpha, depth = inputs[0].new_empty(*size, 3), inputs[0].new_empty(size), inputs[0].new_empty(size)
-        tiles_y, tiles_x = binned.tiles
-        ctx.segments = _Segments.of(binned, shape, 6) if keep else None
-        left = (ctx.segments.first, ctx.segments.states, ctx.segments.stops) if keep else (binned.starts, rgb, binned.starts)
-        blend_gaussians[(tiles_y * tiles_x,)](
-            binned.records, binned.gaussians, binned.starts, rgb, alpha, depth, *left, size[1], size[0], tiles_x,
-            TILE=shape.tile, CHUNK=shape.chunk, STEPS=shape.steps, AHEAD=shape.ahead, SEGMENT=shape.segment, KEEP=keep,
-            num_warps=shape.warps,
-        )  # fmt: skip
+        rgb, alpha, depth, ctx.segments = blend(binned, size, shape, keep)
         ctx.save_for_backward(*inputs[:3], inputs[5], rgb, alpha, depth)
         ctx.binned, ctx.size, ctx.shape = binned, size, shape
         ctx.set_materialize_grads(True)
@@ -206,16 +257,9 @@ class _Gaussians(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
-        means, quats, scales, K, rgb, alpha, depth = ctx.saved_tensors
-        binned, cut, (height, width), shape = ctx.binned, ctx.segments, ctx.size, ctx.shape
-        gradients = torch.zeros_like(binned.records)
-        tiles_y, tiles_x = binned.tiles
-        blend_gaussians_backward[(len(cut.tile),)](
-            binned.records, binned.gaussians, binned.starts, rgb, alpha, depth, *(g.contiguous() for g in incoming), gradients,
-            cut.first, cut.tile, cut.states, cut.stops, width, height, tiles_x, tiles_y * tiles_x,
-            TILE=shape.tile, CHUNK=shape.back_chunk, SEGMENT=shape.segment, DOT=shape.dot, num_warps=shape.back_warps,
-        )  # fmt: skip
-        return _project_backward(project_gaussians_backward, (means, quats, scales, K), binned, gradients, ctx.size)
+        means, quats, scales, K, *images = ctx.saved_tensors
+        gradients = blend_backward(ctx.binned, ctx.segments, tuple(images), incoming, ctx.shape)
+        return _project_backward(project_gaussians_backward, (means, quats, scales, K), ctx.binned, gradients, ctx.size)
 
 
 class _Surfels(torch.autograd.Function):
@@ -228,7 +272,7 @@ class _Surfels(torch.autograd.Function):
         rgb, normal, moments = (inputs[0].new_empty(*size, channels) for channels in (3, 3, 2))
         alpha, depth, distortion = (inputs[0].new_empty(size) for _ in range(3))
         tiles_y, tiles_x = binned.tiles
-        ctx.segments = _Segments.of(binned, shape, 10) if keep else None
+        ctx.segments = Segments.of(binned, shape, 10) if keep else None
         left = (ctx.segments.first, ctx.segments.states, ctx.segments.stops) if keep else (binned.starts, rgb, binned.starts)
         blend_surfels[(tiles_y * tiles_x,)](
             binned.records, binned.gaussians, binned.starts, rgb, alpha, depth, normal, distortion, moments, *left,
@@ -255,7 +299,7 @@ class _Surfels(torch.autograd.Function):
 
 
 def _project_backward(
-    kernel: Any, inputs: tuple[Tensor, ...], binned: _Binned, gradients: Tensor, size: tuple[int, int]
+    kernel: Any, inputs: tuple[Tensor, ...], binned: Binned, gradients: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of (means, quats, scales, opacities, colors) from those of the records; None for the other arguments."""
     means, quats, scales, K = inputs

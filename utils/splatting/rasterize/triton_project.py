@@ -12,6 +12,7 @@ The formulas are those of `rasterizer_torch`; the derivatives are written out by
 import triton
 import triton.language as tl
 
+from utils.device.triton_columns import load3, load4, store3, store4
 from utils.splatting.rasterize.contract import ALPHA_MIN, EDGE_ON, EPS2D, FRUSTUM_MARGIN, LOW_PASS
 
 RECORD = 16
@@ -26,27 +27,17 @@ _SLACK = tl.constexpr(1e-3)  # px added to every bound: rounding must not lose a
 
 
 @triton.jit
-def _load3(base, row, mask):
-    """Columns of an (N, 3) array."""
-    return tl.load(base + row * 3, mask, 0.0), tl.load(base + row * 3 + 1, mask, 0.0), tl.load(base + row * 3 + 2, mask, 0.0)
-
-
-@triton.jit
-def _store3(base, row, mask, a, b, c):
-    tl.store(base + row * 3, a, mask)
-    tl.store(base + row * 3 + 1, b, mask)
-    tl.store(base + row * 3 + 2, c, mask)
+def unit(w, x, y, z):
+    """The normalised quaternion and its inverse norm."""
+    inverse = 1.0 / tl.maximum(tl.sqrt(w * w + x * x + y * y + z * z), 1e-12)
+    return w * inverse, x * inverse, y * inverse, z * inverse, inverse
 
 
 @triton.jit
 def _load_unit_quaternion(base, row, mask):
     """Normalised w, x, y, z and the inverse norm."""
-    w = tl.load(base + row * 4, mask, 1.0)
-    x = tl.load(base + row * 4 + 1, mask, 0.0)
-    y = tl.load(base + row * 4 + 2, mask, 0.0)
-    z = tl.load(base + row * 4 + 3, mask, 0.0)
-    inverse = 1.0 / tl.maximum(tl.sqrt(w * w + x * x + y * y + z * z), 1e-12)
-    return w * inverse, x * inverse, y * inverse, z * inverse, inverse
+    w, x, y, z = load4(base, row, mask)
+    return unit(w, x, y, z)
 
 
 @triton.jit
@@ -66,17 +57,14 @@ def _rotation(w, x, y, z):
 
 
 @triton.jit
-def _store_quaternion_gradient(base, row, mask, w, x, y, z, inverse, g00, g01, g02, g10, g11, g12, g20, g21, g22):
+def _quaternion_gradient(w, x, y, z, inverse, g00, g01, g02, g10, g11, g12, g20, g21, g22):
     """Gradient of the raw quaternion, from that of the rotation of the normalised one."""
     gw = 2 * (x * (g21 - g12) + y * (g02 - g20) + z * (g10 - g01))
     gx = 2 * (w * (g21 - g12) + y * (g01 + g10) + z * (g02 + g20) - 2 * x * (g11 + g22))
     gy = 2 * (w * (g02 - g20) + x * (g01 + g10) + z * (g12 + g21) - 2 * y * (g00 + g22))
     gz = 2 * (w * (g10 - g01) + x * (g02 + g20) + y * (g12 + g21) - 2 * z * (g00 + g11))
     along = gw * w + gx * x + gy * y + gz * z
-    tl.store(base + row * 4, (gw - along * w) * inverse, mask)
-    tl.store(base + row * 4 + 1, (gx - along * x) * inverse, mask)
-    tl.store(base + row * 4 + 2, (gy - along * y) * inverse, mask)
-    tl.store(base + row * 4 + 3, (gz - along * z) * inverse, mask)
+    return (gw - along * w) * inverse, (gx - along * x) * inverse, (gy - along * y) * inverse, (gz - along * z) * inverse
 
 
 @triton.jit
@@ -93,6 +81,7 @@ def _store_tiles(rects, counts, row, mask, drawn, left, right, top, bottom, widt
     tl.store(rects + row * 2, x0 + (y0 << 16), mask)
     tl.store(rects + row * 2 + 1, across, mask)
     tl.store(counts + row, tl.where(seen, across * down, 0), mask)
+    return seen
 
 
 @triton.jit
@@ -111,20 +100,15 @@ def _gaussian_rows(x, y, z, qw, qx, qy, qz, s0, s1, s2, fx, fy, cx, cy, width, h
     return u0, u1, u2, v0, v1, v2, tx, ty, tx == raw_x, ty == raw_y
 
 
-@triton.jit(do_not_specialize=["num", "width", "height"])
-def project_gaussians(
-    means, quats, scales, opacities, colors, K, records, rects, counts, depths, num, width, height, near,
-    TILE: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit
+def write_gaussian(
+    records, rects, counts, depths, row, mask, x, y, depth, qw, qx, qy, qz, s0, s1, s2, opacity, K, near, width, height,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    """3DGS records, touched tiles and sort depths (infinite where not drawn)."""
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = row < num
+    """Records without colours, touched tiles and sort depths of Gaussians in camera space; returns which of them are seen."""
     fx, cx, fy, cy = tl.load(K), tl.load(K + 2), tl.load(K + 4), tl.load(K + 5)
-    x, y, depth = _load3(means, row, mask)
     front = mask & (depth > near)
     z = tl.where(front, depth, 1.0)
-    qw, qx, qy, qz, _ = _load_unit_quaternion(quats, row, mask)
-    s0, s1, s2 = _load3(scales, row, mask)
     u0, u1, u2, v0, v1, v2, _, _, _, _ = _gaussian_rows(x, y, z, qw, qx, qy, qz, s0, s1, s2, fx, fy, cx, cy, width, height)
     var_x = u0 * u0 + u1 * u1 + u2 * u2 + _EPS2D
     var_y = v0 * v0 + v1 * v1 + v2 * v2 + _EPS2D
@@ -133,42 +117,59 @@ def project_gaussians(
     c0, c1, c2 = u1 * v2 - u2 * v1, u2 * v0 - u0 * v2, u0 * v1 - u1 * v0
     determinant = c0 * c0 + c1 * c1 + c2 * c2 + _EPS2D * (var_x + var_y - _EPS2D)
     mean_x, mean_y = fx * x / z + cx, fy * y / z + cy
-    opacity = tl.load(opacities + row, mask, 0.0)
-    red, green, blue = _load3(colors, row, mask)
-    out = records + row.to(tl.int64) * _RECORD
-    tl.store(out, mean_x, mask)
-    tl.store(out + 1, mean_y, mask)
-    tl.store(out + 2, var_y / determinant, mask)
-    tl.store(out + 3, -covariance / determinant, mask)
-    tl.store(out + 4, var_x / determinant, mask)
-    tl.store(out + 5, opacity, mask)
-    tl.store(out + 6, red, mask)
-    tl.store(out + 7, green, mask)
-    tl.store(out + 8, blue, mask)
-    tl.store(out + 9, depth, mask)
     reach = 2.0 * tl.log(tl.maximum(opacity / _ALPHA_MIN, 1.0))
     radius_x, radius_y = tl.sqrt(reach * var_x), tl.sqrt(reach * var_y)
     drawn = front & (opacity >= _ALPHA_MIN)
-    _store_tiles(
+    seen = _store_tiles(
         rects, counts, row, mask, drawn, mean_x - radius_x, mean_x + radius_x, mean_y - radius_y, mean_y + radius_y, width, height, TILE
     )  # fmt: skip
-    tl.store(depths + row, tl.where(drawn, depth, float("inf")), mask)
+    tl.store(depths + row, tl.where(seen, depth, float("inf")), mask)
+    out = records + row.to(tl.int64) * _RECORD
+    tl.store(out, mean_x, seen)
+    tl.store(out + 1, mean_y, seen)
+    tl.store(out + 2, var_y / determinant, seen)
+    tl.store(out + 3, -covariance / determinant, seen)
+    tl.store(out + 4, var_x / determinant, seen)
+    tl.store(out + 5, opacity, seen)
+    tl.store(out + 9, depth, seen)
+    return seen
+
+
+@triton.jit
+def write_colors(records, row, mask, red, green, blue):
+    """Colours of 3DGS records."""
+    out = records + row.to(tl.int64) * _RECORD + 6
+    tl.store(out, red, mask)
+    tl.store(out + 1, green, mask)
+    tl.store(out + 2, blue, mask)
 
 
 @triton.jit(do_not_specialize=["num", "width", "height"])
-def project_gaussians_backward(
-    means, quats, scales, K, records, gradients, counts, g_means, g_quats, g_scales, g_opacities, g_colors, num, width, height,
-    BLOCK: tl.constexpr,
+def project_gaussians(
+    means, quats, scales, opacities, colors, K, records, rects, counts, depths, num, width, height, near,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the Gaussians from those of their records."""
+    """3DGS records, touched tiles and sort depths (infinite where nothing is seen)."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = row < num
-    live = mask & (tl.load(counts + row, mask, 0) > 0)
+    x, y, depth = load3(means, row, mask)
+    qw, qx, qy, qz, _ = _load_unit_quaternion(quats, row, mask)
+    s0, s1, s2 = load3(scales, row, mask)
+    opacity = tl.load(opacities + row, mask, 0.0)
+    seen = write_gaussian(
+        records, rects, counts, depths, row, mask, x, y, depth, qw, qx, qy, qz, s0, s1, s2, opacity, K, near, width, height, TILE
+    )
+    red, green, blue = load3(colors, row, seen)
+    write_colors(records, row, seen, red, green, blue)
+
+
+@triton.jit
+def gaussian_vjp(
+    records, gradients, row, live, x, y, z, qw, qx, qy, qz, inverse, s0, s1, s2, K, width, height
+):  # fmt: skip
+    """Gradients of camera-space mean (3), raw quaternion (4) and scales (3) from those of the records."""
     fx, cx, fy, cy = tl.load(K), tl.load(K + 2), tl.load(K + 4), tl.load(K + 5)
-    x, y, z = _load3(means, row, live)
     z = tl.where(live, z, 1.0)
-    qw, qx, qy, qz, inverse = _load_unit_quaternion(quats, row, live)
-    s0, s1, s2 = _load3(scales, row, live)
     u0, u1, u2, v0, v1, v2, tx, ty, free_x, free_y = _gaussian_rows(x, y, z, qw, qx, qy, qz, s0, s1, s2, fx, fy, cx, cy, width, height)
     record, gradient = records + row.to(tl.int64) * _RECORD, gradients + row.to(tl.int64) * _RECORD
     a, b, c = tl.load(record + 2, live, 0.0), tl.load(record + 3, live, 0.0), tl.load(record + 4, live, 0.0)
@@ -190,17 +191,39 @@ def project_gaussians_backward(
     scaled = u0 * gu0 + u1 * gu1 + u2 * gu2 + v0 * gv0 + v1 * gv1 + v2 * gv2
     g_ratio_x, g_ratio_y = g_tx + fx * g_mx, g_ty + fy * g_my
     g_z = tl.load(gradient + 9, live, 0.0) - inv_z * (scaled + g_ratio_x * x * inv_z + g_ratio_y * y * inv_z)
-    _store3(g_means, row, mask, g_ratio_x * inv_z, g_ratio_y * inv_z, g_z)
-    g_s0 = ax * gu0 * r00 + ay * gv0 * r10 + m0 * r20
-    g_s1 = ax * gu1 * r01 + ay * gv1 * r11 + m1 * r21
-    g_s2 = ax * gu2 * r02 + ay * gv2 * r12 + m2 * r22
-    _store3(g_scales, row, mask, g_s0, g_s1, g_s2)
-    _store_quaternion_gradient(
-        g_quats, row, mask, qw, qx, qy, qz, inverse,
+    gw, gx, gy, gz = _quaternion_gradient(
+        qw, qx, qy, qz, inverse,
         ax * gu0 * s0, ax * gu1 * s1, ax * gu2 * s2, ay * gv0 * s0, ay * gv1 * s1, ay * gv2 * s2, m0 * s0, m1 * s1, m2 * s2,
     )  # fmt: skip
+    return (
+        g_ratio_x * inv_z, g_ratio_y * inv_z, g_z, gw, gx, gy, gz,
+        ax * gu0 * r00 + ay * gv0 * r10 + m0 * r20,
+        ax * gu1 * r01 + ay * gv1 * r11 + m1 * r21,
+        ax * gu2 * r02 + ay * gv2 * r12 + m2 * r22,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num", "width", "height"])
+def project_gaussians_backward(
+    means, quats, scales, K, records, gradients, counts, g_means, g_quats, g_scales, g_opacities, g_colors, num, width, height,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the Gaussians from those of their records."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = row < num
+    live = mask & (tl.load(counts + row, mask, 0) > 0)
+    x, y, z = load3(means, row, live)
+    qw, qx, qy, qz, inverse = _load_unit_quaternion(quats, row, live)
+    s0, s1, s2 = load3(scales, row, live)
+    g_x, g_y, g_z, gw, gx, gy, gz, g_s0, g_s1, g_s2 = gaussian_vjp(
+        records, gradients, row, live, x, y, z, qw, qx, qy, qz, inverse, s0, s1, s2, K, width, height
+    )
+    store3(g_means, row, mask, g_x, g_y, g_z)
+    store4(g_quats, row, mask, gw, gx, gy, gz)
+    store3(g_scales, row, mask, g_s0, g_s1, g_s2)
+    gradient = gradients + row.to(tl.int64) * _RECORD
     tl.store(g_opacities + row, tl.load(gradient + 5, live, 0.0), mask)
-    _store3(
+    store3(
         g_colors, row, mask,
         tl.load(gradient + 6, live, 0.0), tl.load(gradient + 7, live, 0.0), tl.load(gradient + 8, live, 0.0),
     )  # fmt: skip
@@ -228,11 +251,11 @@ def project_surfels(
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = row < num
     fx, cx, fy, cy = tl.load(K), tl.load(K + 2), tl.load(K + 4), tl.load(K + 5)
-    x, y, depth = _load3(means, row, mask)
+    x, y, depth = load3(means, row, mask)
     front = mask & (depth > near)
     z = tl.where(front, depth, 1.0)
     qw, qx, qy, qz, _ = _load_unit_quaternion(quats, row, mask)
-    s0, s1, _ = _load3(scales, row, mask)
+    s0, s1, _ = load3(scales, row, mask)
     u0, u1, v0, v1, w0, w1, determinant, open_ = _surfel_frame(x, y, z, qw, qx, qy, qz, s0, s1, fx, fy)
     i00, i01, i10, i11 = v1 / determinant, -u1 / determinant, -v0 / determinant, u0 / determinant
     _, _, n0, _, _, n1, _, _, n2 = _rotation(qw, qx, qy, qz)
@@ -240,7 +263,7 @@ def project_surfels(
     facing = tl.where(along > 0, -1.0, tl.where(along < 0, 1.0, 0.0))
     mean_x, mean_y = fx * x / z + cx, fy * y / z + cy
     opacity = tl.load(opacities + row, mask, 0.0)
-    red, green, blue = _load3(colors, row, mask)
+    red, green, blue = load3(colors, row, mask)
     out = records + row.to(tl.int64) * _RECORD
     tl.store(out, mean_x, mask)
     tl.store(out + 1, mean_y, mask)
@@ -286,10 +309,10 @@ def project_surfels_backward(
     mask = row < num
     live = mask & (tl.load(counts + row, mask, 0) > 0)
     fx, fy = tl.load(K), tl.load(K + 4)
-    x, y, z = _load3(means, row, live)
+    x, y, z = load3(means, row, live)
     z = tl.where(live, z, 1.0)
     qw, qx, qy, qz, inverse = _load_unit_quaternion(quats, row, live)
-    s0, s1, _ = _load3(scales, row, live)
+    s0, s1, _ = load3(scales, row, live)
     u0, u1, v0, v1, w0, w1, determinant, _ = _surfel_frame(x, y, z, qw, qx, qy, qz, s0, s1, fx, fy)
     gradient = gradients + row.to(tl.int64) * _RECORD
     g_mx, g_my = tl.load(gradient, live, 0.0), tl.load(gradient + 1, live, 0.0)
@@ -317,20 +340,21 @@ def project_surfels_backward(
     g_ratio_y = fy * g_my - ay * (r20 * s0 * gv0 + r21 * s1 * gv1)
     scaled = u0 * gu0 + u1 * gu1 + v0 * gv0 + v1 * gv1 + g_w0 * w0 + g_w1 * w1
     g_z = tl.load(gradient + 8, live, 0.0) - inv_z * (scaled + g_ratio_x * tx + g_ratio_y * ty)
-    _store3(g_means, row, mask, g_ratio_x * inv_z, g_ratio_y * inv_z, g_z)
+    store3(g_means, row, mask, g_ratio_x * inv_z, g_ratio_y * inv_z, g_z)
     g_s0 = ax * gu0 * r00 + ay * gv0 * r10 + m0 * r20
     g_s1 = ax * gu1 * r01 + ay * gv1 * r11 + m1 * r21
-    _store3(g_scales, row, mask, g_s0, g_s1, tl.zeros_like(g_s0))
+    store3(g_scales, row, mask, g_s0, g_s1, tl.zeros_like(g_s0))
     along = n0 * x + n1 * y + n2 * z
     facing = tl.where(along > 0, -1.0, tl.where(along < 0, 1.0, 0.0))
-    _store_quaternion_gradient(
-        g_quats, row, mask, qw, qx, qy, qz, inverse,
+    gw, gx, gy, gz = _quaternion_gradient(
+        qw, qx, qy, qz, inverse,
         ax * gu0 * s0, ax * gu1 * s1, facing * tl.load(gradient + 13, live, 0.0),
         ay * gv0 * s0, ay * gv1 * s1, facing * tl.load(gradient + 14, live, 0.0),
         m0 * s0, m1 * s1, facing * tl.load(gradient + 15, live, 0.0),
     )  # fmt: skip
+    store4(g_quats, row, mask, gw, gx, gy, gz)
     tl.store(g_opacities + row, tl.load(gradient + 9, live, 0.0), mask)
-    _store3(
+    store3(
         g_colors, row, mask,
         tl.load(gradient + 10, live, 0.0), tl.load(gradient + 11, live, 0.0), tl.load(gradient + 12, live, 0.0),
     )  # fmt: skip

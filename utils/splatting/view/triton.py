@@ -12,6 +12,7 @@ from torch import Tensor
 
 from utils.cameras.rotations import matrix_to_quat
 from utils.deformation.inverse import LocalWarp
+from utils.device.triton_columns import load3, load4, store3, store4
 from utils.types import CameraGaussians, Splats
 
 BLOCK = 64
@@ -19,39 +20,7 @@ _SH0 = tl.constexpr(0.28209479177387814)
 
 
 @triton.jit
-def _load3(base, row, mask):
-    """Columns of an (N, 3) array."""
-    return tl.load(base + row * 3, mask, 0.0), tl.load(base + row * 3 + 1, mask, 0.0), tl.load(base + row * 3 + 2, mask, 0.0)
-
-
-@triton.jit
-def _load4(base, row, mask):
-    """Columns of an (N, 4) array of quaternions; the identity beyond the end."""
-    return (
-        tl.load(base + row * 4, mask, 1.0),
-        tl.load(base + row * 4 + 1, mask, 0.0),
-        tl.load(base + row * 4 + 2, mask, 0.0),
-        tl.load(base + row * 4 + 3, mask, 0.0),
-    )
-
-
-@triton.jit
-def _store3(base, row, mask, a, b, c):
-    tl.store(base + row * 3, a, mask)
-    tl.store(base + row * 3 + 1, b, mask)
-    tl.store(base + row * 3 + 2, c, mask)
-
-
-@triton.jit
-def _store4(base, row, mask, a, b, c, d):
-    tl.store(base + row * 4, a, mask)
-    tl.store(base + row * 4 + 1, b, mask)
-    tl.store(base + row * 4 + 2, c, mask)
-    tl.store(base + row * 4 + 3, d, mask)
-
-
-@triton.jit
-def _product(aw, ax, ay, az, bw, bx, by, bz):
+def product(aw, ax, ay, az, bw, bx, by, bz):
     """Hamilton product of two quaternions."""
     return (
         aw * bw - ax * bx - ay * by - az * bz,
@@ -71,14 +40,14 @@ def _warp_turn(j1, j2, j3, j5, j6, j7):
 
 
 @triton.jit
-def _offset(means, c2w, row, mask):
+def offset(means, c2w, row, mask):
     """Positions relative to the camera's centre, world axes."""
-    x0, x1, x2 = _load3(means, row, mask)
+    x0, x1, x2 = load3(means, row, mask)
     return x0 - tl.load(c2w + 3), x1 - tl.load(c2w + 7), x2 - tl.load(c2w + 11)
 
 
 @triton.jit
-def _rotated(c2w, d0, d1, d2):
+def rotated(c2w, d0, d1, d2):
     """R^T d: world axes to camera axes."""
     return (
         tl.load(c2w) * d0 + tl.load(c2w + 4) * d1 + tl.load(c2w + 8) * d2,
@@ -88,7 +57,7 @@ def _rotated(c2w, d0, d1, d2):
 
 
 @triton.jit
-def _basis(d0, d1, d2):
+def basis(d0, d1, d2):
     """The 16 real spherical harmonics of degree 0 to 3 at directions of any length, in the order of `utils.splatting.sh`."""
     inverse = 1.0 / tl.maximum(tl.sqrt(d0 * d0 + d1 * d1 + d2 * d2), 1e-12)
     x, y, z = d0 * inverse, d1 * inverse, d2 * inverse
@@ -114,7 +83,7 @@ def _basis(d0, d1, d2):
 
 
 @triton.jit
-def _table(values, band):
+def table(values, band):
     """Block of the 16 values (N,) by band (1, C); zero beyond the last."""
     table = tl.where(band == 0, values[0][:, None], 0.0)
     for k in tl.static_range(1, 16):
@@ -141,38 +110,38 @@ def _forward(
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = row < num
-    d0, d1, d2 = _offset(means, c2w, row, mask)
-    p0, p1, p2 = _rotated(c2w, d0, d1, d2)
+    d0, d1, d2 = offset(means, c2w, row, mask)
+    p0, p1, p2 = rotated(c2w, d0, d1, d2)
     if WARP:
-        a0, a1, a2 = _load3(y0, row, mask)
+        a0, a1, a2 = load3(y0, row, mask)
         e0, e1, e2 = p0 - a0, p1 - a1, p2 - a2
-        j0, j1, j2 = _load3(jacobian, row * 3, mask)
-        j3, j4, j5 = _load3(jacobian, row * 3 + 1, mask)
-        j6, j7, j8 = _load3(jacobian, row * 3 + 2, mask)
-        p0, p1, p2 = _load3(q0, row, mask)
+        j0, j1, j2 = load3(jacobian, row * 3, mask)
+        j3, j4, j5 = load3(jacobian, row * 3 + 1, mask)
+        j6, j7, j8 = load3(jacobian, row * 3 + 2, mask)
+        p0, p1, p2 = load3(q0, row, mask)
         p0, p1, p2 = p0 + j0 * e0 + j1 * e1 + j2 * e2, p1 + j3 * e0 + j4 * e1 + j5 * e2, p2 + j6 * e0 + j7 * e1 + j8 * e2
-    _store3(out_means, row, mask, p0, p1, p2)
-    bw, bx, by, bz = _load4(quats, row, mask)
-    w, x, y, z = _product(tl.load(turn_pose), tl.load(turn_pose + 1), tl.load(turn_pose + 2), tl.load(turn_pose + 3), bw, bx, by, bz)
+    store3(out_means, row, mask, p0, p1, p2)
+    bw, bx, by, bz = load4(quats, row, mask)
+    w, x, y, z = product(tl.load(turn_pose), tl.load(turn_pose + 1), tl.load(turn_pose + 2), tl.load(turn_pose + 3), bw, bx, by, bz)
     if TURN:
         tw, tx, ty, tz = _warp_turn(j1, j2, j3, j5, j6, j7)
-        w, x, y, z = _product(tw, tx, ty, tz, w, x, y, z)
-    _store4(out_quats, row, mask, w, x, y, z)
-    s0, s1, s2 = _load3(log_scales, row, mask)
-    _store3(out_scales, row, mask, tl.exp(s0), tl.exp(s1), tl.exp(s2))
+        w, x, y, z = product(tw, tx, ty, tz, w, x, y, z)
+    store4(out_quats, row, mask, w, x, y, z)
+    s0, s1, s2 = load3(log_scales, row, mask)
+    store3(out_scales, row, mask, tl.exp(s0), tl.exp(s1), tl.exp(s2))
     tl.store(out_opacities + row, 1.0 / (1.0 + tl.exp(-tl.load(logits + row, mask, 0.0))), mask)
     if ACTIVE == 1:
-        r, g, b = _load3(sh, row * (1 if SPLIT else STORED), mask)
+        r, g, b = load3(sh, row * (1 if SPLIT else STORED), mask)
         red, green, blue = 0.5 + _SH0 * r, 0.5 + _SH0 * g, 0.5 + _SH0 * b
     else:
         # A splat's coefficients, band by band and r, g, b within, are neighbours in memory and so lie across lanes.
         column = tl.arange(0, 64)[None, :]
         wanted = mask[:, None] & (column < 3 * ACTIVE)
-        term = tl.load(_place(sh, higher, row[:, None], column, STORED, SPLIT), wanted, 0.0) * _table(_basis(d0, d1, d2), column // 3)
+        term = tl.load(_place(sh, higher, row[:, None], column, STORED, SPLIT), wanted, 0.0) * table(basis(d0, d1, d2), column // 3)
         red = 0.5 + tl.sum(tl.where(column % 3 == 0, term, 0.0), 1)
         green = 0.5 + tl.sum(tl.where(column % 3 == 1, term, 0.0), 1)
         blue = 0.5 + tl.sum(tl.where(column % 3 == 2, term, 0.0), 1)
-    _store3(out_colors, row, mask, tl.maximum(red, 0.0), tl.maximum(green, 0.0), tl.maximum(blue, 0.0))
+    store3(out_colors, row, mask, tl.maximum(red, 0.0), tl.maximum(green, 0.0), tl.maximum(blue, 0.0))
 
 
 @triton.jit(do_not_specialize=["num"])
@@ -185,28 +154,28 @@ def _backward(
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = row < num
-    d0, d1, d2 = _offset(means, c2w, row, mask)
-    p0, p1, p2 = _load3(i_means, row, mask)
+    d0, d1, d2 = offset(means, c2w, row, mask)
+    p0, p1, p2 = load3(i_means, row, mask)
     if WARP:
-        j0, j1, j2 = _load3(jacobian, row * 3, mask)
-        j3, j4, j5 = _load3(jacobian, row * 3 + 1, mask)
-        j6, j7, j8 = _load3(jacobian, row * 3 + 2, mask)
+        j0, j1, j2 = load3(jacobian, row * 3, mask)
+        j3, j4, j5 = load3(jacobian, row * 3 + 1, mask)
+        j6, j7, j8 = load3(jacobian, row * 3 + 2, mask)
         p0, p1, p2 = j0 * p0 + j3 * p1 + j6 * p2, j1 * p0 + j4 * p1 + j7 * p2, j2 * p0 + j5 * p1 + j8 * p2
     r00, r01, r02 = tl.load(c2w), tl.load(c2w + 1), tl.load(c2w + 2)
     r10, r11, r12 = tl.load(c2w + 4), tl.load(c2w + 5), tl.load(c2w + 6)
     r20, r21, r22 = tl.load(c2w + 8), tl.load(c2w + 9), tl.load(c2w + 10)
     m0, m1, m2 = r00 * p0 + r01 * p1 + r02 * p2, r10 * p0 + r11 * p1 + r12 * p2, r20 * p0 + r21 * p1 + r22 * p2
-    _store3(g_means, row, mask, m0, m1, m2)
-    gw, gx, gy, gz = _load4(i_quats, row, mask)
+    store3(g_means, row, mask, m0, m1, m2)
+    gw, gx, gy, gz = load4(i_quats, row, mask)
     gw = tl.where(mask, gw, 0.0)
     if TURN:
         tw, tx, ty, tz = _warp_turn(j1, j2, j3, j5, j6, j7)
-        gw, gx, gy, gz = _product(tw, -tx, -ty, -tz, gw, gx, gy, gz)
+        gw, gx, gy, gz = product(tw, -tx, -ty, -tz, gw, gx, gy, gz)
     aw, ax, ay, az = tl.load(turn_pose), tl.load(turn_pose + 1), tl.load(turn_pose + 2), tl.load(turn_pose + 3)
-    w, x, y, z = _product(aw, -ax, -ay, -az, gw, gx, gy, gz)
-    _store4(g_quats, row, mask, w, x, y, z)
-    bw, bx, by, bz = _load4(quats, row, mask)
-    w, x, y, z = _product(gw, gx, gy, gz, bw, -bx, -by, -bz)
+    w, x, y, z = product(aw, -ax, -ay, -az, gw, gx, gy, gz)
+    store4(g_quats, row, mask, w, x, y, z)
+    bw, bx, by, bz = load4(quats, row, mask)
+    w, x, y, z = product(gw, gx, gy, gz, bw, -bx, -by, -bz)
     # Sums for the pose: rotation row-major, position, quaternion; one row per program, added up by the caller.
     pose = g_pose + tl.program_id(0) * 16
     d0, d1, d2 = tl.where(mask, d0, 0.0), tl.where(mask, d1, 0.0), tl.where(mask, d2, 0.0)
@@ -226,22 +195,22 @@ def _backward(
     tl.store(pose + 13, tl.sum(x))
     tl.store(pose + 14, tl.sum(y))
     tl.store(pose + 15, tl.sum(z))
-    s0, s1, s2 = _load3(scales, row, mask)
-    h0, h1, h2 = _load3(i_scales, row, mask)
-    _store3(g_log_scales, row, mask, s0 * h0, s1 * h1, s2 * h2)
+    s0, s1, s2 = load3(scales, row, mask)
+    h0, h1, h2 = load3(i_scales, row, mask)
+    store3(g_log_scales, row, mask, s0 * h0, s1 * h1, s2 * h2)
     opacity = tl.load(opacities + row, mask, 0.0)
     tl.store(g_logits + row, tl.load(i_opacities + row, mask, 0.0) * opacity * (1.0 - opacity), mask)
-    c0, c1, c2 = _load3(colors, row, mask)
-    h0, h1, h2 = _load3(i_colors, row, mask)
+    c0, c1, c2 = load3(colors, row, mask)
+    h0, h1, h2 = load3(i_colors, row, mask)
     h0, h1, h2 = tl.where(c0 > 0.0, h0, 0.0), tl.where(c1 > 0.0, h1, 0.0), tl.where(c2 > 0.0, h2, 0.0)
     if STORED == 1:
-        _store3(g_sh, row, mask, _SH0 * h0, _SH0 * h1, _SH0 * h2)
+        store3(g_sh, row, mask, _SH0 * h0, _SH0 * h1, _SH0 * h2)
     else:
         column = tl.arange(0, 64)[None, :]
         place, stored = _place(g_sh, g_higher, row[:, None], column, STORED, SPLIT), mask[:, None] & (column < 3 * STORED)
         if tl.max(tl.abs(h0) + tl.abs(h1) + tl.abs(h2)) > 0.0:
             term = tl.where(column % 3 == 0, h0[:, None], tl.where(column % 3 == 1, h1[:, None], h2[:, None]))
-            term = tl.where(column < 3 * ACTIVE, term * _table(_basis(d0, d1, d2), column // 3), 0.0)
+            term = tl.where(column < 3 * ACTIVE, term * table(basis(d0, d1, d2), column // 3), 0.0)
             tl.store(place, term, stored)
         else:  # most blocks of a world lie outside of a view
             tl.store(place, tl.zeros([BLOCK, 64], tl.float32), stored)
@@ -251,9 +220,9 @@ def _backward(
 def _rigid(means, c2w, out, num, BLOCK: tl.constexpr):
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = row < num
-    d0, d1, d2 = _offset(means, c2w, row, mask)
-    p0, p1, p2 = _rotated(c2w, d0, d1, d2)
-    _store3(out, row, mask, p0, p1, p2)
+    d0, d1, d2 = offset(means, c2w, row, mask)
+    p0, p1, p2 = rotated(c2w, d0, d1, d2)
+    store3(out, row, mask, p0, p1, p2)
 
 
 def camera_from_world(points: Tensor, c2w: Tensor) -> Tensor:
