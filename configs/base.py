@@ -3,8 +3,10 @@
 This module and every module under `configs` import nothing but the standard library, so that `--help` answers in about a second.
 """
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import sys
 import types
@@ -16,6 +18,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from utils.errors import ConfigError
 
 T = TypeVar("T")
+
+# No setting means anything beyond; the farthest plane is at 1e10.
+_LARGEST = 1e11
 
 
 def from_plain(cls: type[T], plain: dict[str, Any], where: str = "config", default: T | None = None) -> T:
@@ -106,9 +111,52 @@ def load_config_file(cls: type[T], path: Path) -> T:
     """
     try:
         plain = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read --config-file {path}: {error}", "give a JSON file as written beside an earlier run") from error
     return from_plain(cls, plain)
+
+
+def sensible(config: T) -> T:
+    """The settings themselves if every number in them is finite and of a size that can be meant; all that are not are named at once.
+
+    Raises:
+        ConfigError: numbers that are infinite, no numbers, or far beyond any use.
+    """
+    wrong = [f"{name} is {value}" for name, value in _numbers(config, "") if not abs(value) <= _LARGEST]
+    wrong += [f"{name} is {value}" for name, value in _numbers(config, "") if name.endswith("seed") and not 0 <= value < 1 << 32]
+    if wrong:
+        raise ConfigError("; ".join(dict.fromkeys(wrong)), f"give numbers of at most {_LARGEST:g}, and seeds from 0 to {(1 << 32) - 1}")
+    return config
+
+
+def _numbers(value: Any, name: str) -> typing.Iterator[tuple[str, float]]:
+    """Every number in nested settings with its path; seeds are as large as 32 bits."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _numbers(getattr(value, field.name), f"{name}.{field.name}".lstrip("."))
+    elif isinstance(value, (tuple, list)):
+        for entry in value:
+            yield from _numbers(entry, name)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield name, value
+
+
+def explained(parser: Callable[[], T], prog: str | None) -> T:
+    """What a parser of the command line returns; what it refuses becomes an error like any other.
+
+    Raises:
+        ConfigError: flags or values that are not understood.
+    """
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(words):
+            return parser()
+    except SystemExit as ended:
+        if not ended.code:  # --help
+            raise
+        text = " ".join(line.strip(" \u2502\u2500\u256d\u256e\u2570\u256f\t") for line in words.getvalue().splitlines())
+        told = " ".join(text.split()) or "the command line is not understood"
+        raise ConfigError(told, f"{prog or 'the command'} --help lists all flags and what they take") from None
 
 
 def parse(
@@ -132,14 +180,14 @@ def parse(
     main.__doc__ = description or cls.__doc__
     if default is not None:
         main.__defaults__ = (default,)
-    return typing.cast(T, tyro.cli(main, args=without_aliases(cls, args), prog=prog))
+    return sensible(typing.cast(T, explained(lambda: tyro.cli(main, args=without_aliases(cls, args), prog=prog), prog)))
 
 
 def parse_flat(cls: type[T], args: list[str], *, prog: str, description: str) -> T:
     """The config from a command line whose flags have no `--config.` before them; help spells them with underscores."""
     import tyro
 
-    return tyro.cli(cls, args=args, prog=prog, description=description, use_underscores=True)
+    return sensible(explained(lambda: tyro.cli(cls, args=args, prog=prog, description=description, use_underscores=True), prog))
 
 
 def cli(cls: type[Any], target: str, prog: str, parser: Callable[[], Any] | None = None) -> None:

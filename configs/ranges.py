@@ -30,7 +30,9 @@ class Range:
         return f"give a value above {low}" if self.above else f"give at least {low}"
 
 
-NOT_NEGATIVE, POSITIVE, COUNT = Range(0), Range(0, above=True), Range(1)
+# Beyond this no setting means anything; what is infinite or mistyped by many digits is refused.
+LARGEST = 1e11
+NOT_NEGATIVE, POSITIVE, COUNT = Range(0, LARGEST), Range(0, LARGEST, above=True), Range(1, LARGEST)
 SHARE, PERCENT, COSINE = Range(0, 1), Range(0, 100), Range(-1, 1)
 
 

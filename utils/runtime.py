@@ -5,13 +5,18 @@ import logging
 import os
 import random
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 
 from utils.errors import V2WError
 
+# Characters of a message that are shown.
+_LONGEST = 1200
+
 
 def run_stage(work: Callable[[], None]) -> None:
-    """Runs `work`; a `V2WError` prints `error:` and `hint:` and exits with 2, an interrupt exits with 130."""
+    """Runs `work`; a `V2WError` prints `error:` and `hint:` and exits with 2, an interrupt with 130, a fault with 1."""
     configure_logging()
     try:
         work()
@@ -21,13 +26,35 @@ def run_stage(work: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; finished stages are kept, run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:  # a fault of this program: one line, and all of it where it can be sent from
+        print(f"error: {_one_line(str(error) or 'no reason given')} ({type(error).__name__})", file=sys.stderr)
+        print(f"hint: this is a fault of the program; what led to it is in {_log_of(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _log_of(error: Exception) -> str:
+    """Path of a file with the error's traceback."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="video_to_world_", suffix=".log", delete=False, encoding="utf-8") as log:
+            log.write(f"{sys.argv}\n\n{text}")
+            return log.name
+    except OSError:  # nowhere to write: better here than nowhere
+        print(text, file=sys.stderr)
+        return "the lines above"
+
+
+def _one_line(text: str) -> str:
+    """A message that stays one line whatever names it quotes."""
+    shown = " ".join(text.split())
+    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 4] + " ..."
 
 
 def print_error(error: V2WError) -> None:
     """One line of what is wrong and one of what to do."""
-    print(f"error: {error.message}", file=sys.stderr)
+    print(f"error: {_one_line(error.message)}", file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(f"hint: {_one_line(error.hint)}", file=sys.stderr)
 
 
 def configure_logging(verbose: bool = False) -> None:

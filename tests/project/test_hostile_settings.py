@@ -1,0 +1,62 @@
+"""Settings that make no sense end in two lines and exit code 2, before any work; faults of the program in one line and a log."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.base import parse
+from configs.stage1_align import FrameToModelICPConfig
+from configs.stage3_gs import GSConfig
+from utils.errors import ConfigError
+from utils.runtime import run_stage
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["preprocess_video.py", "--input_video", "x.mp4", "--max_frames", "0"],
+        ["preprocess_video.py", "--input_video", "x.mp4", "--process_res", "-14"],
+        ["preprocess_video.py", "--nonsense", "3"],
+        ["preprocess_video.py", "--input_video", "x.mp4", "--seed", "1e12"],
+        ["run_reconstruction.py", "--config.mode", "turbo"],
+        ["-m", "train_gs", "--config.gs.nothing", "1"],
+    ],
+    ids=" ".join,
+)
+def test_the_command_line_ends_in_two_lines(command):
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and len(lines) == 2, done.stderr
+    assert lines[0].startswith("error: ") and lines[1].startswith("hint: ")
+
+
+@pytest.mark.parametrize("flags", [["--config.num-iters", "100000000000"], ["--config.seed", "-1"], ["--config.seed", "1000000000000"]])
+def test_numbers_beyond_any_use_are_refused(flags):
+    with pytest.raises(ConfigError):
+        parse(GSConfig, ["--config.root-path", "x", *flags])
+
+
+def test_all_wrong_numbers_are_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        parse(
+            FrameToModelICPConfig,
+            ["--config.root-path", "x", "--config.twists.seed", "-1", "--config.alignment.num-frames", "1000000000000"],
+        )
+    assert "seed" in caught.value.message or "num_frames" in caught.value.message
+
+
+def test_a_fault_is_one_line_and_a_log(capsys):
+    def work():
+        raise RuntimeError("first\nsecond")
+
+    with pytest.raises(SystemExit) as ended:
+        run_stage(work)
+    error, hint = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 1 and error == "error: first second (RuntimeError)"
+    log = Path(hint.rpartition(" ")[2])
+    assert "in work" in log.read_text()
+    log.unlink()
