@@ -129,11 +129,11 @@ def test_frames_that_do_not_match_are_mapped_with_those_in_between(monkeypatch: 
     images, c2w = clip(forward=0.8)
     real, asked = sfm_poses.map_frames, []
 
-    def mapped(images: np.ndarray, *, seed: int, report: Reporter, keep: np.ndarray | None) -> SparseModel:
+    def mapped(images: np.ndarray, *, seed: int, report: Reporter, keep: np.ndarray | None, features: str) -> SparseModel:
         asked.append(len(images))
         if len(images) < 10:
             raise sfm_poses.UnmatchedError("poses were found for only 3 of 4 frames", "")
-        return real(images, seed=seed, report=report)
+        return real(images, seed=seed, report=report, features=features)
 
     monkeypatch.setattr(geometry_sfm, "map_frames", mapped)
     chosen, notes = np.arange(0, 10, 3), Notes()
