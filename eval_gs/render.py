@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from eval_gs.behind import Behind
 from eval_gs.metrics import PairConsistency, pair_consistency
 from utils.scene.media import write_image, write_mp4
 from utils.splatting.render import SplatView, depth_image, rgb_image
@@ -59,23 +61,26 @@ def _frames(
     report: Reporter,
     pairs: list[PairConsistency],
 ) -> Iterator[Array]:
-    """The pictures one by one, so that memory does not grow with the path; fills `pairs` on the way."""
+    """The pictures one by one, so that memory does not grow with the path; `pairs` is full after the last."""
     if options.save_images:
         folder.mkdir(parents=True, exist_ok=True)
     measured = _measured_positions(len(cameras)) if options.measure else set()
     previous: tuple[Array, Array] | None = None
-    for i in range(len(cameras)):
-        output = view.render(cameras.c2w[i], cameras.K[i], cameras.size)
-        image, depth = rgb_image(output), depth_image(output)
-        if i in measured and previous is not None:
-            b_from_a = np.linalg.inv(cameras.c2w[i]) @ cameras.c2w[i - 1]
-            pairs.append(pair_consistency((previous[0], image), (previous[1], depth), b_from_a, (cameras.K[i - 1], cameras.K[i])))
-        previous = image, depth
-        shown = rgb_image(output, white=True) if options.white else image
-        if options.save_images:
-            write_image(folder / f"frame_{i:05d}.png", shown)
-        report.step(StepReport(stage=f"render {name.replace('_', ' ')}", step=i, total=len(cameras)))
-        yield shown
+    with Behind[None]() as writing, Behind[PairConsistency]() as comparing:
+        for i in range(len(cameras)):
+            output = view.render(cameras.c2w[i], cameras.K[i], cameras.size)
+            image, depth = rgb_image(output), depth_image(output)
+            if i in measured and previous is not None:
+                b_from_a = np.linalg.inv(cameras.c2w[i]) @ cameras.c2w[i - 1]
+                pair = (previous[0], image), (previous[1], depth), b_from_a, (cameras.K[i - 1], cameras.K[i])
+                comparing.do(partial(pair_consistency, *pair))
+            previous = image, depth
+            shown = rgb_image(output, white=True) if options.white else image
+            if options.save_images:
+                writing.do(partial(write_image, folder / f"frame_{i:05d}.png", shown))
+            report.step(StepReport(stage=f"render {name.replace('_', ' ')}", step=i, total=len(cameras)))
+            yield shown
+    pairs += comparing.results
 
 
 def _measured_positions(count: int) -> set[int]:

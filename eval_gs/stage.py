@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from configs.evaluation import EvalConfig
+from eval_gs.behind import Behind
 from eval_gs.known import coverage_plan, well_known_part
 from eval_gs.layers import multi_layer
 from eval_gs.measure import FrameScore, lpips_or_reason, score_frame, summarize
@@ -198,16 +199,15 @@ def _measure(config: EvalConfig, subject: _Subject, folder: Path, more: dict[str
     lpips, reason = lpips_or_reason(config.lpips)
     if reason:
         report.note(f"evaluation: no LPIPS. {reason}")
-    scores: list[FrameScore] = []
     trained = subject.view.trained
     cameras, heldout, left_out = trained.cameras, trained.heldout, trained.left_out
     used = used_pixels(subject.scene, cameras.frame_ids, cameras.size)
-    for i, frame_id in enumerate(cameras.frame_ids):
-        views = _views(subject, i)
-        counted = None if used is None else used[i]
-        score = score_frame(int(frame_id), subject.images[i], *views, lpips, counted, heldout=bool(heldout[i]), left_out=bool(left_out[i]))
-        scores.append(score)
-        report.step(StepReport(stage="measure", step=i, total=len(cameras), values={"psnr": scores[-1].psnr}))
+    with Behind[FrameScore]() as scoring:
+        for i, frame_id in enumerate(cameras.frame_ids):
+            arguments = (int(frame_id), subject.images[i], *_views(subject, i), lpips, None if used is None else used[i])
+            scoring.do(functools.partial(score_frame, *arguments, heldout=bool(heldout[i]), left_out=bool(left_out[i])))
+            report.step(StepReport(stage="measure", step=i, total=len(cameras)))
+    scores = scoring.results
     summary = summarize(scores)
     content = {
         "schema": "metrics/1",

@@ -1,0 +1,46 @@
+"""Work that is done on threads behind the renders: pictures written, renders compared."""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from utils.device.threads import num_threads
+
+Result = TypeVar("Result")
+_WAITING_PER_THREAD = 2
+"""Jobs that may wait for a thread: each holds its pictures in memory."""
+
+
+class Behind(Generic[Result]):
+    """Runs jobs on as many threads as torch has; a context manager that ends when they have ended.
+
+    Attributes:
+        results: what the jobs returned, in the order in which they were given; complete after the end.
+
+    Raises:
+        Exception: the first error of a job, at a later job or at the end.
+    """
+
+    def __init__(self) -> None:
+        self.results: list[Result] = []
+        self._threads = num_threads()
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="evaluation")
+        self._waiting: deque[Future[Result]] = deque()
+
+    def do(self, work: Callable[[], Result]) -> None:
+        """Starts a job as soon as a thread is free; waits while too many are waiting."""
+        self._waiting.append(self._pool.submit(work))
+        while len(self._waiting) > _WAITING_PER_THREAD * self._threads or (self._waiting and self._waiting[0].done()):
+            self.results.append(self._waiting.popleft().result())
+
+    def __enter__(self) -> "Behind[Result]":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if error is None:
+                self.results += [job.result() for job in self._waiting]
+        finally:
+            self._pool.shutdown(cancel_futures=True)
