@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ FLAGS = (
 ).split()
 STAGES = ("geometry", "alignment", "joint alignment", "inverse deformation", "3dgs splats", "3dgs evaluation")
 # Entries of JSON files that tell when or how fast something was made, where it lies and by which checkout.
-_TIMES = {"seconds", "created", "peak_memory_mb", "code", "root_path", "seconds_left", "render_seconds"}
+_TIMES = {"seconds", "created", "peak_memory_mb", "code", "root_path", "seconds_left", "seconds_by_part", "render_seconds"}
 # Kinds of file that hold such entries, or pictures of them; their hashes in manifests vary with them.
 _TIMED = ("report.json", "metrics.json", "eval_config.json", "config.json", "manifest.json", MARK)
 
@@ -49,7 +50,7 @@ class Outcome:
 def command(clip: Path, root: Path, stage: str) -> list[str]:
     """The command line of one stage of the small run."""
     calls = plan(configure(["--config.input-video", str(clip), "--config.root-path", str(root), *FLAGS]))
-    words = command_of(next(call for call in calls if call.title == stage)).split()
+    words = shlex.split(command_of(next(call for call in calls if call.title == stage)))
     return [sys.executable, *words[1:]]
 
 

@@ -159,6 +159,9 @@ def test_imported_depth_and_masks_are_inputs(tmp_path: Path) -> None:
 
 def test_parts_of_a_finished_result_are_removed_but_not_a_users_folder(tmp_path: Path) -> None:
     CheckpointFolder(tmp_path / "out", {}, {}).save("part", {"x": np.arange(3)})
+    for name in ("state.pt", "preview.pt", "preview.partial", "view/0.jpg"):  # of a training
+        (parts_of(tmp_path / "out") / name).parent.mkdir(exist_ok=True)
+        (parts_of(tmp_path / "out") / name).touch()
     forget_parts(tmp_path / "out")
     assert not parts_of(tmp_path / "out").exists()
     parts_of(tmp_path / "mine").mkdir()
