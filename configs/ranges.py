@@ -25,7 +25,7 @@ class Range:
 
     def __str__(self) -> str:
         low, high = (f"{bound:g}" for bound in (self.low, self.high))
-        if math.isfinite(self.high):
+        if self.high < LARGEST:
             return f"give a value {'above' if self.above else 'from'} {low} {'and at most' if self.above else 'to'} {high}"
         return f"give a value above {low}" if self.above else f"give at least {low}"
 
