@@ -119,7 +119,8 @@ class SolverConfig:
     def __post_init__(self) -> None:
         check(self, Range(2), "lattice", group="solver")
         check(self, SHARE, "pose_evidence", group="solver")
-        check(self, NOT_NEGATIVE, "smoothness", "ridge", "temporal", "pose_ridge", "confidence_power", group="solver")
+        check(self, NOT_NEGATIVE, "smoothness", "ridge", "temporal", "confidence_power", group="solver")
+        check(self, Range(0), "pose_ridge", group="solver")  # infinite: the cameras stay
         check(self, POSITIVE, "match_sigma", "robust_scales", group="solver")
         check(self, COUNT, "cg_iterations", group="solver")
 

@@ -146,7 +146,14 @@ class Trainer:
         """The fused step, where all that is asked for is what it can do."""
         config, plain = self.config, isinstance(self.warp, (FixedPointInverseWarp, IdentityInverseWarp))
         by_splat = config.opacity_reg_weight + config.sparsity_weight + config.scale_reg_weight
-        if self._graphs is None or config.renderer != "3dgs" or config.deform_inverse_rotations or by_splat > 0 or not plain:
+        if (
+            not config.fused_step
+            or self._graphs is None
+            or config.renderer != "3dgs"
+            or config.deform_inverse_rotations
+            or by_splat > 0
+            or not plain
+        ):
             return None
         if not triton_ready() or not (self.refinement is None or self.refinement.fused):
             return None
