@@ -215,7 +215,7 @@ def test_the_licence_is_said_once_and_stored(monkeypatch, no_network, tmp_path):
     shots.mkdir()
     for i, image in enumerate(clip(12).images):
         write_image(shots / f"{i:02d}.png", image)
-    settings = {"frames_dir": shots, "backend": "da3", "process_res": 112, "every_frame": False}
+    settings = {"frames_dir": shots, "backend": "da3", "process_res": 112, "every_frame": False, "as_is": True}
     for commercial_safe, weights, license in ((False, DEFAULT_MODEL, "CC-BY-NC-4.0"), (True, COMMERCIAL_MODEL, "Apache-2.0")):
         notes.lines.clear()
         root = preprocess_video.run(PreprocessConfig(**settings, commercial_safe=commercial_safe, scene_root=tmp_path / weights), notes)
