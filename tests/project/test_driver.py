@@ -90,7 +90,9 @@ def test_stage_1_covers_the_whole_clip_whatever_number_is_changed(tmp_path):
     assert aligned_frames(64, *asked, "--config.stage1.alignment.num-frames", "8") == list(range(8))
     folder = SceneLayout(tmp_path).npz_dir
     folder.mkdir(parents=True)
-    np.savez(folder / "results.npz", intrinsics=np.zeros((100, 3, 3)))  # of another program
+    arrays = {"intrinsics": np.tile(np.diag([20.0, 20, 1]), (100, 1, 1)), "extrinsics": np.tile(np.eye(4)[:3], (100, 1, 1))}
+    arrays |= {"depth": np.ones((100, 28, 42), np.float32), "conf": np.ones((100, 28, 42), np.float32)}
+    np.savez(folder / "results.npz", image=np.zeros((100, 28, 42, 3), np.uint8), **arrays)  # of another program
     many = aligned_frames(100, "--config.root-path", str(tmp_path))
     assert len(many) == 32 and many[0] == 0 and many[-1] == 99
     (folder / "results.npz").write_bytes(b"no npz")

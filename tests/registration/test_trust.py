@@ -61,8 +61,8 @@ def test_blurred_detail_is_trusted_and_a_patch_of_another_colour_is_not() -> Non
     patch[16:32, 16:32, 0] = 1.0
     grey = torch.full((48, 64, 3), 0.5)
     for _ in range(5):
-        trust.observe(grey, checker, 0)
-        trust.observe(grey, patch, 1)
+        trust.observe(grey - checker, 0)
+        trust.observe(grey - patch, 1)
     assert trust.weights(1).min() == 1.0  # nothing is judged yet
     trust.settle()
     assert trust.weights(0).min() == 1.0
@@ -99,5 +99,5 @@ def test_masked_pixels_do_not_speak_against_their_neighbours() -> None:
     used[0, 4:8, 8:14] = False
     target = torch.rand(*SIZE, 3, generator=torch.Generator().manual_seed(0))
     trust = PixelTrust(used, [0], 1, SIZE, torch.device("cpu"))
-    trust.observe(torch.where(used[0, ..., None], target + 0.01, target + 1.0), target, 0)
+    trust.observe(torch.where(used[0, ..., None], 0.01, 1.0).expand(*SIZE, 3), 0)
     assert float(trust.errors.max()) < 0.02

@@ -40,6 +40,7 @@ class Reporter:
 def calls(monkeypatch):
     """Counts matched pairs, registered frames and linear solves."""
     count = Counter()
+    monkeypatch.setattr("utils.registration.sequential.BLOCK", 1)  # each frame a part of its own
 
     def watch(owner, name, label):
         inner = getattr(owner, name)
