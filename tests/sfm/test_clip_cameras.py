@@ -116,7 +116,8 @@ def test_files_describe_the_frames_as_they_lie_on_disk(world: BoxWorld, tmp_path
         straight = np.array([[70.0, 40.0]])
         K = world.true.resized((168, 280)).K[0]
         ray = np.array([(straight[0, 0] - K[0, 2]) / K[0, 0], (straight[0, 1] - K[1, 2]) / K[1, 1]])
-        bent = cameras.K[0][[0, 1], [0, 1]] * ray * (1 + cameras.lenses[0].params[-1 if "SIMPLE" in cameras.lenses[0].model else 4] * (ray @ ray)) + cameras.K[0][:2, 2]
+        k1 = cameras.lenses[0].params[-1 if "SIMPLE" in cameras.lenses[0].model else 4]
+        bent = cameras.K[0][[0, 1], [0, 1]] * ray * (1 + k1 * (ray @ ray)) + cameras.K[0][:2, 2]
         source = lens.sources((168, 280))
         expected = cv2.remap(source, *(straight.astype(np.float32) - 0.5).T[:, :, None], cv2.INTER_LINEAR)
         np.testing.assert_allclose(bent, expected.reshape(2), atol=0.01)
