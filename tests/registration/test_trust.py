@@ -97,7 +97,6 @@ def test_masks_travel_with_the_scene(tmp_path: Path) -> None:
 def test_masked_pixels_do_not_speak_against_their_neighbours() -> None:
     used = torch.ones(1, *SIZE, dtype=torch.bool)
     used[0, 4:8, 8:14] = False
-    target = torch.rand(*SIZE, 3, generator=torch.Generator().manual_seed(0))
     trust = PixelTrust(used, [0], 1, SIZE, torch.device("cpu"))
     trust.observe(torch.where(used[0, ..., None], 0.01, 1.0).expand(*SIZE, 3), 0)
     assert float(trust.errors.max()) < 0.02
