@@ -256,11 +256,18 @@ web.server.serve(WebConfig(workspace=Path(sys.argv[1]), port=int(sys.argv[2]), m
 """
 
 
+def _hangs_up() -> None:
+    """A closed terminal ends the server, also where the tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL])
 def test_what_it_started_ends_with_the_server_however_that_ends(tmp_path, number):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-c", SERVE, str(tmp_path / "w"), str(port)], cwd=ROOT, stdout=subprocess.PIPE)
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(tmp_path / "w"), str(port)], cwd=ROOT, stdout=subprocess.PIPE, preexec_fn=_hangs_up
+    )
     try:
         assert b"worlds are kept" in server.stdout.readline() and b"open http://localhost" in server.stdout.readline()
         page = Client(port)
