@@ -266,7 +266,10 @@ def test_what_it_started_ends_with_the_server_however_that_ends(tmp_path, number
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(tmp_path / "w"), str(port)], cwd=ROOT, stdout=subprocess.PIPE, preexec_fn=_hangs_up
+        [sys.executable, "-c", SERVE, str(tmp_path / "w"), str(port)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        preexec_fn=_hangs_up,  # noqa: PLW1509
     )
     try:
         assert b"worlds are kept" in server.stdout.readline() and b"open http://localhost" in server.stdout.readline()
