@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import json
 import shlex
 import sys
@@ -158,11 +159,13 @@ def execute(
     config: PipelineConfig, calls: list[StageCall], report: "Reporter", progress: "ProgressFileReporter | None" = None
 ) -> dict[str, Any]:
     """Runs the stages, prints one line each, and returns the summary that is also written to `run_summary.json`."""
+    from utils.reporting import line
+
     layout = SceneLayout(config.scene_root)
     stages: list[dict[str, Any]] = []
     started = time.perf_counter()
     for number, call in enumerate(calls, 1):
-        print(f"[{number}/{len(calls)}] {call.title} ...", file=sys.stderr, flush=True)
+        line(f"[{number}/{len(calls)}] {call.title} ...")
         if progress is not None:
             progress.begin(number)
         restart_peak_memory()
@@ -184,7 +187,7 @@ def execute(
             }
         )
         state = "up to date, kept" if kept else f"done in {seconds:.1f} s"
-        print(f"[{number}/{len(calls)}] {call.title}: {state}", file=sys.stderr, flush=True)
+        line(f"[{number}/{len(calls)}] {call.title}: {state}")
         _write_summary(layout, config, stages, time.perf_counter() - started)
     return _write_summary(layout, config, stages, time.perf_counter() - started)
 
@@ -210,12 +213,18 @@ def _write_summary(layout: SceneLayout, config: PipelineConfig, stages: list[dic
 
 def closing_words(config: PipelineConfig, calls: list[StageCall], summary: dict[str, Any]) -> str:
     """What was made, where, how long it took, how good it is, and what to do next."""
+    from utils.report.verdict import verdict
+
+    command = ""
     lines = ["", f"Finished in {summary['seconds']:.0f} s. Peak memory {max(s['peak_memory_mb'] for s in summary['stages'])} MB."]
     lines += [f"  {s['title']:<22} {'kept' if s['kept'] else format(s['seconds'], '.1f') + ' s':>9}" for s in summary["stages"]]
     for folder in [c.folder for c in calls if c.module == "global_optimization"]:
         lines += [f"  {line}" for line in alignment_words(folder)]
     for renderer, folder in [(c.config.renderer, c.folder) for c in calls if c.module == "train_gs"]:
         lines.append(f"{renderer}: {folder}")
+        judged = verdict(folder, config.mode)
+        lines += [f"  {line}" for line in judged.lines()] if judged is not None else []
+        command = judged.command if judged is not None and judged.advice else command
         lines += [f"  {line}" for line in _quality(RunLayout.evaluation(folder))]
         for path in sorted(folder.glob("*.ply")) + sorted(RunLayout.evaluation(folder).glob("*.mp4")):
             lines.append(f"  {path}")
@@ -223,9 +232,12 @@ def closing_words(config: PipelineConfig, calls: list[StageCall], summary: dict[
     lines.append("Next:")
     if report.is_file():
         lines.append(f"  open {report}")
-    lines.append(f"  python -m utils.view_checkpoint --config.root-path {shlex.quote(str(config.scene_root))}")
-    if config.mode == "fast":
-        lines.append("  the same command with --config.mode extensive for more detail")
+    scene = shlex.quote(str(config.scene_root))
+    if all(importlib.util.find_spec(name) is not None for name in ("starlette", "uvicorn")):
+        lines.append(f"  python -m utils.view_checkpoint --config.root-path {scene}")
+    else:  # the viewer is an extra; the page with the viewer inside is not
+        lines.append(f"  python -m utils.export_checkpoint_to_ply --config.root-path {scene} --config.format html")
+    lines += [f"  {command}"] if command else []
     return "\n".join(lines)
 
 

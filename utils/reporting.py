@@ -16,6 +16,12 @@ from tqdm import tqdm
 from utils.types import Reporter, StepReport
 
 
+def line(message: str) -> None:
+    """Writes one line to stderr, above a bar that may be open there."""
+    tqdm.write(message, file=sys.stderr)
+    sys.stderr.flush()
+
+
 class ConsoleReporter:
     """One tqdm bar at a time, with time left and the latest values; plain lines when stderr is no terminal."""
 
@@ -68,7 +74,7 @@ class ConsoleReporter:
     def note(self, message: str) -> None:
         """Prints one line without disturbing the bar."""
         if self._enabled:
-            tqdm.write(f"  {message}", file=sys.stderr)
+            line(f"  {message}")
 
 
 class TensorBoardReporter:

@@ -39,7 +39,7 @@ FORMATS = {
     "splat": Format(("splat",), "Splats, .splat", "for web viewers", "splats_{}.splat"),
     "glb": Format(("glb",), "Splats, glTF", "for engines that read KHR_gaussian_splatting", "splats_{}.glb"),
     "usd": Format(("usd",), "Splats, OpenUSD", "for Omniverse and other USD programs", "splats_{}.usdc", "pxr"),
-    "mesh": Format(("mesh-glb", "mesh-ply"), "Mesh, GLB", "for Blender and game engines", "mesh.glb", "trimesh"),
+    "mesh": Format(("mesh-glb", "mesh-ply"), "Mesh, GLB", "for Blender and game engines", "mesh.glb"),
 }
 _FILES = {kind: f.file for f in FORMATS.values() for kind in f.kinds[:1]} | {"mesh-ply": "mesh.ply"}
 _FILM_WORDS = {
@@ -111,7 +111,13 @@ def judged(root: Path, mode: str) -> list[dict[str, Any]]:
     """How good the consistent worlds are, in words, one entry per renderer."""
     folders = splat_folders(root)
     found = [(folder, verdict(folder, mode)) for folder in folders]
-    return [asdict(v) | {"renderer": f.name.removeprefix("gs_").upper() if len(folders) > 1 else ""} for f, v in found if v is not None]
+    # Without the command line: it names folders of the server.
+    return [
+        {k: value for k, value in asdict(v).items() if k != "command"}
+        | {"renderer": f.name.removeprefix("gs_").upper() if len(folders) > 1 else ""}
+        for f, v in found
+        if v is not None
+    ]
 
 
 def papers(root: Path) -> bytes:

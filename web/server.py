@@ -29,6 +29,7 @@ from starlette.staticfiles import StaticFiles
 
 from configs.web import WebConfig
 from utils.errors import ConfigError, MissingDependencyError, V2WError
+from utils.report.style import SCRIPT_SOURCE
 from utils.scene.layout import SceneLayout
 from utils.serving import listen
 from utils.serving.access import LOOPBACK, Access, Guard, access_for
@@ -57,7 +58,10 @@ _STATUS: tuple[tuple[type[V2WError], int], ...] = (
     (DiskFullError, 507),
 )
 # The report is one file with its style and pictures inside.
-_REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; base-uri 'none'; frame-ancestors 'none'"
+_REPORT_POLICY = (
+    f"default-src 'none'; script-src {SCRIPT_SOURCE}; style-src 'unsafe-inline'; img-src data:; media-src data:; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """The driver: presets, flags, the plan of stages, commands a user can repeat, errors."""
 
 import importlib
+import io
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -23,9 +25,10 @@ from configs.stage3_inverse_deformation import InverseDeformationConfig
 from frame_to_model_icp.selection import select_frames
 from run_reconstruction import command_of, configure, plan
 from utils.errors import ConfigError, CorruptArtifactError
+from utils.reporting import ConsoleReporter, line
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import read_manifest, to_plain
-from utils.types import NULL_REPORTER
+from utils.types import NULL_REPORTER, StepReport
 
 STAGE_OF = {
     GlobalOptimizationConfig: "global_optimization.stage",
@@ -297,3 +300,18 @@ def test_a_report_of_the_users_is_not_overwritten(tmp_path: Path) -> None:
     done = run("--config.root-path", str(tmp_path), "--config.device", "cpu")
     assert done.returncode == 2 and "run_summary.json exists and was not made by this program" in done.stderr
     assert (tmp_path / "run_summary.json").read_text() == '{"mine": 1}'
+
+
+def test_lines_of_stages_do_not_run_into_an_open_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with ConsoleReporter() as console:
+        console.step(StepReport(stage="films", step=0, total=10))
+        before = len(screen.getvalue())
+        line("[2/5] alignment: done in 3.0 s")
+    written = screen.getvalue()[before:]
+    assert re.match(r"\r *\r\[2/5\] alignment: done in 3\.0 s\n", written), repr(written)  # the bar's line is wiped first

@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import shutil
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,8 +19,10 @@ from tests.trained_world import write_trained_world
 from utils.report import pictures
 from utils.report.charts import bar_chart, line_chart
 from utils.report.html import write_report
+from utils.report.style import SCRIPT
+from utils.report.verdict import verdict
 
-VOID = {"meta", "img", "br", "line", "rect", "polyline"}
+VOID = {"meta", "img", "br", "line", "rect", "polyline", "input"}
 
 
 class Checker(HTMLParser):
@@ -45,7 +49,10 @@ def check(path: Path) -> tuple[str, Checker]:
     text = path.read_text()
     checker = Checker()
     checker.feed(text)
-    assert not checker.open and not checker.outside and "<script" not in text and "@import" not in text and "url(" not in text
+    assert not checker.open and not checker.outside and "@import" not in text and "url(" not in text
+    assert (
+        re.findall(r"<script[^>]*>", text) == ["<script>"] and f"<script>{SCRIPT}</script>" in text
+    )  # the one that the page's policy allows
     return text, checker
 
 
@@ -86,7 +93,7 @@ def test_novel_views_of_a_synthetic_world_are_told(tmp_path: Path) -> None:
 def test_report_of_nothing_says_so(tmp_path: Path) -> None:
     text, checker = check(write_report(tmp_path))
     assert text.count('class="missing"') >= 5 and checker.images == 0
-    assert "No stage has finished yet." in text
+    assert "No stage has finished yet." in text and "there is no world to judge" in text
 
 
 def test_report_without_evaluation_or_with_broken_files(tmp_path: Path) -> None:
@@ -186,16 +193,63 @@ def test_report_fits_screens_and_is_readable_and_reached_by_keyboard(tmp_path: P
         for width in (1280, 390):
             browser.resize(width, 800, dark)
             browser.open((tmp_path / "report.html").as_uri())
+            browser.run("for (const part of document.querySelectorAll('.part')) part.open = true")
             assert browser.run("document.documentElement.scrollWidth") <= width
             assert browser.run("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
             ratio, words = browser.worst_contrast()
             assert ratio > 4.5, f"{words}: {ratio:.1f}"
         assert browser.picture(full=True).shape[0] == browser.run("document.documentElement.scrollHeight")
         reached = set()
-        for _ in range(40):
+        for _ in range(70):
             browser.press("Tab", 9)
             reached.add(browser.run("document.activeElement.className || document.activeElement.tagName"))
         assert {"strip", "scroll", "SUMMARY"} <= reached
+        assert {"zoom", "INPUT", "command"} <= reached
         browser.run("document.querySelector('summary').focus()")
         browser.press("Enter", 13, "\r")
-        assert browser.run("document.querySelector('details').open")
+        assert not browser.run("document.querySelector('details').open")
+        browser.run("document.querySelector('.compare input').focus()")
+        browser.press("ArrowRight", 39)
+        assert browser.run("getComputedStyle(document.querySelector('.compare')).getPropertyValue('--at')") == "51%"
+        browser.run("document.querySelector('.part[open] .zoom').focus()")
+        browser.press("Enter", 13, "\r")
+        assert browser.run("document.querySelector('dialog').open && document.querySelector('dialog img').decode().then(() => true)")
+        browser.press("Escape", 27)
+        assert not browser.run("document.querySelector('dialog').open")
+
+
+def test_what_went_wrong_is_shown_with_pictures_and_the_verdict_is_the_one_of_the_console(tmp_path: Path) -> None:
+    run = write_trained_world(tmp_path)
+    evaluate(EvalConfig(root_path=tmp_path, save_video=False, render_gs_video_path=False))
+    text, _ = check(tmp_path / "report.html")
+    judged = verdict(run.gs("3dgs"))
+    assert judged is not None and all(escape(part) in text for part in (judged.reason[1:], judged.command))
+    assert "No frame was left out" in text and "the clip</figcaption>" in text and "this world</figcaption>" in text
+    rows = [{"frame_id": i, "psnr_rigid": 12.0 if i == 3 else 25.0} for i in range(5)]
+    (run.gs("3dgs") / "report.json").write_text(json.dumps({"frames": rows, "train_psnr_rigid": 23.0}))
+    content = {"frames": [0, 1, 2, 3, 4], "aligned": [True, False, True, True, True], "contradictions": [{"frames": [0, 4]}]}
+    (run.after_global_optimization / "report.json").write_text(json.dumps(content))
+    section = check(write_report(tmp_path))[0].split("<h2>What went wrong, and where</h2>")[1].split("</section>")[0]
+    assert "1 of 5 frames were left out" in section and "could not be made to agree: 0 and 4" in section
+    assert [section.count(words) for words in ("frame 1, left out</figcaption>", "contradicts</figcaption>", ">frame 3</figcaption>")] == [
+        1,
+        2,
+        1,
+    ]
+
+
+def test_before_is_the_naive_render_where_there_is_one(tmp_path: Path) -> None:
+    run = write_trained_world(tmp_path)
+    evaluate(EvalConfig(root_path=tmp_path, save_video=False, save_images=False, render_gs_video_path=False, report=False))
+    assert "splatted without alignment" not in write_report(tmp_path).read_text()
+    ours = run.evaluation(run.gs("3dgs")) / "report_pictures"
+    shutil.copytree(ours, tmp_path / "frame_to_model_icp_naive" / "gs_3dgs" / "gs_video_eval" / "report_pictures")
+    assert "splatted without alignment" in check(write_report(tmp_path))[0]
+
+
+def test_disagreement_is_red_where_pictures_differ_and_grey_elsewhere() -> None:
+    image = np.full((60, 80, 3), 120, np.uint8)
+    render = image.copy()
+    render[:, :40] = 30
+    shown = pictures.disagreement(image, render).astype(int)
+    assert shown[30, 10, 0] > shown[30, 10, 1] + 100 and np.ptp(shown[30, 70]) == 0

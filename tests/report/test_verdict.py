@@ -1,6 +1,7 @@
 """The verdict: judged by the consistent world, with its reason, what to avoid and what to do."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,48 @@ def test_figures_of_training_stand_in_and_without_any_there_is_no_verdict(tmp_pa
         (tmp_path / "b" / "report.json").write_text(text)
         (tmp_path / "b" / "gs_video_eval" / "metrics.json").write_text(text)
         assert verdict(tmp_path / "b") is None
+
+
+def test_bent_frames_do_not_make_a_sharp_world_bad(tmp_path: Path) -> None:
+    folder = write(tmp_path / "gs_3dgs", 19.3, own=27.7)
+    metrics = folder / "gs_video_eval" / "metrics.json"
+    sharp = {"psnr": 27.7, "canonical_psnr": 19.3, "sharpness": 70.0, "input_sharpness": 100.0}
+    metrics.write_text(json.dumps({"heldout": sharp}))
+    found = verdict(folder)
+    assert found is not None and found.grade == "good" and "27.7 dB" in found.reason and found.psnr == 19.3
+    for fog in (sharp | {"sharpness": 30.0}, sharp | {"psnr": 24.0}, {k: v for k, v in sharp.items() if k != "sharpness"}):
+        metrics.write_text(json.dumps({"heldout": fog}))
+        assert verdict(folder).grade == "usable"  # type: ignore[union-attr]
+
+
+def test_views_off_the_path_that_nobody_saw_are_to_be_avoided(tmp_path: Path) -> None:
+    folder = write(tmp_path / "gs_3dgs", 24.0)
+    metrics = folder / "gs_video_eval" / "metrics.json"
+    metrics.write_text(json.dumps({"heldout": {"canonical_psnr": 24.0}, "off_path": {"degrees": 10.0, "known": 0.6}}))
+    assert "10 degrees off it 40%" in verdict(folder).avoid  # type: ignore[union-attr]
+
+
+def test_the_next_command_is_one_that_the_program_takes(tmp_path: Path) -> None:
+    from run_reconstruction import configure
+
+    clip, root = tmp_path / "my clip.mp4", tmp_path / "my clip"
+    clip.write_bytes(b"")
+    folder = write(root / "frame_to_model_icp_8_1_offset0" / "gs_3dgs", 24.0)
+    settings: dict[str, object] = {"mode": "fast", "input_video": [str(clip)], "root_path": None}
+    (root / "run_summary.json").write_text(json.dumps({"config": settings}))
+    words = shlex.split(verdict(folder).command)  # type: ignore[union-attr]
+    config = configure(words[1:])
+    assert words[0] == "video-to-world" and config.mode == "extensive" and config.scene_root == root
+    (root / "run_summary.json").write_text(json.dumps({"config": settings | {"mode": "extensive"}}))
+    write(folder.with_name("gs_2dgs"), 12.0)
+    (root / "preprocess_frames.json").write_text(json.dumps({"num_frames_used": 32, "clip_frames": [50]}))
+    config = configure(shlex.split(verdict(folder.with_name("gs_2dgs")).command)[1:])  # type: ignore[union-attr]
+    assert (config.stage0.max_frames, config.input_video, config.scene_root) == (50, (clip,), root)
+    found = verdict(folder)
+    assert found is not None and found.advice == "" and "--config.format html" in found.command
+    settings = {"mode": "fast", "input_video": [str(clip)]}
+    (root / "run_summary.json").write_text(json.dumps({"config": settings | {"root_path": "."}}))
+    assert configure(shlex.split(verdict(folder).command)[1:]).root_path == root  # type: ignore[union-attr]
+    (root / "exports" / "npz").mkdir(parents=True)
+    clip.unlink()
+    assert configure(shlex.split(verdict(folder).command)[1:]).root_path == root  # type: ignore[union-attr]

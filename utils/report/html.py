@@ -4,7 +4,6 @@ Nothing is computed anew that a stage should have measured, and nothing is requi
 sentence that says so.
 """
 
-import base64
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,18 +15,20 @@ import cv2
 import numpy as np
 
 from utils.errors import ArtifactError
-from utils.registration.result import contradiction_words
 from utils.report import pictures
 from utils.report.alignment_pictures import extent, thinned, unaligned_cloud
 from utils.report.charts import bar_chart, line_chart, nice_number
-from utils.report.style import PAGE
+from utils.report.findings import findings_of_alignment, findings_of_splats
+from utils.report.front import Trained, before_after, next_section, plan_section, verdict_section, wrong_section
+from utils.report.pieces import missing, picture, png_file, table
+from utils.report.style import PAGE, SCRIPT, STYLE
 from utils.scene.artifacts import json_object, load_alignment, load_scene
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import MANIFEST, PICTURES
 from utils.scene.transaction import publish_file
-from utils.types import Alignment, Array, Scene
+from utils.types import Alignment, Scene
 
-_PICTURE_WIDTH = 400
+_CLOUD_WIDTH = 400
 _STRIP_FRAMES = 8
 _MAX_CLOUD_POINTS = 400_000
 _MAX_CHARTS_PER_STAGE = 6
@@ -108,9 +109,16 @@ def write_report(scene_root: Path) -> Path:
     stages = _collect_stages(layout, run)
     scene = _scene(scene_root)
     alignment = _newest_alignment(run)
-    sections = [
+    trained = _trained(stages)
+    front = [
+        ("Is the world good?", verdict_section(trained)),
+        ("What went wrong, and where", _what_went_wrong(stages, trained, scene, alignment)),
+        ("What to do next", next_section(trained, scene_root)),
+        ("Before and after", before_after(trained[-1], _naive(layout, trained[-1]), scene) if trained else ""),
+        ("What the clip saw", plan_section(trained)),
         ("At a glance", _glance(stages, scene, alignment)),
-        ("Warnings", _warnings(stages, scene, alignment)),
+    ]
+    sections = [
         ("Input", _input_strip(scene)),
         ("Renders beside inputs", _renders(stages)),
         ("Cloud before and after alignment", _clouds(scene, alignment)),
@@ -121,10 +129,18 @@ def write_report(scene_root: Path) -> Path:
         ("Backends and licences", _backends(stages)),
         ("Settings and seeds", _settings(stages)),
     ]
-    body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
+    body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in front if content)
+    body += "".join(
+        f'<section><details class="part"><summary><h2>{title}</h2></summary>{content}</details></section>'
+        for title, content in sections
+        if content
+    )
     title = f"{scene_root.resolve().name}: report"
     subtitle = f"Run {run.root.name}" if run else "No alignment run yet"
-    page = PAGE.replace("{title}", escape(title)).replace("{subtitle}", escape(subtitle)).replace("{body}", body)
+    filled = {"title": escape(title), "subtitle": escape(subtitle), "style": STYLE, "script": SCRIPT, "body": body}
+    page = PAGE
+    for name, text in filled.items():  # the body last: what is in it is not looked at again
+        page = page.replace(f"{{{name}}}", text)
     with publish_file(layout.report_html, signature=_SIGNATURE) as path:
         path.write_text(page, encoding="utf-8")
     return layout.report_html
@@ -181,33 +197,31 @@ def _newest_alignment(run: RunLayout | None) -> Alignment | None:
     return None
 
 
-# ------------------------------------------------------------------------------------------------ pieces of HTML
-
-
-def _missing(sentence: str) -> str:
-    return f'<p class="missing">{escape(sentence)}</p>'
-
-
-def _picture(image: Array, caption: str) -> str:
-    """A figure; JPEG for pictures, PNG where there is transparency."""
-    if image.shape[-1] == 4:
-        kind, encoded = "png", cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA))[1]
-    else:
-        small = pictures.fit_width(image, _PICTURE_WIDTH)
-        kind, encoded = "jpeg", cv2.imencode(".jpg", np.ascontiguousarray(small[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-    data = base64.b64encode(encoded.tobytes()).decode()
-    return f'<figure><img alt="{escape(caption)}" src="data:image/{kind};base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """A table that scrolls by itself on narrow screens; the first column names the row."""
-    header = "".join(f"<th>{escape(h)}</th>" for h in head)
-    lines = ["<tr>" + f'<th scope="row">{escape(r[0])}</th>' + "".join(f"<td>{escape(c)}</td>" for c in r[1:]) + "</tr>" for r in rows]
-    content = f"<thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<div class="scroll" tabindex="0" role="group" aria-label="table, scrolls sideways"><table>{content}</table></div>'
-
-
 # ------------------------------------------------------------------------------------------------ sections
+
+
+def _trained(stages: list[_Stage]) -> list[Trained]:
+    """The trained splats among the stages."""
+    found = [s for s in stages if s.folder.name.startswith("gs_")]
+    return [Trained(s.folder, s.folder.name.removeprefix("gs_").upper() if len(found) > 1 else "", s.report) for s in found]
+
+
+def _naive(layout: SceneLayout, ours: Trained) -> Trained | None:
+    """The evaluated naive training of the same renderer, if there is one."""
+    for folder in sorted([*layout.root.glob("gs_*"), *layout.root.glob("frame_to_model_icp_*/gs_*")]):
+        naive = Trained(folder, "", {})
+        if _BASELINE in str(folder.relative_to(layout.root)) and ours.folder.name in folder.name and naive.pictures.is_dir():
+            return naive
+    return None
+
+
+def _what_went_wrong(stages: list[_Stage], trained: list[Trained], scene: Scene | None, alignment: Alignment | None) -> str:
+    if not stages:
+        return ""
+    aligned = [s for s in stages if "aligned" in s.report or "contradictions" in s.report]
+    findings = findings_of_alignment(aligned[-1].report, scene) if aligned else []
+    findings += [finding for one in trained for finding in findings_of_splats(one.folder, one.report, scene)]
+    return wrong_section(findings, _warnings(stages, scene, alignment))
 
 
 def _glance(stages: list[_Stage], scene: Scene | None, alignment: Alignment | None) -> str:
@@ -222,11 +236,12 @@ def _glance(stages: list[_Stage], scene: Scene | None, alignment: Alignment | No
         count = _first_number(stage.report, ("splats", "num_splats", "final_splats"))
         tiles += [(f"{int(count):,}", f"splats, {stage.folder.name}")] if count else []
         held = stage.metrics.get("heldout", {})
-        tiles += [(f"{held['psnr']:.1f} dB", f"PSNR on held-out frames, {stage.folder.name}")] if held.get("psnr") else []
+        for key, words in (("canonical_psnr", "the world on held-out frames"), ("psnr", "the same, each frame's bend taken out")):
+            tiles += [(f"{held[key]:.1f} dB", f"{words}, {stage.folder.name}")] if held.get(key) else []
     seconds = sum(float(s.manifest.get("seconds", 0)) for s in stages)
     tiles += [(_duration(seconds), "in all stages")] if seconds else []
     cells = "".join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(t)}</span></div>' for v, t in tiles)
-    return f'<div class="tiles">{cells}</div>' if cells else _missing("No stage has finished yet.")
+    return f'<div class="tiles">{cells}</div>' if cells else missing("No stage has finished yet.")
 
 
 def _first_number(report: dict[str, Any], names: tuple[str, ...]) -> float:
@@ -240,25 +255,12 @@ def _warnings(stages: list[_Stage], scene: Scene | None, alignment: Alignment | 
         if share < 0.7:
             warnings.append(f"Only {share:.0%} of the pixels have a depth; the rest of each frame does not enter the cloud.")
     if alignment is not None and not alignment.aligned.all():
-        names = ", ".join(str(i) for i in alignment.cameras.frame_ids[~alignment.aligned])
-        warnings.append(
-            f"These frames could not be aligned and were left out of the cloud: {names}. "
-            "Frames closer together fit better: raise --config.preprocess-max-frames."
-        )
-    warnings += [w for s in stages for w in _contradictions(s)]
+        warnings.append("Frames were left out of the cloud. Frames closer together fit better: raise --stage0.max-frames.")
     warnings += [w for s in stages for w in _quality_warnings(s)]
     warnings += _licence_warnings(stages)
     if not warnings:
-        return "<p>None.</p>" if stages else ""
+        return ""
     return '<ul class="warnings">' + "".join(f"<li>{escape(w)}</li>" for w in warnings) + "</ul>"
-
-
-def _contradictions(stage: _Stage) -> Iterator[str]:
-    """Frames that see the same place but cannot be made to agree."""
-    pairs = [p["frames"] for p in stage.report.get("contradictions", []) if isinstance(p, dict) and len(p.get("frames", ())) == 2]
-    words = contradiction_words([(a, b) for a, b in pairs])
-    if words:
-        yield f"{stage.title}: {words}."
 
 
 def _quality_warnings(stage: _Stage) -> Iterator[str]:
@@ -281,13 +283,13 @@ def _quality_warnings(stage: _Stage) -> Iterator[str]:
 
 def _input_strip(scene: Scene | None) -> str:
     if scene is None:
-        return _missing("There is no readable results.npz, so input frames cannot be shown.")
+        return missing("There is no readable results.npz, so input frames cannot be shown.")
     chosen = np.unique(np.linspace(0, len(scene) - 1, min(_STRIP_FRAMES, len(scene))).round().astype(int))
     near, far = pictures.depth_range(scene.depth)
     cells = []
     for i in chosen:
         depth = pictures.colorize_depth(scene.depth[i], near, far)
-        cells.append(_picture(np.concatenate([scene.images[i], depth]), f"frame {i}: image, depth"))
+        cells.append(picture(np.concatenate([scene.images[i], depth]), f"frame {i}: image, depth"))
     note = f"Depth from {nice_number(near)} (warm) to {nice_number(far)} (cold) scene units; black is unknown."
     return f'<div class="strip" tabindex="0" role="group" aria-label="input frames">{"".join(cells)}</div><p class="note">{note}</p>'
 
@@ -301,29 +303,17 @@ def _renders(stages: list[_Stage]) -> str:
             image = cv2.imread(str(path))
             frame, _, kind = path.stem.removeprefix("frame_").partition("_")
             if image is not None:
-                rows.setdefault(frame, []).append(_picture(image[..., ::-1], f"frame {int(frame)}: {kind[2:].replace('_', ' ')}"))
+                rows.setdefault(frame, []).append(picture(image[..., ::-1], f"frame {int(frame)}: {kind[2:].replace('_', ' ')}"))
         if rows:
             columns = max(len(r) for r in rows.values())
             body = "".join(f'<div class="row" style="--columns:{columns}">{"".join(r)}</div>' for r in rows.values())
-            parts.append(f"<h3>{escape(stage.title)}</h3>{body}{_coverage(folder)}")
-    return "".join(parts) or _missing("No evaluation has been run, so there are no renders to show: python -m eval_gs makes them.")
-
-
-def _coverage(folder: Path) -> str:
-    """The plan of what frames know, if there is one."""
-    image = cv2.imread(str(folder / "coverage_from_above.jpg"))
-    if image is None:
-        return ""
-    note = (
-        "From above: how many directions at least 5 degrees apart each splat is known from, violet none to dark red eight and more. "
-        "Cameras: white trained on, yellow held out, red left out."
-    )
-    return f'<div class="row" style="--columns:2">{_picture(image[..., ::-1], "what the frames know")}</div><p class="note">{note}</p>'
+            parts.append(f"<h3>{escape(stage.title)}</h3>{body}")
+    return "".join(parts) or missing("No evaluation has been run, so there are no renders to show: python -m eval_gs makes them.")
 
 
 def _clouds(scene: Scene | None, alignment: Alignment | None) -> str:
     if scene is None or alignment is None:
-        return _missing("There is no finished alignment, so clouds cannot be compared.")
+        return missing("There is no finished alignment, so clouds cannot be compared.")
     total, alignment = len(alignment.cloud), thinned(alignment, _MAX_CLOUD_POINTS)
     after = alignment.cloud.points
     clouds = {"before": unaligned_cloud(scene, alignment), "after": (after, alignment.cloud.colors)}
@@ -336,8 +326,8 @@ def _clouds(scene: Scene | None, alignment: Alignment | None) -> str:
     for view, (horizontal, vertical, towards) in views.items():
         bounds = (*extent(after @ horizontal), *extent(after @ vertical))
         for name, (points, colors) in clouds.items():
-            image = pictures.scatter(points @ horizontal, points @ vertical, colors, points @ towards, bounds, _PICTURE_WIDTH)
-            figures.append(_picture(image, f"{view} view, {name}"))
+            image = pictures.scatter(points @ horizontal, points @ vertical, colors, points @ towards, bounds, _CLOUD_WIDTH)
+            figures.append(picture(image, f"{view} view, {name}"))
     note = f"The same pixels of {total:,} before and after; the pictures of a pair show the same part of space."
     return f'<div class="row" style="--columns:2">{"".join(figures)}</div><p class="note">{note}</p>'
 
@@ -361,9 +351,9 @@ def _held_out(stages: list[_Stage]) -> str:
         ]
         note = "Optical flow of pairs that took no part in the alignment, against where depth, poses and deformation put the same points."
         pairs = [(f"{p['source']}-{p['target']}", nice_number(p["before_px"]), nice_number(p["after_px"])) for p in heldout["by_pair"]]
-        every = _table(["frames", "before (px)", "after (px)"], [list(p) for p in pairs])
+        every = table(["frames", "before (px)", "after (px)"], [list(p) for p in pairs])
         detail = f"<details><summary>by pair</summary>{every}</details>"
-        parts.append(f'<h3>{escape(stage.title)}</h3><p class="note">{escape(note)}</p>' + _table(head, rows) + detail)
+        parts.append(f'<h3>{escape(stage.title)}</h3><p class="note">{escape(note)}</p>' + table(head, rows) + detail)
     return "".join(parts)
 
 
@@ -371,18 +361,15 @@ def _alignment_pictures(stage: _Stage) -> str:
     """Residuals by pair and displacement by frame, as the stage drew them."""
     figures = []
     for name, words in (("residuals", "median distance of matched points by pair of frames"), ("displacement", "how far pixels are moved")):
-        path = stage.folder / PICTURES / f"{name}.png"
-        if path.is_file():
-            data = base64.b64encode(path.read_bytes()).decode()
-            image = f'<img alt="{escape(words)}" src="data:image/png;base64,{data}">'
-            figures.append(f"<figure>{image}<figcaption>{escape(words)}</figcaption></figure>")
+        figures.append(png_file(stage.folder / PICTURES / f"{name}.png", words))
+    figures = [f for f in figures if f]
     return f'<div class="row" style="--columns:2">{"".join(figures)}</div>' if figures else ""
 
 
 def _quality(stages: list[_Stage], baselines: list[_Stage]) -> str:
     ours = [s for s in stages if s.metrics.get("train")]
     if not ours:
-        return _missing("No metrics yet: python -m eval_gs measures them.")
+        return missing("No metrics yet: python -m eval_gs measures them.")
     measured = ours + baselines
     groups: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = [
         ("Training frames", lambda m: m.get("train", {})),
@@ -395,7 +382,7 @@ def _quality(stages: list[_Stage], baselines: list[_Stage]) -> str:
     for words, pick in groups:
         known = [s for s in measured if pick(s.metrics)]
         rows = _metric_rows(known, pick)
-        tables.append(f"<h3>{escape(words)}</h3>" + _table(["", *(s.name for s in known)], rows) if rows else "")
+        tables.append(f"<h3>{escape(words)}</h3>" + table(["", *(s.name for s in known)], rows) if rows else "")
     note = (
         "A generated frame does not fit one rigid world, so its render is compared both through that frame's deformation and as the "
         "consistent world is. Held-out frames took no part in splatting, and by default in nothing but stage 0: their "
@@ -444,7 +431,7 @@ def _curves(stages: list[_Stage]) -> str:
         shown = f'<div class="charts">{shown}</div>' if shown else ""
         shown += _alignment_pictures(stage)
         parts.append(f"<h3>{escape(stage.title)}</h3>{shown}" if shown else "")
-    return "".join(parts) or _missing("The stages left no curves.")
+    return "".join(parts) or missing("The stages left no curves.")
 
 
 def _residuals(report: dict[str, Any]) -> str:
@@ -517,10 +504,10 @@ def _timings(stages: list[_Stage], summary: dict[str, Any]) -> str:
     evaluated = [s for s in stages if s.metrics.get("seconds")]
     rows += [[f"Evaluation, {s.folder.name}", _duration(float(s.metrics["seconds"])), "-"] for s in evaluated]
     if not rows:
-        return _missing("The stages left no timings.")
+        return missing("The stages left no timings.")
     total = summary.get("seconds")
     rows += [["Whole command", _duration(float(total)), "-"]] if isinstance(total, int | float) else []
-    return _table(["Stage", "Time", "Peak memory"], rows)
+    return table(["Stage", "Time", "Peak memory"], rows)
 
 
 def _duration(seconds: float) -> str:
@@ -535,8 +522,8 @@ def _backends(stages: list[_Stage]) -> str:
     if not rows:
         return ""
     weights = [[name, licence] for name, licence in _weights(stages)]
-    used = _table(["Weights", "Licence"], weights) if weights else "<p>No learned weights were used in this run.</p>"
-    return _table(["Stage", "For", "Chosen, and why"], rows) + f"<h3>Licences of weights</h3>{used}"
+    used = table(["Weights", "Licence"], weights) if weights else "<p>No learned weights were used in this run.</p>"
+    return table(["Stage", "For", "Chosen, and why"], rows) + f"<h3>Licences of weights</h3>{used}"
 
 
 def _weights(stages: list[_Stage]) -> Iterator[tuple[str, str]]:
@@ -563,8 +550,8 @@ def _settings(stages: list[_Stage]) -> str:
         rows = [[name, str(value)] for name, value in _flat(stage.manifest.get("config", {}), "")]
         facts = [f"seed {stage.manifest.get('seed', 0)}", str(stage.manifest.get("created", "")), f"code {stage.manifest.get('code', '')}"]
         summary = f"{escape(stage.title)} <small>{escape(', '.join(f for f in facts if f))}</small>"
-        parts.append(f"<details><summary>{summary}</summary>{_table(['Setting', 'Value'], rows)}</details>")
-    return "".join(parts) or _missing("No manifest was found, so the settings are unknown.")
+        parts.append(f"<details><summary>{summary}</summary>{table(['Setting', 'Value'], rows)}</details>")
+    return "".join(parts) or missing("No manifest was found, so the settings are unknown.")
 
 
 def _flat(config: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -41,6 +41,24 @@ def fit_width(image: Array, width: int) -> Array:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
+def resized_to(image: Array, other: Array) -> Array:
+    """The image at the size of another."""
+    h, w = other.shape[:2]
+    return image if image.shape[:2] == (h, w) else cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
+
+
+def disagreement(image: Array, render: Array) -> Array:
+    """(h, w, 3) uint8: the image in grey, red where a render of the same view differs from it over more than a few pixels.
+
+    Full red is a difference of a fifth of the range and more.
+    """
+    difference = np.abs(image.astype(np.float32) - resized_to(render, image).astype(np.float32)).max(axis=-1) / 255
+    radius = max(1.0, image.shape[1] / 100)
+    share = np.clip(cv2.GaussianBlur(difference, (0, 0), radius) / 0.2, 0, 1)[..., None]
+    grey = image.astype(np.float32).mean(axis=-1, keepdims=True).repeat(3, axis=-1) * 0.7 + 40
+    return ((1 - share) * grey + share * np.array([225.0, 40.0, 30.0]) + 0.5).astype(np.uint8)
+
+
 def labelled(image: Array, text: str) -> Array:
     """The image under a dark strip with a line of text."""
     strip = np.full((_LABEL_HEIGHT, image.shape[1], 3), 24, np.uint8)
