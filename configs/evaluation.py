@@ -39,8 +39,11 @@ class EvalConfig:
     save_video: bool = True
     """Write an MP4 per path."""
 
+    film_height: int = 0
+    """Height of the MP4s in pixels; 0: 720 along the shorter side, on a GPU the clip's own size where it is larger. 2160 is 4K."""
+
     fps: int = 30
-    """Frames per second of the MP4s."""
+    """Frames per second of the MP4s; those along the clip last as long as the clip."""
 
     max_frames: int = -1
     """Render at most this many views of the fly-through; not positive renders all."""
@@ -53,6 +56,9 @@ class EvalConfig:
 
     render_optimised_poses: bool = True
     """Render the poses as refined by alignment and training."""
+
+    render_side_by_side: bool = True
+    """Render the clip and the world side by side."""
 
     render_clip_poses: bool = False
     """Render every frame of the clip, those between the chosen ones too, from where it was taken (exports/cameras)."""
@@ -106,6 +112,7 @@ class EvalConfig:
             raise ConfigError("override_width/height and original_images_dir both set the size", "give the size or the images, not both")
         check(self, POSITIVE, "off_path_degrees")
         check(self, COUNT, "fps", "extra_path_frames")
+        check(self, Range(0, 4320), "film_height")
         check(self, NOT_NEGATIVE, "max_gpu_gb")
 
 

@@ -14,7 +14,9 @@ _WAITING_PER_THREAD = 2
 
 
 class Behind(Generic[Result]):
-    """Runs jobs on as many threads as torch has; a context manager that ends when they have ended.
+    """Runs jobs on as many threads as torch has, or as many as are given; a context manager that ends when they have ended.
+
+    One thread does the jobs in their order.
 
     Attributes:
         results: what the jobs returned, in the order in which they were given; complete after the end.
@@ -23,9 +25,9 @@ class Behind(Generic[Result]):
         Exception: the first error of a job, at a later job or at the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 0) -> None:
         self.results: list[Result] = []
-        self._threads = num_threads()
+        self._threads = threads or num_threads()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="evaluation")
         self._waiting: deque[Future[Result]] = deque()
 

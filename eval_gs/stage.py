@@ -2,7 +2,7 @@
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ import numpy as np
 
 from configs.evaluation import EvalConfig
 from eval_gs.behind import Behind
+from eval_gs.films import Clip, beside, clip_of, film_size
 from eval_gs.known import coverage_plan, well_known_part
 from eval_gs.layers import multi_layer
 from eval_gs.measure import FrameScore, lpips_or_reason, score_frame, summarize
 from eval_gs.novel_views import as_trained, novel_scores, point_pairs, source_positions
 from eval_gs.off_path import off_path
 from eval_gs.paths import clip_path, make_path
-from eval_gs.render import FilmOptions, film
+from eval_gs.render import FilmOptions, film, write_film
 from utils.deformation.artifact import INVERSE_SCHEMA, trained_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.device.accelerator import cap_accelerator, or_on_cpu
@@ -115,7 +116,11 @@ def _evaluate(
 ) -> None:
     started = time.perf_counter()
     subject, backends = _load_subject(config, run_layout, checkpoint, device)
+    trained = subject.view.trained.cameras
+    clip = clip_of(config.root_path, trained)
+    fixed = (config.override_height, config.override_width) if config.override_height > 0 else None
     options = FilmOptions(
+        size=fixed or film_size(clip.size, config.film_height, subject.view.device.type == "cuda"),
         fps=config.fps,
         save_images=config.save_images,
         save_video=config.save_video,
@@ -124,20 +129,44 @@ def _evaluate(
     )
     with publish(out, EVALUATION_SCHEMA, home=config.root_path, report=report) as folder:
         consistency = {}
+        shown = folder / "report_pictures"
+        shown.mkdir()
         for name, cameras in _paths(config, subject, report).items():
-            consistency[name] = film(subject.view, cameras, folder, name, options, report)
+            timed = replace(options, fps=_fps(name, clip, config.fps))
+            small = shown / "fly_through.mp4" if name == "gs_video" else None
+            consistency[name] = film(subject.view, cameras, folder, name, timed, report, small)
             save_trajectory(folder / f"{name}_transforms.json", cameras)
+        if config.save_video and config.render_side_by_side:
+            _film_beside(config, subject, clip, folder, report)
         if config.metrics:
             consistency = {name: values for name, values in consistency.items() if values}
             more = {"exports": checked_exports(checkpoint, subject.view), "consistency": consistency}
             _measure(config, subject, folder, more, started, report)
-        _picture_rows(subject, folder / "report_pictures", config.white_background)
+        _picture_rows(subject, shown, config.white_background)
         if subject.view.trained.coverage is not None:
-            write_image(folder / "report_pictures" / "coverage_from_above.jpg", coverage_plan(subject.view.trained))
+            write_image(shown / "coverage_from_above.jpg", coverage_plan(subject.view.trained))
         artifacts.write_json(folder / "eval_config.json", config)
         write_manifest(
             folder, schema=EVALUATION_SCHEMA, config=config, inputs=inputs, backends=backends, seconds=time.perf_counter() - started
         )
+
+
+def _fps(name: str, clip: Clip, otherwise: float) -> float:
+    """Frames per second of a path: those along the clip last as long as the clip."""
+    if name in ("input_poses", "optimised_poses"):
+        return clip.scene_fps(otherwise)
+    return clip.fps or otherwise if name == "clip_poses" else otherwise
+
+
+def _film_beside(config: EvalConfig, subject: _Subject, clip: Clip, folder: Path, report: Reporter) -> None:
+    """The film with clip and world side by side, and a small one for the report."""
+    trained = subject.view.trained.cameras
+    cameras_json = SceneLayout(config.root_path).clip_cameras / "transforms.json"
+    cameras = clip_path(cameras_json, subject.scene.cameras, trained) if cameras_json.is_file() else None
+    both = beside(config.root_path, clip, cameras, trained, subject.images)
+    film = len(both.cameras), both.pictures(subject.view)
+    small = folder / "report_pictures" / "clip_and_world.mp4"
+    write_film(folder / "render_clip_and_world.mp4", film, both.fps, report, "render clip and world", small)
 
 
 def _load_subject(config: EvalConfig, run_layout: RunLayout, checkpoint: Path, device_name: str) -> tuple[_Subject, dict[str, str]]:
@@ -266,7 +295,6 @@ def _picture_rows(subject: _Subject, folder: Path, white: bool) -> None:
 
     Names sort in the order of the row: `frame_<id>_<n>_<what>.jpg`.
     """
-    folder.mkdir()
     view, cameras = subject.view, subject.view.trained.cameras
     chosen = _report_frames(view.trained.heldout)
     outputs = {int(i): view.render(cameras.c2w[i], cameras.K[i], cameras.size) for i in chosen}

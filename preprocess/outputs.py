@@ -105,6 +105,7 @@ def write_record(config: PreprocessConfig, layout: SceneLayout, path: Path, foot
         "crop": dict(zip(("top", "bottom", "left", "right"), source.crop.sides, strict=True)),
         "findings": [dataclasses.asdict(finding) for finding in source.findings],
         "clip_frames": source.totals,
+        "fps": source.fps,
         "camera": None if straight is None else straight.described(source.fps),
     }
     write_json(path, record)

@@ -44,6 +44,7 @@ FORMATS = {
 _FILES = {kind: f.file for f in FORMATS.values() for kind in f.kinds[:1]} | {"mesh-ply": "mesh.ply"}
 _FILM_WORDS = {
     "gs_video": "Fly-through",
+    "clip_and_world": "The clip and the world, side by side",
     "input_poses": "From the cameras of the clip",
     "optimised_poses": "From the refined cameras",
 }
@@ -95,7 +96,7 @@ def offers(root: Path) -> list[Offer]:
     for folder in folders:
         renderer = folder.name.removeprefix("gs_")
         suffix = f" ({renderer.upper()})" if len(folders) > 1 else ""
-        for path in sorted(RunLayout.evaluation(folder).glob("*.mp4")):
+        for path in sorted(RunLayout.evaluation(folder).glob("*.mp4"), key=_place):
             words = next((w for k, w in _FILM_WORDS.items() if k in path.stem), path.stem.replace("_", " "))
             found.append(Offer(path.relative_to(root).as_posix(), path, "film", words + suffix))
         for form in FORMATS.values():
@@ -105,6 +106,11 @@ def offers(root: Path) -> list[Offer]:
                     words = f"{form.name if kind == form.kinds[0] else 'Mesh, PLY'}: {form.use}"
                     found.append(Offer(path.relative_to(root).as_posix(), path, "export", words + suffix))
     return found
+
+
+def _place(film: Path) -> tuple[int, str]:
+    """Films that are looked at first come first."""
+    return next((i for i, k in enumerate(_FILM_WORDS) if k in film.stem), len(_FILM_WORDS)), film.name
 
 
 def judged(root: Path, mode: str) -> list[dict[str, Any]]:

@@ -1,0 +1,137 @@
+"""How large and how fast films are: the clip's own size and duration; and the film with the clip and the world side by side."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.scene.artifacts import json_object
+from utils.scene.layout import SceneLayout
+from utils.scene.media import read_image, resize_area
+from utils.splatting.render import SplatView, rgb_image
+from utils.types import Array, CameraSet
+
+_LEAST_SIDE, _MOST_SIDE = 720, 2160
+"""Pixels along the shorter side of a film: at least, and at most without being asked."""
+_BESIDE_SIDE = 540
+"""The same of each half of the film with two halves."""
+_MOST_BESIDE = 240
+"""Frames of that film; of a longer clip every second, third ... is shown, for twice, three times as long."""
+_GAP = 4
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What films take from the clip.
+
+    Attributes:
+        size: (h, w) of its frames; of the training's images where it is not known.
+        fps: frames per second; 0 if unknown.
+        frames: number of frames.
+        used: number of frames of the scene.
+    """
+
+    size: tuple[int, int]
+    fps: float
+    frames: int
+    used: int
+
+    def scene_fps(self, otherwise: float) -> float:
+        """Frames per second at which the scene's frames last as long as the clip."""
+        return self.fps * self.used / self.frames if self.fps > 0 and self.frames else otherwise
+
+
+def clip_of(root: Path, trained: CameraSet) -> Clip:
+    """The clip of a scene, as far as stage 0 wrote it down."""
+    layout = SceneLayout(root)
+    chosen = json_object(layout.preprocess_json)
+    totals = chosen.get("clip_frames")
+    frames = sum(totals) if isinstance(totals, list) and all(isinstance(n, int) for n in totals) else 0
+    fps, used = chosen.get("fps"), chosen.get("num_frames_used")
+    first = (json_object(layout.clip_cameras / "transforms.json").get("frames") or [{}])[0]
+    h, w = first.get("h"), first.get("w")
+    return Clip(
+        size=(h, w) if isinstance(h, int) and isinstance(w, int) and min(h, w) > 0 else trained.size,
+        fps=float(fps) if isinstance(fps, int | float) else 0.0,
+        frames=frames,
+        used=used if isinstance(used, int) else len(trained),
+    )
+
+
+def film_size(clip: tuple[int, int], height: int, own: bool) -> tuple[int, int]:
+    """(h, w) of films, both even, in the clip's proportions.
+
+    Args:
+        clip: (h, w) of its frames.
+        height: what was asked for; 0 for 720 along the shorter side, or the clip's own size where it is larger.
+        own: whether the clip's own size may be taken: not on a CPU, where large pictures take long.
+    """
+    side = min(clip)
+    wanted = height / clip[0] if height > 0 else (np.clip(side, _LEAST_SIDE, _MOST_SIDE) if own else _LEAST_SIDE) / side
+    return _even(clip[0] * wanted), _even(clip[1] * wanted)
+
+
+def _even(side: float) -> int:
+    return max(2, 2 * round(side / 2))
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The frames of a clip and where they were taken from, for a film of clip and world side by side.
+
+    Attributes:
+        cameras: at the size of a half.
+        files: the frames' files; empty to show `images`.
+        images: (F, h, w, 3) uint8, shown where there are no files.
+        fps: frames per second.
+    """
+
+    cameras: CameraSet
+    files: list[Path]
+    images: Array
+    fps: float
+
+    def pictures(self, view: SplatView) -> Iterator[Array]:
+        """(h, w, 3) uint8, one after the other."""
+        for i in range(len(self.cameras)):
+            frame = read_image(self.files[i]) if self.files else self.images[i]
+            world = view.render(self.cameras.c2w[i], self.cameras.K[i], self.cameras.size)
+            yield side_by_side(resize_area(frame, self.cameras.size), rgb_image(world))
+
+
+def beside(root: Path, clip: Clip, cameras: CameraSet | None, trained: CameraSet, images: Array) -> Beside:
+    """What the film shows: every frame of the clip where all were placed and are there, else those that were trained on.
+
+    Args:
+        root: the scene.
+        clip: of it.
+        cameras: of every frame of the clip (`paths.clip_path`), None if they are not known.
+        trained: of the frames of `images`.
+        images: (F, h, w, 3) uint8.
+    """
+    size = tuple(_even(s * _BESIDE_SIDE / min(clip.size)) for s in clip.size)
+    folder = SceneLayout(root).clip_cameras
+    files = [(folder / str(f.get("file_path"))).resolve() for f in json_object(folder / "transforms.json").get("frames") or []]
+    if cameras is None or len(files) != len(cameras) or not all(f.is_file() for f in files):
+        return Beside(trained.resized((size[0], size[1])), [], images, max(clip.scene_fps(10.0), 1.0))
+    step = -(-len(files) // _MOST_BESIDE)
+    every = cameras.select(slice(0, None, step)).resized((size[0], size[1]))
+    return Beside(every, files[::step], images[:0], max((clip.fps or 10.0) / step, 1.0))
+
+
+def side_by_side(clip: Array, world: Array) -> Array:
+    """Two pictures of one size beside each other, or above each other if they are wide as a cinema's, with their names."""
+    h, w = clip.shape[:2]
+    halves = [_named(clip, "clip"), _named(world, "world")]
+    gap = np.full((h, _GAP, 3), 24, np.uint8)
+    return np.concatenate([halves[0], gap, halves[1]], axis=1) if w < 2.2 * h else np.concatenate(halves, axis=0)
+
+
+def _named(image: Array, words: str) -> Array:
+    image, scale = image.copy(), image.shape[0] / 540
+    for colour, thickness in (((0, 0, 0), 5), ((255, 255, 255), 2)):
+        at, width = (round(14 * scale), round(34 * scale)), max(1, round(thickness * scale))
+        cv2.putText(image, words, at, cv2.FONT_HERSHEY_SIMPLEX, 0.9 * scale, colour, width, cv2.LINE_AA)
+    return image
