@@ -242,7 +242,7 @@ def closing_words(config: PipelineConfig, calls: list[StageCall], summary: dict[
 
 
 def alignment_words(folder: Path) -> list[str]:
-    """What the report of an alignment says in a few lines: held-out agreement, frames left out, contradictions."""
+    """What the report of an alignment says in a few lines: held-out agreement, frames left out, contradictions; frames from 1."""
     from utils.registration.heldout import heldout_words
     from utils.registration.result import contradiction_words
     from utils.reporting import number_ranges
@@ -252,12 +252,12 @@ def alignment_words(folder: Path) -> list[str]:
         return []
     report = json.loads(path.read_text())
     words = ["alignment: " + heldout_words(report["heldout"])] if report.get("heldout") else []
-    left_out = [int(i) for i, aligned in zip(report["frames"], report["aligned"], strict=True) if not aligned]
+    left_out = [int(i) + 1 for i, aligned in zip(report["frames"], report["aligned"], strict=True) if not aligned]
     closer = (
         "; frames closer together fit better: raise --config.preprocess-max-frames" if len(left_out) > len(report["frames"]) / 8 else ""
     )
     words += [f"warning: frames left out, they do not fit the others: {number_ranges(left_out)}{closer}"] if left_out else []
-    told = contradiction_words([tuple(c["frames"]) for c in report["contradictions"]])
+    told = contradiction_words([(a + 1, b + 1) for a, b in (c["frames"] for c in report["contradictions"])])
     return words + ([f"warning: {told}"] if told else [])
 
 
@@ -275,7 +275,9 @@ def _quality(folder: Path) -> list[str]:
             rigid = f", undeformed {values['rigid_psnr']:.2f} dB" if values.get("rigid_psnr") is not None else ""
             words.append(f"{name}: PSNR {values['psnr']:.2f} dB{rigid}, SSIM {values['ssim']:.3f}")
     if placed.get("left_out"):
-        words.append(f"{len(placed['left_out'])} of {placed['scene']} frames took no part: {', '.join(str(i) for i in placed['left_out'])}")
+        words.append(
+            f"{len(placed['left_out'])} of {placed['scene']} frames took no part: {', '.join(str(i + 1) for i in placed['left_out'])}"
+        )
     return words
 
 

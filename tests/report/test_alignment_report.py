@@ -226,4 +226,4 @@ def test_a_place_that_is_shown_in_two_ways_is_named(tmp_path, relief):
     report = json.loads((tmp_path / "report.json").read_text())
     assert [0, 190] in [c["frames"] for c in report["contradictions"]]
     (line,) = [words for words in alignment_words(tmp_path) if "agree" in words]
-    assert line.startswith("warning") and "0 and 1" in line
+    assert line.startswith("warning") and "1 and 191" in line

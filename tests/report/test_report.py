@@ -161,7 +161,7 @@ def test_alignment_residuals_and_contradictions_are_told(tmp_path: Path) -> None
     (run.after_global_optimization / "manifest.json").write_text(json.dumps(manifest))
     text, _ = check(write_report(tmp_path))
     assert "disagreement with the other frames" in text and "median distance (% of depth)" in text
-    assert "could not be made to agree: 1 and 4." in text
+    assert "could not be made to agree: 2 and 5." in text
     assert "source" not in text.split("<h2>Curves and residuals</h2>")[1].split("</section>")[0]
 
 
@@ -230,8 +230,8 @@ def test_what_went_wrong_is_shown_with_pictures_and_the_verdict_is_the_one_of_th
     content = {"frames": [0, 1, 2, 3, 4], "aligned": [True, False, True, True, True], "contradictions": [{"frames": [0, 4]}]}
     (run.after_global_optimization / "report.json").write_text(json.dumps(content))
     section = check(write_report(tmp_path))[0].split("<h2>What went wrong, and where</h2>")[1].split("</section>")[0]
-    assert "1 of 5 frames were left out" in section and "could not be made to agree: 0 and 4" in section
-    assert [section.count(words) for words in ("frame 1, left out</figcaption>", "contradicts</figcaption>", ">frame 3</figcaption>")] == [
+    assert "1 of 5 frames were left out" in section and "could not be made to agree: 1 and 5" in section
+    assert [section.count(words) for words in ("frame 2, left out</figcaption>", "contradicts</figcaption>", ">frame 4</figcaption>")] == [
         1,
         2,
         1,

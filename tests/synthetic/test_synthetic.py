@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -274,6 +275,24 @@ def test_weak_texture_has_little_contrast_and_the_same_shapes():
         np.abs(np.diff(w.images[0].astype(float).mean(-1), axis=1))[np.diff(w.object_id[0], axis=1) == 0].mean() for w in (rich, weak)
     ]
     assert inside[1] < 0.45 * inside[0]  # shading and silhouettes stay
+
+
+def test_calm_texture_has_the_same_shapes_calmer_colours_and_enough_contrast_to_follow():
+    rich, calm = (make_world(WorldConfig(frames=1, size=SMALL, texture=texture)) for texture in ("rich", "calm"))
+    np.testing.assert_array_equal(rich.depth, calm.depth)
+    fine = [float(np.abs(np.diff(w.images[0].astype(float).mean(-1), axis=1)).mean()) for w in (rich, calm)]
+    assert 0.5 * fine[0] < fine[1] < 0.9 * fine[0]
+    back, floor = (with_texture(build_place("room", 0).materials, "calm").palette[i].mean(0) for i in (0, 3))
+    assert (np.diff(back) < 0).all() and (np.diff(floor) < 0).all() and back.mean() > floor.mean()  # a light, warm wall over a wooden floor
+
+
+def test_the_command_says_what_it_does_meanwhile(tmp_path):
+    command = [sys.executable, "-m", "utils.synthetic", "--out", str(tmp_path), "--frames", "3", "--size", "64x48"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert "compiling" in done.stderr and "ground truth" in done.stderr and "3 frames" in done.stdout
+    reports = []
+    make_world(WorldConfig(frames=2, size=SMALL), SimpleNamespace(step=reports.append, note=reports.append))
+    assert [(r.step, r.total) for r in reports] == [(0, 2), (1, 2)]
 
 
 def test_repeated_texture_looks_the_same_two_tiles_on():

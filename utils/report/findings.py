@@ -1,4 +1,7 @@
-"""What went wrong where: frames that were left out, that contradict each other, or that the world shows badly, each with pictures."""
+"""What went wrong where: frames that were left out, that contradict each other, or that the world shows badly, each with pictures.
+
+Frames are counted from 1 here, as the viewer and the verdict do.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,12 +47,14 @@ def findings_of_alignment(report: dict[str, Any], scene: Scene | None) -> list[F
     frames, aligned = report.get("frames") or [], report.get("aligned") or []
     out = [int(f) for f, good in zip(frames, aligned, strict=False) if not good]
     if out:
-        words = f"{len(out)} of {len(frames)} frames were left out, because they do not fit the others: {number_ranges(out)}."
+        words = (
+            f"{len(out)} of {len(frames)} frames were left out, because they do not fit the others: {number_ranges([i + 1 for i in out])}."
+        )
         found.append(Finding(words, _shown(scene, out[:_MOST_SHOWN], "left out")))
     pairs = [p["frames"] for p in report.get("contradictions", []) if isinstance(p, dict) and len(p.get("frames", ())) == 2]
     if pairs:
         ids = list(dict.fromkeys(i for pair in pairs for i in pair))[:_MOST_SHOWN]
-        told = contradiction_words([(a, b) for a, b in pairs])
+        told = contradiction_words([(a + 1, b + 1) for a, b in pairs])
         found.append(Finding(f"{told[0].upper()}{told[1:]}. Expect doubled or faded things there.", _shown(scene, ids, "contradicts")))
     return found
 
@@ -57,7 +62,7 @@ def findings_of_alignment(report: dict[str, Any], scene: Scene | None) -> list[F
 def _shown(scene: Scene | None, ids: Sequence[int], words: str) -> tuple[str, ...]:
     if scene is None:
         return ()
-    return tuple(picture(scene.images[i], f"frame {i}, {words}") for i in ids if 0 <= i < len(scene))
+    return tuple(picture(scene.images[i], f"frame {i + 1}, {words}") for i in ids if 0 <= i < len(scene))
 
 
 def findings_of_splats(folder: Path, report: dict[str, Any], scene: Scene | None) -> list[Finding]:
@@ -72,12 +77,13 @@ def findings_of_splats(folder: Path, report: dict[str, Any], scene: Scene | None
     if not weak:
         return []
     ids = [int(report["frames"][row].get("frame_id", row)) for row in weak]
-    words = f"Around these frames the world shows another picture than the clip: {number_ranges(sorted(ids))}. Red: where they differ."
+    named = number_ranges(sorted(i + 1 for i in ids))
+    words = f"Around these frames the world shows another picture than the clip: {named}. Red: where they differ."
     figures = []
     for row, frame_id in list(zip(weak, ids, strict=True))[:_MOST_SHOWN]:
         render = render_of(folder, row)
         if scene is not None and render is not None and 0 <= frame_id < len(scene):
-            figures.append(picture(pictures.disagreement(scene.images[frame_id], render), f"frame {frame_id}"))
+            figures.append(picture(pictures.disagreement(scene.images[frame_id], render), f"frame {frame_id + 1}"))
     return [Finding(words, tuple(figures))]
 
 

@@ -44,7 +44,7 @@ def verdict_section(trained: list[Trained]) -> str:
         judged = verdict(one.folder)
         title = f"<h3>{escape(one.title)}</h3>" if one.title else ""
         films = "".join(film(one.pictures / name, words) for name, words in FILMS)
-        films = f'<div class="row two">{films}</div>' if films else ""
+        films = f'<div class="row films">{films}</div>' if films else ""
         parts.append(title + (_words(judged) if judged else missing("These splats were not measured: python -m eval_gs does.")) + films)
     return "".join(parts) or missing("No stage has trained splats yet, so there is no world to judge.")
 
@@ -98,7 +98,7 @@ def before_after(ours: Trained, naive: Trained | None, scene: Scene | None) -> s
             render = render_of(ours.folder, row)
         render = _read(path) if render is None else render
         if scene is not None and render is not None and number < len(scene):
-            note = f"Frame {number} of the clip, and the world from where it was taken."
+            note = f"Frame {number + 1} of {len(scene)}, and the world from where it was taken."
             return slider(scene.images[number], "the clip", render, "this world") + _caption(note)
     return missing("No renders beside their frames: python -m eval_gs makes them.")
 

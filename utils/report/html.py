@@ -47,6 +47,14 @@ _NO_CURVES = frozenset(
         "displacement_p95",
     }
 )
+# The export command's record beside a checkpoint, as `utils.exports.check` names it.
+EXPORT_RECORD = "exports.json"
+# Formats that lose nothing, and the decibels from which two pictures look the same.
+_EXACT_FORMATS, _ALIKE_DB = ("ply", "glb", "usd"), 45.0
+_DISCS = (
+    "This world is made of discs (2DGS). Files hold ellipsoids and other programs draw those: a disc seen nearly from its edge comes out "
+    "a little wider, which costs the difference. Train with --config.renderer 3dgs where files must match to the last pixel."
+)
 # Names of trainings that others are compared with.
 _BASELINE = "naive"
 # Entries of a manifest's backends that speak of weights, not of a choice.
@@ -124,6 +132,7 @@ def write_report(scene_root: Path) -> Path:
         ("Cloud before and after alignment", _clouds(scene, alignment)),
         ("Agreement with held-out pairs", _held_out(stages)),
         ("Quality", _quality(stages, _baselines(layout, run))),
+        ("Exported files", _exports(stages)),
         ("Curves and residuals", _curves(stages)),
         ("Time and memory", _timings(stages, json_object(layout.summary_json))),
         ("Backends and licences", _backends(stages)),
@@ -289,7 +298,7 @@ def _input_strip(scene: Scene | None) -> str:
     cells = []
     for i in chosen:
         depth = pictures.colorize_depth(scene.depth[i], near, far)
-        cells.append(picture(np.concatenate([scene.images[i], depth]), f"frame {i}: image, depth"))
+        cells.append(picture(np.concatenate([scene.images[i], depth]), f"frame {i + 1}: image, depth"))
     note = f"Depth from {nice_number(near)} (warm) to {nice_number(far)} (cold) scene units; black is unknown."
     return f'<div class="strip" tabindex="0" role="group" aria-label="input frames">{"".join(cells)}</div><p class="note">{note}</p>'
 
@@ -303,7 +312,7 @@ def _renders(stages: list[_Stage]) -> str:
             image = cv2.imread(str(path))
             frame, _, kind = path.stem.removeprefix("frame_").partition("_")
             if image is not None:
-                rows.setdefault(frame, []).append(picture(image[..., ::-1], f"frame {int(frame)}: {kind[2:].replace('_', ' ')}"))
+                rows.setdefault(frame, []).append(picture(image[..., ::-1], f"frame {int(frame) + 1}: {kind[2:].replace('_', ' ')}"))
         if rows:
             columns = max(len(r) for r in rows.values())
             body = "".join(f'<div class="row" style="--columns:{columns}">{"".join(r)}</div>' for r in rows.values())
@@ -391,6 +400,33 @@ def _quality(stages: list[_Stage], baselines: list[_Stage]) -> str:
     return f'<p class="note">{note}</p>' + "".join(tables) + _per_frame_quality(ours)
 
 
+def _exports(stages: list[_Stage]) -> str:
+    """What files for other programs look like, read back and drawn beside our own renders."""
+    parts = []
+    for stage in stages:
+        known = stage.metrics.get("exports")
+        known = (known if isinstance(known, dict) else {}) | json_object(stage.folder / EXPORT_RECORD)
+        entries = [(name, e) for name, e in sorted(known.items()) if isinstance(e, dict) and _is_numbers(e.get("psnr"), least=1)]
+        if not entries:
+            continue
+        rows = [_export_row(name, entry) for name, entry in entries]
+        parts.append(f"<h3>{escape(stage.title)}</h3>" + table(["File", "Format", "Size", "Splats", "Worst of three views"], rows))
+        exact = [min(e["psnr"]) for _, e in entries if e.get("format") in _EXACT_FORMATS]
+        if stage.folder.name == "gs_2dgs" and exact and min(exact) < _ALIKE_DB:
+            parts.append(f'<p class="note">{escape(_DISCS)}</p>')
+    note = (
+        "Each file is read back after writing and drawn from the first, middle and last camera; decibels are against the project's own "
+        "pictures, 99 means no difference. From 45 nobody sees one."
+    )
+    return f'<p class="note">{note}</p>' + "".join(parts) if parts else ""
+
+
+def _export_row(name: str, entry: dict[str, Any]) -> list[str]:
+    size = entry.get("bytes")
+    megabytes = f"{size / 1e6:.2f} MB" if isinstance(size, int) else "-"
+    return [name, str(entry.get("format", "")), megabytes, f"{entry.get('splats', 0):,}", f"{min(entry['psnr']):.1f} dB"]
+
+
 def _along(path: str, metrics: dict[str, Any]) -> dict[str, Any]:
     """How well neighbouring renders along a camera path agree."""
     return metrics.get("consistency", {}).get(path, {})
@@ -469,9 +505,9 @@ def _series(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
         yield from _series({k: [float(v[k]) for v in value] for k in names}, path)
 
 
-def _is_numbers(value: Any) -> TypeGuard[list[Any]]:
-    """Whether this is a list of at least 3 numbers; None stands for one that is unknown."""
-    if not isinstance(value, list) or len(value) < 3 or all(v is None for v in value):
+def _is_numbers(value: Any, least: int = 3) -> TypeGuard[list[Any]]:
+    """Whether this is a list of at least so many numbers; None stands for one that is unknown."""
+    if not isinstance(value, list) or len(value) < least or all(v is None for v in value):
         return False
     return all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in value)
 

@@ -175,8 +175,10 @@ def _command(root: Path, flags: list[str]) -> str:
         return f"python -m utils.export_checkpoint_to_ply --config.root-path {scene} --config.format html"
     config = _settings(root)
     given = config.get("input_video") or [config.get("frames_dir")]
-    found = [in_scene(root, path) for path in given if isinstance(path, str)] if isinstance(given, list) else []
-    sources = [str(path) for path in found if path is not None and path.exists()]
+    paths = [Path(path) for path in given if isinstance(path, str)] if isinstance(given, list) else []
+    # Where it was, or beside the scene: a path that was typed in another folder leads nowhere here.
+    found = [next((p for p in (in_scene(root, path), root.parent / path.name) if p is not None and p.exists()), None) for path in paths]
+    sources = [str(path) for path in found if path is not None]
     if not sources:  # the clip is gone: what was made of it is not
         sources, given_root = [str(root)], False
     else:

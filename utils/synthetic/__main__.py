@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from utils.errors import ConfigError, V2WError
+from utils.reporting import ConsoleReporter
 from utils.synthetic.inconsistency import WARPS
 from utils.synthetic.scenes import LAYOUTS
 from utils.synthetic.texture import TEXTURES
@@ -40,7 +41,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="changes the place, its textures and the inconsistency")
     parser.add_argument("--path-scale", type=float, default=1.0, help="camera speed; larger means wider baselines")
     parser.add_argument("--warp", choices=WARPS, default="smooth", help="how the shown space differs between frames")
-    parser.add_argument("--texture", choices=TEXTURES, default="rich", help="weak is nearly of one colour, repeated is chequered tiles")
+    parser.add_argument(
+        "--texture",
+        choices=TEXTURES,
+        default="calm",
+        help="calm is a lived-in place, rich has contrast everywhere, weak is nearly of one colour, repeated is chequered tiles",
+    )
     parser.add_argument("--occluders", type=int, default=0, help="slender posts close to the camera")
     parser.add_argument("--vanishing", type=float, default=0.0, help="share of the objects that appear and disappear, 0 to 1")
     return parser
@@ -62,7 +68,11 @@ def main() -> int:
             occluders=args.occluders,
             vanishing=args.vanishing,
         )
-        save_world(make_world(config), args.out)
+        with ConsoleReporter() as console:
+            console.note("compiling the ray caster, which takes a minute the first time on a machine")
+            world = make_world(config, console)
+            console.note("clean views and ground truth")
+            save_world(world, args.out)
     except V2WError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ from numba import njit
 from utils.types import Array
 
 PLASTER, BRICKS, PLANKS, PATCHES, FOLIAGE, TILES = range(6)
-TEXTURES = ("rich", "weak", "repeated")
+TEXTURES = ("rich", "calm", "weak", "repeated")
 
 MAX_OCTAVES = 9
 # Amplitude ratio of successive octaves. 0.5 would be smooth clouds; closer to 1 leaves contrast at the scale of a pixel.
@@ -21,6 +21,19 @@ OCTAVE_GAIN = 0.85
 # What weak texture keeps of the colour differences, and repeated texture of the noise that tells one tile from another.
 WEAK_SHARE = 0.12
 REPEATED_NOISE = 0.06
+# Calm texture: walls, wood and cloth in colours that people furnish with, and less of the noise.
+CALM_COLORS = (
+    (0.84, 0.79, 0.70),
+    (0.58, 0.66, 0.58),
+    (0.45, 0.57, 0.66),
+    (0.80, 0.58, 0.44),
+    (0.52, 0.37, 0.27),
+    (0.86, 0.73, 0.50),
+    (0.62, 0.36, 0.32),
+    (0.34, 0.44, 0.40),
+)
+CALM_NOISE, CALM_SPREAD = 0.55, 0.5
+CALM_WALL = 0.6  # coarsest wavelength from which something is a wall, floor or ceiling, scene units
 TILE_SHARE = 0.3  # edge of a tile, in the coarsest wavelengths of its material
 
 
@@ -45,9 +58,13 @@ class Materials(NamedTuple):
 
 
 def with_texture(materials: Materials, texture: str) -> Materials:
-    """The materials with another texture: "rich" as they are, "weak" nearly of one colour, "repeated" all chequered tiles."""
+    """The materials with another texture: "rich" as they are, "calm" in furnishing colours with less noise, "weak" nearly of one
+    colour, "repeated" all chequered tiles.
+    """
     if texture == "rich":
         return materials
+    if texture == "calm":
+        return _calm(materials)
     if texture == "weak":
         mean = materials.palette.mean(1, keepdims=True)
         return materials._replace(
@@ -59,6 +76,24 @@ def with_texture(materials: Materials, texture: str) -> Materials:
         kind=np.full_like(materials.kind, TILES),
         cell=np.repeat(TILE_SHARE * materials.wavelength[:, None], 3, axis=1),
         contrast=REPEATED_NOISE * materials.contrast,
+    )
+
+
+def _calm(materials: Materials) -> Materials:
+    """Each material in the furnishing colour nearest to its own; large patches become painted plaster."""
+    mean = materials.palette.mean(1)
+    colors = np.array(CALM_COLORS)
+    hue, wanted = (c - c.mean(-1, keepdims=True) for c in (mean, colors))
+    nearest = np.argmin(((hue[:, None] - wanted) ** 2).sum(-1) + 0.2 * ((mean[:, None] - colors) ** 2).sum(-1), axis=1)
+    wall = materials.wavelength > CALM_WALL
+    light = wall & (materials.kind != PLANKS)
+    nearest[light] = np.where(nearest[light] % 2, 0, 5)  # walls are cream or sand
+    grey = materials.palette.mean(2, keepdims=True) / mean.mean(1)[:, None, None]  # (M, 3, 1) how light each of the three shades is
+    palette = np.clip(colors[nearest][:, None] * (1 + CALM_SPREAD * (grey - 1)), 0.05, 0.95)
+    return materials._replace(
+        kind=np.where(wall & (materials.kind == PATCHES), PLASTER, materials.kind),
+        palette=np.where((materials.kind == FOLIAGE)[:, None, None], materials.palette, palette),
+        contrast=CALM_NOISE * materials.contrast,
     )
 
 

@@ -27,7 +27,7 @@ from utils.synthetic.inconsistency import (
 from utils.synthetic.raycast import View, render_view
 from utils.synthetic.scenes import Place, build_place
 from utils.synthetic.texture import TEXTURES
-from utils.types import Array, CameraSet, Scene
+from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
 
 REFERENCE_FRAMES = 28  # frames that cover a progress of 1 along the path
 FOCAL = 0.85  # focal length in image widths
@@ -293,8 +293,12 @@ def _probe(place: Place, seed: int) -> tuple[float, Array]:
     return float(np.median(depth[depth > 0])), np.nanmedian(points.reshape(-1, 3), axis=0).astype(np.float64)
 
 
-def make_world(config: WorldConfig) -> SyntheticWorld:
+def make_world(config: WorldConfig, report: Reporter = NULL_REPORTER) -> SyntheticWorld:
     """The world of a configuration: the same bits for the same configuration on one machine.
+
+    Args:
+        config: what it is made from.
+        report: told about every frame.
 
     Raises:
         ConfigError: unknown layout, warp or severity.
@@ -322,6 +326,7 @@ def make_world(config: WorldConfig) -> SyntheticWorld:
         warp = inconsistency.warp(frame)
         view = render_view(shapes, place.materials, warp, cameras=cameras, index=frame, scale=scale, salt=config.seed)
         views.append(view)
+        report.step(StepReport(stage="frames of the clip", step=frame, total=config.frames))
     images = [tint(view.color, inconsistency.gain[frame], inconsistency.offset[frame]) for frame, view in enumerate(views)]
     return SyntheticWorld(
         config=config,
