@@ -6,13 +6,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from utils.cameras import se3
 from utils.cameras.projection import invert_rigid
 from utils.errors import GeometryError, InputError, UnknownBackendError
 from utils.geometry_backend import GEOMETRY, ClipFrames
 from utils.sfm import dense_bundle_adjustment as flow_bundle
-from utils.sfm import depth_completion, flow_depth
+from utils.sfm import depth_completion, flow_depth, plane_sweep
 from utils.sfm import mapping as sfm_poses
 from utils.sfm.backend import MEDIAN_DEPTH, SfmGeometry, _match, choose_neighbours
 from utils.sfm.depth_completion import PosedClip
@@ -20,7 +21,7 @@ from utils.sfm.depth_filling import edge_couplings, fill_and_smooth, fill_layers
 from utils.sfm.flow_depth import RayDepth
 from utils.sfm.plane_sweep import downweight_contradicted, sweep
 from utils.synthetic.world import SyntheticWorld, WorldConfig, make_world
-from utils.types import NULL_REPORTER, CameraSet
+from utils.types import NULL_REPORTER, Array, CameraSet
 
 K = np.array([[200.0, 0, 126], [0, 190, 70], [0, 0, 1]])
 SIZE = (140, 252)
@@ -134,6 +135,53 @@ def test_plane_sweep_finds_the_plane_across_a_blank_patch_and_doubts_what_contra
     weight = np.ones(SIZE, np.float32)
     assert downweight_contradicted(truth, weight, swept, spacing)[blank].mean() > 0.7
     assert downweight_contradicted(0.7 * truth, weight, swept, spacing)[blank].max() < 0.1
+
+
+def plain_costs(grays: Array, poses: tuple[Array, Array], planes: Array, keep: Array) -> Array:
+    """What `plane_sweep._costs` says it computes, in array operations of float64."""
+
+    def blur(image: Array) -> Array:
+        return cv2.blur(image, (5, 5))
+
+    def whole(mask: Array) -> Array:
+        return cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+
+    def look(image: Array, at: Array) -> Array:
+        coordinates = np.moveaxis(at - 0.5, -1, 0)[::-1]
+        return ndimage.map_coordinates(image, coordinates, order=1, mode="nearest")
+
+    grays = grays.astype(np.float64)
+    mean = blur(grays[0])
+    variance = blur(grays[0] ** 2) - mean**2
+    costs, comparable = [], whole(keep[0])
+    for plane in planes:
+        alike, hidden = [], np.zeros(mean.shape)
+        for gray, mask, R, t in zip(grays[1:], keep[1:], *poses, strict=True):
+            at, visible = flow_depth.project_inverse(np.full(mean.shape, plane, np.float32), R, t, K)
+            seen, unmasked = look(gray, at), whole(look(mask.astype(np.float64), at) > 0.999)
+            hidden += visible & ~unmasked
+            spread = blur(seen**2) - blur(seen) ** 2
+            common = blur(grays[0] * seen) - mean * blur(seen)
+            alike.append(np.where(visible & unmasked, (common + 1) / np.sqrt((variance + 2) * (spread + 2)), -1))
+        half = max(min(2, len(alike)), len(grays) // 2)
+        comparable = comparable & (hidden <= len(alike) - half)
+        costs.append(1 - np.clip(np.sort(alike, axis=0)[-half:].mean(0), 0, 1))
+    return np.stack(costs, -1) * np.where(comparable, variance / (variance + 64), 0)[..., None]
+
+
+def test_costs_of_a_sweep_are_those_of_its_plain_twin() -> None:
+    grays, _, w2c = plane_clip()
+    others = [0, 1, 3, 4]
+    relative = w2c[others] @ np.linalg.inv(w2c[2])
+    poses = np.ascontiguousarray(relative[:, :3, :3]), np.ascontiguousarray(relative[:, :3, 3])
+    keep = np.ones((5, *SIZE), bool)
+    keep[0, 40:80, 100:160] = False
+    keep[2:, 90:120, 20:150] = False
+    planes, shown = np.linspace(0.15, 0.4, 5), grays[[2, *others]].astype(np.float32)
+    got, expected = plane_sweep._costs(shown, poses, K, planes, keep), plain_costs(shown, poses, planes, keep)
+    assert (expected == 0).mean() > 0.05 and (expected > 0.1).mean() > 0.3
+    # a mask's edge or the picture's may fall on either side of a pixel
+    assert (np.abs(got - expected) > 1e-4).mean() < 1e-3
 
 
 def test_a_plane_sweep_abstains_where_it_has_nothing_to_tell_by() -> None:

@@ -158,6 +158,7 @@ def _triangulate(matches: Array, valid: Array, rotations: Array, translations: A
         value = np.empty(count, np.float64)
         weight = np.empty(count, np.float64)
         slope = np.empty(count, np.float64)
+        order = np.empty(count, np.int64)
         for column in range(width):
             rx, ry = (column + 0.5 - cx) / fx, (row + 0.5 - cy) / fy
             num_matches = 0
@@ -189,10 +190,15 @@ def _triangulate(matches: Array, valid: Array, rotations: Array, translations: A
                 # pixels of parallax: what one pixel of error is compared with
                 weight[i] = slope[i] * slope[i]
                 total += weight[i]
-            # weighted median by repeated selection: V is about eight
-            order = np.argsort(value[:num_matches])
+            # insertion into the sorted ones: V is about eight
+            for i in range(num_matches):
+                place = i
+                while place > 0 and value[order[place - 1]] > value[i]:
+                    order[place] = order[place - 1]
+                    place -= 1
+                order[place] = i
             half, median = 0.0, value[order[num_matches - 1]]
-            for i in order:
+            for i in order[:num_matches]:
                 half += weight[i]
                 if half >= 0.5 * total:
                     median = value[i]

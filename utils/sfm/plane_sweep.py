@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 from numba import njit
 
-from utils.sfm.flow_depth import project_inverse
 from utils.types import Array
 
 # The sweep runs on about this many pixels, with this many planes evenly spaced in 1/z: the regions it has to judge are large.
@@ -84,43 +83,152 @@ def _costs(grays: Array, poses: tuple[Array, Array], K: Array, planes: Array, ke
     Windows that hold a pixel outside `keep` (1 + V, H, W) are not visible in a view and cost nothing in the reference, nor does a pixel
     that masks hide from most views at some plane: its planes cannot be compared.
     """
+    rotations, translations = (np.ascontiguousarray(part, np.float64) for part in poses)
+    masks = np.zeros((len(grays), 0, 0), np.bool_) if keep is None else keep
+    grays = grays - np.float32(128)  # variances are differences of large numbers
+    return _window_costs(grays, masks, rotations, translations, K.astype(np.float64), planes.astype(np.float64), np.float32(_NOISE))
+
+
+@njit(nogil=True, cache=True)
+def _window_costs(grays: Array, keep: Array, rotations: Array, translations: Array, K: Array, planes: Array, noise: np.float32) -> Array:
+    """See `_costs`; an empty `keep` (1 + V, 0, 0) keeps all pixels.
+
+    One loop nest instead of array operations: on images this small those spend their time on memory and on the interpreter's lock.
+    """
+    views, (height, width), masked = len(grays) - 1, grays[0].shape, keep.shape[1] > 0
     reference = grays[0]
-    mean = _blur(reference)
-    variance = np.maximum(_blur(reference * reference) - mean * mean, 0)
-    cost = np.empty((*reference.shape, len(planes)), np.float32)
-    comparable = np.ones(reference.shape, bool) if keep is None else _whole_windows(keep[0])
-    better = max(min(2, len(grays) - 1), len(grays) // 2)
-    for number, plane in enumerate(planes):
-        inverse = np.full(reference.shape, plane, np.float32)
-        alike = np.empty((len(grays) - 1, *reference.shape), np.float32)
-        masked = np.zeros(reference.shape, np.int64)
-        for view, (gray, R, t) in enumerate(zip(grays[1:], *poses, strict=True)):
-            at, visible = project_inverse(inverse, R, t, K)
-            seen = cv2.remap(gray, at[..., 0] - 0.5, at[..., 1] - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            other = _blur(seen)
-            spread = np.maximum(_blur(seen * seen) - other * other, 0)
-            common = _blur(reference * seen) - mean * other
-            if keep is not None:
-                kept = keep[view + 1].astype(np.float32)
-                there = cv2.remap(kept, at[..., 0] - 0.5, at[..., 1] - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-                hidden = visible & ~_whole_windows(there > 0.999)
-                visible &= ~hidden
-                masked += hidden
-            alike[view] = np.where(visible, (common + _NOISE / 2) / np.sqrt((variance + _NOISE) * (spread + _NOISE)), -1)
-        # hidden in some views, or past their border: the better half decides
-        comparable &= masked <= len(grays) - 1 - better
-        cost[..., number] = 1 - np.clip(np.sort(alike, axis=0)[-better:].mean(0), 0, 1)
-    contrast = np.where(comparable, variance / (variance + _CONTRAST**2), np.float32(0))
-    return cost * contrast[..., None]
+    better = max(min(2, views), (views + 1) // 2)
+    mean, variance = _moments(reference)
+    hidden = np.zeros((height, width), np.int64)
+    comparable = np.ones((height, width), np.bool_)
+    if masked:
+        comparable[:] = _whole_windows(keep[0])
+    cost = np.empty((height, width, len(planes)), np.float32)
+    seen, visible, there = np.empty_like(reference), np.empty((height, width), np.bool_), np.empty((height, width), np.bool_)
+    alike = np.empty((height, width, views), np.float32)
+    for number in range(len(planes)):
+        hidden[:] = 0
+        for view in range(views):
+            _look(grays[view + 1], keep[view + 1], rotations[view], translations[view], K, planes[number], seen, visible, there)
+            whole = _whole_windows(there) if masked else visible
+            other, spread = _moments(seen)
+            product = _blur(reference * seen)
+            for y in range(height):
+                for x in range(width):
+                    hidden[y, x] += visible[y, x] and not whole[y, x]
+                    common = product[y, x] - mean[y, x] * other[y, x]
+                    scale = np.sqrt((variance[y, x] + noise) * (spread[y, x] + noise))
+                    alike[y, x, view] = (common + noise / np.float32(2)) / scale if visible[y, x] and whole[y, x] else np.float32(-1)
+        for y in range(height):
+            for x in range(width):
+                # hidden in some views, or past their border: the better half decides
+                comparable[y, x] &= hidden[y, x] <= views - better
+                cost[y, x, number] = np.float32(1) - min(max(_mean_of_largest(alike[y, x], better), np.float32(0)), np.float32(1))
+    half = np.float32(_CONTRAST**2)
+    for y in range(height):
+        for x in range(width):
+            cost[y, x] *= variance[y, x] / (variance[y, x] + half) if comparable[y, x] else np.float32(0)
+    return cost
 
 
-def _whole_windows(keep: Array) -> Array:
-    """(H, W) bool, pixels whose window lies within `keep` (H, W)."""
-    return cv2.erode(keep.astype(np.uint8), np.ones((_WINDOW, _WINDOW), np.uint8)) > 0
+@njit(nogil=True, cache=True)
+def _look(
+    gray: Array, keep: Array, R: Array, t: Array, K: Array, plane: float, seen: Array, visible: Array, there: Array
+) -> None:  # fmt: skip
+    """Fills `seen` with a view (H, W) as the reference sees it on a plane of constant 1/z, `visible` with what lies in front and inside,
+    and `there` with what the view's mask keeps, if there is one.
+    """
+    height, width = gray.shape
+    masked = keep.shape[0] > 0
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    for row in range(height):
+        ry = (row + 0.5 - cy) / fy
+        for column in range(width):
+            rx = (column + 0.5 - cx) / fx
+            qx = R[0, 0] * rx + R[0, 1] * ry + R[0, 2] + plane * t[0]
+            qy = R[1, 0] * rx + R[1, 1] * ry + R[1, 2] + plane * t[1]
+            qz = R[2, 0] * rx + R[2, 1] * ry + R[2, 2] + plane * t[2]
+            safe = max(qz, 1e-3)
+            u, v = fx * qx / safe + cx, fy * qy / safe + cy
+            visible[row, column] = qz > 1e-3 and u > 0 and u < width and v > 0 and v < height
+            # from here in steps between pixel centres; past the border its pixels go on
+            u, v = min(max(u - 0.5, 0.0), width - 1.0), min(max(v - 0.5, 0.0), height - 1.0)
+            x, y = min(int(u), width - 2), min(int(v), height - 2)
+            a, b = np.float32(u - x), np.float32(v - y)
+            upper = gray[y, x] + a * (gray[y, x + 1] - gray[y, x])
+            lower = gray[y + 1, x] + a * (gray[y + 1, x + 1] - gray[y + 1, x])
+            seen[row, column] = upper + b * (lower - upper)
+            if masked:
+                right, below = x + (a > 1e-3), y + (b > 1e-3)
+                there[row, column] = keep[y, x] and keep[y, right] and keep[below, x] and keep[below, right]
 
 
+@njit(nogil=True, cache=True)
+def _moments(image: Array) -> tuple[Array, Array]:
+    """(H, W) mean and variance of the window about each pixel."""
+    mean = _blur(image)
+    return mean, np.maximum(_blur(image * image) - mean * mean, np.float32(0))
+
+
+@njit(nogil=True, cache=True)
 def _blur(image: Array) -> Array:
-    return cv2.blur(image, (_WINDOW, _WINDOW))
+    """(H, W) float32 mean of the window about each pixel; images are mirrored at their borders."""
+    height, width = image.shape
+    reach = _WINDOW // 2
+    across, line = np.empty_like(image), np.empty(width + 2 * reach, np.float32)
+    for y in range(height):
+        line[reach : reach + width] = image[y]
+        for k in range(1, reach + 1):
+            line[reach - k] = image[y, min(k, width - 1)]
+            line[reach + width - 1 + k] = image[y, max(width - 1 - k, 0)]
+        for x in range(width):
+            total = line[x]
+            for k in range(1, _WINDOW):
+                total += line[x + k]
+            across[y, x] = total
+    out = np.zeros_like(image)
+    share = np.float32(1.0 / _WINDOW**2)
+    for y in range(height):
+        for k in range(-reach, reach + 1):
+            other = abs(y + k) if y + k < height else 2 * (height - 1) - y - k
+            other = min(max(other, 0), height - 1)
+            for x in range(width):
+                out[y, x] += across[other, x]
+        for x in range(width):
+            out[y, x] *= share
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _whole_windows(keep: Array) -> Array:
+    """(H, W) bool, pixels whose window, as far as it lies in the image, lies within `keep` (H, W)."""
+    height, width = keep.shape
+    reach = _WINDOW // 2
+    across, whole = np.ones((height, width), np.bool_), np.ones((height, width), np.bool_)
+    for y in range(height):
+        for x in range(width):
+            for k in range(max(x - reach, 0), min(x + reach + 1, width)):
+                across[y, x] &= keep[y, k]
+    for y in range(height):
+        for k in range(max(y - reach, 0), min(y + reach + 1, height)):
+            for x in range(width):
+                whole[y, x] &= across[k, x]
+    return whole
+
+
+@njit(nogil=True, cache=True)
+def _mean_of_largest(values: Array, count: int) -> np.float32:
+    """Mean of the `count` largest of a few values, which end up sorted."""
+    for i in range(1, len(values)):
+        value, j = values[i], i
+        while j > 0 and values[j - 1] < value:
+            values[j] = values[j - 1]
+            j -= 1
+        values[j] = value
+    total = np.float32(0)
+    for i in range(count):
+        total += values[i]
+    return total / np.float32(count)
 
 
 def _best(cost: Array) -> Array:
@@ -130,35 +238,42 @@ def _best(cost: Array) -> Array:
     return best + np.clip(0.5 * (before - after) / np.maximum(before - 2 * at + after, 1e-6), -1, 1)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})  # minima over planes in vectors; exact all the same
 def _aggregate(cost: Array, colors: Array, step: np.float32, jump: np.float32, sigma: np.float32) -> Array:
     """(H, W, D) float32 sum of the cheapest paths to each pixel and plane from eight directions."""
     height, width, planes = cost.shape
     total = np.zeros_like(cost)
+    path = np.empty_like(cost)
+    before = np.full(
+        planes + 2, np.inf, np.float32
+    )  # of the pixel that the path comes from, with a plane that costs too much at either end
     for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1)):
-        path = np.empty_like(cost)
         for i in range(height):
             y = i if dy >= 0 else height - 1 - i
             for j in range(width):
                 x = j if dx >= 0 else width - 1 - j
                 from_y, from_x = y - dy, x - dx
                 if from_y < 0 or from_x < 0 or from_y >= height or from_x >= width:
-                    path[y, x] = cost[y, x]
-                else:
-                    difference = np.float32(0.0)
-                    for channel in range(colors.shape[2]):
-                        difference += abs(colors[y, x, channel] - colors[from_y, from_x, channel])
-                    # surfaces change where colours do
-                    leap = max(step, jump * np.exp(-difference / sigma))
-                    before = path[from_y, from_x]
-                    least = before.min()
                     for d in range(planes):
-                        cheapest = min(before[d], least + leap)
-                        if d > 0:
-                            cheapest = min(cheapest, before[d - 1] + step)
-                        if d + 1 < planes:
-                            cheapest = min(cheapest, before[d + 1] + step)
-                        path[y, x, d] = cost[y, x, d] + cheapest - least
+                        path[y, x, d] = cost[y, x, d]
+                        total[y, x, d] += cost[y, x, d]
+                    continue
+                difference = np.float32(0.0)
+                for channel in range(colors.shape[2]):
+                    difference += abs(colors[y, x, channel] - colors[from_y, from_x, channel])
+                # surfaces change where colours do
+                leap = max(step, jump * np.exp(-difference / sigma))
+                least = path[from_y, from_x, 0]
                 for d in range(planes):
-                    total[y, x, d] += path[y, x, d]
+                    value = path[from_y, from_x, d]
+                    before[d + 1] = value
+                    least = value if value < least else least
+                far = least + leap
+                for d in range(planes):
+                    near = (before[d] if before[d] < before[d + 2] else before[d + 2]) + step
+                    cheapest = before[d + 1] if before[d + 1] < far else far
+                    cheapest = near if near < cheapest else cheapest
+                    value = cost[y, x, d] + cheapest - least
+                    path[y, x, d] = value
+                    total[y, x, d] += value
     return total
