@@ -57,9 +57,8 @@ class GSConfig:
     """Every k-th frame is kept out of training and of the initial cloud, for evaluation; 0: train on all frames."""
     num_iters: int = 15_000
     """Optimisation steps, one frame each."""
-    fused_step: bool = False
-    """On a GPU with Triton, 3DGS: pose, deformation, projection and Adam in one pair of kernels each way, a sixth faster. Off until its
-    colour kernels, which pass in Triton's interpreter, have been run on a GPU as they are now."""
+    fused_step: bool = True
+    """On a GPU with Triton, 3DGS: pose, deformation, projection and Adam in one pair of kernels each way, a sixth faster."""
     budget_seconds: float = 0.0
     """Train as well as possible in so many seconds: the schedule goes by time, and num_iters is only the most steps. 0: no limit. Such a
     run depends on the machine's speed and cannot be repeated bit by bit."""
