@@ -10,7 +10,7 @@ import torch
 from configs.stage3_gs import GSConfig
 from configs.stage3_inverse_deformation import InverseDeformationConfig
 from tests.box_world import make_box_world
-from train_gs.initialize import initial_splats
+from train_gs.start.initialize import initial_splats
 from utils.cameras.projection import transform, unproject_depth
 from utils.deformation.artifact import INVERSE_SCHEMA, save_inverse
 from utils.deformation.inverse import inverse_of_alignment

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from train_gs.cameras import CorrectionSources
+from train_gs.data import CorrectionSources
 
 
 class Appearance(nn.Module):

@@ -3,10 +3,44 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from train_gs.cameras import CorrectionSources
+from utils.cameras.blending import neighbours_in_time
 from utils.types import Array, CameraSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectionSources:
+    """Where the corrections that training finds come from, frame by frame.
+
+    Attributes:
+        frame_ids: (F,) ascending.
+        trained: (F,) bool, frames with corrections of their own.
+        blended: (F,) bool, frames whose pose and field are blended from their neighbours in time, so that the neighbours' corrections
+            belong to them. A frame with a pose and field of its own is not helped by what corrects others (Uni3C clip: 30 dB with its own
+            field, 23 dB with its neighbours' corrections on top) and takes none.
+        clips: (F,) clip of each frame; frames of different clips are no neighbours.
+    """
+
+    frame_ids: np.ndarray
+    trained: np.ndarray
+    blended: np.ndarray
+    clips: np.ndarray
+
+    def fill(self, values: Tensor, *, everywhere: bool = False) -> Tensor:
+        """Values (F, C): those of untrained frames interpolated over time between trained ones, or zero, see `blended`.
+
+        Args:
+            values: per frame.
+            everywhere: interpolate for frames with a field of their own, too.
+        """
+        own, rest = np.flatnonzero(self.trained), np.flatnonzero(~self.trained)
+        around = neighbours_in_time(self.frame_ids[own], self.frame_ids[rest], self.clips[own], self.clips[rest])
+        takes = around.found & (self.blended[rest] | everywhere)
+        filled = values.clone()
+        filled[rest] = torch.from_numpy(around.blend(values.numpy()[own]) * takes[:, None]).to(values.dtype)
+        return filled
 
 
 @dataclass(frozen=True, kw_only=True)

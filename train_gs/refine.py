@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from train_gs.cameras import CorrectionSources
+from train_gs.data import CorrectionSources
 from utils.cameras.blending import neighbours_in_time
 from utils.cameras.projection import project, transform
 from utils.deformation.between import blended_fields

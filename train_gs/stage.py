@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from configs.stage3_gs import GSConfig
-from train_gs.clear_views import in_the_way
 from train_gs.data import TrainingData
 from train_gs.floaters import with_coverage
-from train_gs.initialize import initial_splats
 from train_gs.measure import averages, measure
 from train_gs.memory import Load, within_memory
 from train_gs.population import with_spare_slots
 from train_gs.refine import carried_over
 from train_gs.shared import SharedTrainer, share_of, together
-from train_gs.shell import joined, shell_splats
+from train_gs.start.clear_views import in_the_way
+from train_gs.start.initialize import initial_splats
+from train_gs.start.shell import joined, shell_splats
 from train_gs.supervision import Supervision, supervision
 from train_gs.train import Trainer, train
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse, save_inverse

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from configs.stage3_gs import GSConfig
-from train_gs.left_out import with_left_out
+from train_gs.start.left_out import with_left_out
 from utils.deformation.aligned_geometry import AlignedGeometry
 from utils.deformation.between import with_frames_between
 from utils.deformation.inverse import FixedPointInverseWarp, InverseWarp, inverse_of_alignment

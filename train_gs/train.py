@@ -33,7 +33,7 @@ from utils.splatting.view import rigid, view_gaussians
 from utils.types import NULL_REPORTER, RenderOutput, Reporter, Splats, StepReport
 
 if TYPE_CHECKING:
-    from train_gs.fused import FusedStep
+    from train_gs.fused.step import FusedStep
 
 NEAR_IN_MEDIAN_DEPTHS = 0.01
 
@@ -157,7 +157,7 @@ class Trainer:
             return None
         if not triton_ready() or not (self.refinement is None or self.refinement.fused):
             return None
-        from train_gs.fused import FusedStep
+        from train_gs.fused.step import FusedStep
 
         near = NEAR_IN_MEDIAN_DEPTHS * self.data.median_depth
         return FusedStep(self.parameters.rows(), self.optimizer, self._rates, self.rasterizer, near, self._decay_of_bands)  # type: ignore[arg-type]

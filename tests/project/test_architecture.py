@@ -49,7 +49,7 @@ def test_utils_is_ours():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_do_not_import_each_other(stage):
-    for path in (ROOT / stage).glob("*.py"):
+    for path in (ROOT / stage).rglob("*.py"):
         for name in imports_of(path):
             top = name.split(".")[0]
             assert top not in STAGES or top == stage, f"{path} imports {name}"

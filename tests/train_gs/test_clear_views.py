@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from tests.train_gs.test_train_gs import build, data_of, make_config, make_world
-from train_gs.clear_views import in_the_way
 from train_gs.stage import starting_splats
+from train_gs.start.clear_views import in_the_way
 from utils.cameras.projection import transform
 from utils.synthetic.inconsistency import rotation_matrices
 from utils.types import CameraSet, CanonicalCloud

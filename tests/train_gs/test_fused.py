@@ -104,7 +104,7 @@ def plain_steps(w: World, bands: int, steps: int) -> tuple[SplatRows, list[Tenso
 @pytest.mark.parametrize("deformed", [False, True])
 @pytest.mark.parametrize("bands", [1, 4, 16])
 def test_steps_as_autograd_and_adam_do_and_leaves_unseen_splats_alone(deformed: bool, bands: int) -> None:
-    from train_gs.fused import FusedStep
+    from train_gs.fused.step import FusedStep
     from utils.splatting.rasterize.triton import TritonRasterizer
 
     w = world(deformed)

@@ -8,8 +8,8 @@ import torch
 
 from tests.train_gs.test_train_gs import DEPTH, FRAMES, SIZE, data_of, make_config, make_world
 from tests.trained_world import write_trained_world
-from train_gs.shell import joined, shell_splats
 from train_gs.stage import make_trainer
+from train_gs.start.shell import joined, shell_splats
 from utils.deformation.inverse import IdentityInverseWarp
 from utils.exports.mesh import fuse_mesh, surface_views
 from utils.splatting.checkpoint import load_checkpoint

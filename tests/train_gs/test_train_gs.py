@@ -9,12 +9,12 @@ import torch
 
 from configs.stage3_gs import GSConfig
 from train_gs.appearance import Appearance
-from train_gs.cameras import CameraRefinement, CorrectionSources
-from train_gs.data import TrainingData
-from train_gs.initialize import initial_splats, merge_copies
+from train_gs.cameras import CameraRefinement
+from train_gs.data import CorrectionSources, TrainingData
 from train_gs.losses import depth_normals
 from train_gs.measure import averages, measure
 from train_gs.stage import make_trainer, training_data
+from train_gs.start.initialize import initial_splats, merge_copies
 from train_gs.supervision import heldout_frames, supervision
 from train_gs.train import Trainer, train
 from train_gs.warp import WarpCache

@@ -12,8 +12,8 @@ import torch
 
 import train_gs.stage
 from tests.train_gs.test_train_gs import FRAMES, SIZE, build, make_config, make_world
-from train_gs.left_out import with_left_out
 from train_gs.plateau import Plateau
+from train_gs.start.left_out import with_left_out
 from train_gs.train import train
 from utils.cameras.blending import neighbours_in_time
 from utils.cameras.projection import transform

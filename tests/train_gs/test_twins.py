@@ -6,8 +6,8 @@ import torch
 
 from tests.train_gs.test_train_gs import make_world
 from tests.twins import check, needs_triton, normal
-from train_gs.initialize import merge_copies
-from train_gs.normals_torch import smallest_eigenvectors
+from train_gs.start.initialize import merge_copies
+from train_gs.start.normals.batched import smallest_eigenvectors
 from utils.cameras import se3
 from utils.cameras.rotations import matrix_to_quat
 
@@ -16,7 +16,7 @@ from utils.cameras.rotations import matrix_to_quat
 @pytest.mark.parametrize("size", [0.02, 0.9, 2.8])
 def test_poses(size):
     """The twist's pose and the quaternion of its world-to-camera rotation, with the gradient of both."""
-    from train_gs import cameras_triton
+    from train_gs.cameras import triton as cameras_triton
 
     scale, w2c = torch.tensor([1.0, 1, 1, 3, 3, 3], dtype=torch.float64), se3.exp(normal(1, 6))
     twist = size * torch.nn.functional.normalize(normal(0, 6), dim=0)
@@ -35,7 +35,7 @@ def test_poses(size):
 def test_copies_are_merged_on_a_device_as_on_the_cpu(monkeypatch):
     _, alignment = make_world()
     expected = merge_copies(alignment.cloud, alignment.cameras, 1500)
-    monkeypatch.setattr("train_gs.initialize.accelerator", lambda: torch.device("cpu"))
+    monkeypatch.setattr("train_gs.start.cells.accelerator", lambda: torch.device("cpu"))
     found = merge_copies(alignment.cloud, alignment.cameras, 1500)
     assert 0.9 * 1500 < len(found[0]) <= 1500
     order = [np.lexsort(np.round(points, 6).T) for points, _ in (expected, found)]

@@ -1,18 +1,18 @@
-"""The cells of `train_gs.initialize.merge_copies` on a device: counting them a dozen times sorts millions of keys."""
+"""The cubes of `reference` in batched torch on a device: counting them a dozen times sorts millions of keys."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from train_gs.start.cells.reference import LEVEL_KEY
 from utils.types import Array
 
 _BITS = 21  # per axis in one int64 key
-_LEVEL_KEY = 0x1E3779B97F4A7C15
 _SAMPLED = 10_000  # points that the middle is taken of
 
 
 class DeviceCells:
-    """Points in cubes, like `train_gs.initialize.HostCells`.
+    """Points in cubes, like `reference.HostCells`.
 
     Args:
         points: (N, 3) float64.
@@ -24,7 +24,7 @@ class DeviceCells:
 
     def __init__(self, points: Array, colors: Array, device: torch.device, edge: Array, level: Array):
         self._points, self._colors, self._edge = (torch.from_numpy(a).to(device) for a in (points, colors, edge))
-        self._level = torch.from_numpy(level).to(device).long() * _LEVEL_KEY  # wraps around
+        self._level = torch.from_numpy(level).to(device).long() * LEVEL_KEY  # wraps around
 
     def _keys(self, scale: float) -> Tensor:
         """(N,) one number per cube."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from configs.stage3_gs import GSConfig
-from train_gs.initialize import flat_splats
+from train_gs.start.initialize import flat_splats
 from utils.cameras.rotations import normal_to_quat
 from utils.points.voxels import voxel_mean
 from utils.types import Array, CameraSet, Splats

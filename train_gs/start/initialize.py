@@ -1,52 +1,22 @@
 """Canonical cloud -> initial splats: merge the copies of each surface, scale from neighbours, orientation from normals."""
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Protocol
-
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
 from configs.stage3_gs import GSConfig
+from train_gs.start.cells import MakeCells, with_cells
+from train_gs.start.normals import smallest_axes
 from utils.cameras.rotations import normal_to_quat
-from utils.device.accelerator import accelerator, or_on_cpu
 from utils.errors import DegenerateCloudError
-from utils.points.voxels import mean_by_key, voxel_keys
-from utils.runtime import cpu_count
 from utils.splatting.sh import C0
 from utils.types import Array, CameraSet, CanonicalCloud, Splats
 
 _LEVELS_PER_OCTAVE = 2
-_ROWS_AT_ONCE = 20_000
 _COARSEST = 1.0
 """Largest edge of a cube that is tried, at distance 1."""
 _PLACE, _PATCH = 24.0, 3.0
 """Edges, in pixels, of the cubes in which views are counted and of those they are counted by."""
-
-
-class Cells(Protocol):
-    """Points in cubes of a chosen scale."""
-
-    def groups(self) -> Array:
-        """(N,) number of each point's cube at scale 1, without gaps."""
-        ...
-
-    def count(self, scale: float) -> int:
-        """Occupied cubes."""
-        ...
-
-    def means(self, scale: float) -> tuple[Array, Array]:
-        """Mean point (M, 3) and colour (M, 3) of every occupied cube."""
-        ...
-
-
-class MakeCells(Protocol):
-    """The points in cubes of given edges."""
-
-    def __call__(self, edge: Array, level: Array) -> Cells:
-        """Cubes of edge (N,) at scale 1; points of different levels (N,) never share one."""
-        ...
 
 
 def initial_splats(cloud: CanonicalCloud, cameras: CameraSet, config: GSConfig, median_depth: float) -> Splats:
@@ -98,22 +68,7 @@ def _orientations(points: Array, neighbors: Array) -> torch.Tensor:
     if neighbors.shape[1] < 3:
         return torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(len(points), 1)
 
-    def normals(rows: Array) -> Array:
-        offsets = points[rows] - points[rows].mean(1, keepdims=True)
-        return np.linalg.eigh(np.einsum("nki,nkj->nij", offsets, offsets))[1][:, :, 0]
-
-    def on_cpu() -> torch.Tensor:
-        parts = np.array_split(neighbors, max(1, len(points) // _ROWS_AT_ONCE))
-        with ThreadPoolExecutor(cpu_count()) as pool:
-            return torch.from_numpy(np.concatenate(list(pool.map(normals, parts))))
-
-    device = accelerator()
-    if device is None:
-        return normal_to_quat(on_cpu().float())
-    from train_gs.normals_torch import smallest_axes
-
-    found = or_on_cpu(lambda: smallest_axes(torch.from_numpy(points), torch.from_numpy(neighbors), device), on_cpu, "initial normals")
-    return normal_to_quat(found.float())
+    return normal_to_quat(smallest_axes(points, neighbors).float())
 
 
 def merge_copies(cloud: CanonicalCloud, cameras: CameraSet, budget: int) -> tuple[Array, Array]:
@@ -134,13 +89,7 @@ def merge_copies(cloud: CanonicalCloud, cameras: CameraSet, budget: int) -> tupl
     own = np.linalg.norm(points - cameras.centers[np.searchsorted(cameras.frame_ids, cloud.frame)], axis=1)
     nearest, own = (np.maximum(distance, 1e-3 * np.median(own)) for distance in (nearest, own))
     pixel = 1.0 / float(np.median(cameras.K[:, 0, 0]))
-    on_cpu = lambda: _merged(partial(HostCells, points, colors), nearest, own, pixel, budget)  # noqa: E731
-    device = accelerator()
-    if device is None:
-        return on_cpu()
-    from train_gs.merge_torch import DeviceCells
-
-    return or_on_cpu(lambda: _merged(partial(DeviceCells, points, colors, device), nearest, own, pixel, budget), on_cpu, "initial splats")
+    return with_cells(points, colors, lambda make: _merged(make, nearest, own, pixel, budget), "initial splats")
 
 
 def splat_sizes(make: MakeCells, nearest: Array, own: Array, pixel: float) -> Array:
@@ -195,38 +144,3 @@ def _merged(make: MakeCells, nearest: Array, own: Array, pixel: float, budget: i
         middle *= (count / (0.985 * budget)) ** (1.0 if high == _COARSEST else 0.5)
         middle = middle if low < middle < high else float(np.sqrt(low * high))
     return cells.means(high)
-
-
-class HostCells:
-    """Cubes of edge (N,) at points (N, 3); those of different levels (N,) never share one."""
-
-    def __init__(self, points: Array, colors: Array, edge: Array, level: Array):
-        self._points, self._colors, self._edge, self._level = points, colors, edge, level
-
-    def _keys(self, scale: float) -> Array:
-        return _cells(self._points, self._edge * scale, self._level)
-
-    def groups(self) -> Array:
-        """(N,) number of each point's cube at scale 1, without gaps."""
-        return np.unique(self._keys(1.0), return_inverse=True)[1]
-
-    def count(self, scale: float) -> int:
-        """Occupied cubes."""
-        return _distinct(self._keys(scale))
-
-    def means(self, scale: float) -> tuple[Array, Array]:
-        """Mean point (M, 3) and colour (M, 3) of every occupied cube."""
-        return mean_by_key(self._keys(scale), self._points, self._colors)
-
-
-def _distinct(values: Array) -> int:
-    """How many different values there are."""
-    values = np.sort(values)
-    return 1 + int(np.count_nonzero(values[1:] != values[:-1]))
-
-
-def _cells(points: Array, edge: Array, level: Array) -> Array:
-    """(N,) int64 cell of each point, for cubes of edge (N,), apart for different levels (N,)."""
-    keys = voxel_keys(points / edge[:, None], 1.0)
-    with np.errstate(over="ignore"):
-        return keys ^ (level.astype(np.int64) * np.int64(0x1E3779B97F4A7C15))
