@@ -10,7 +10,7 @@ from configs.preprocess import PreprocessConfig
 from preprocess.frames import Footage
 from preprocess.scene import Reconstruction
 from utils.errors import ConfigError
-from utils.exports.clip import write_clip
+from utils.exports.cameras.clip import write_clip
 from utils.scene.artifacts import read_json, write_json
 from utils.scene.layout import SceneLayout
 from utils.scene.media import image_size, write_image

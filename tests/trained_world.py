@@ -14,7 +14,7 @@ from train_gs.start.initialize import initial_splats
 from utils.cameras.projection import transform, unproject_depth
 from utils.deformation.artifact import INVERSE_SCHEMA, save_inverse
 from utils.deformation.inverse import inverse_of_alignment
-from utils.exports.nerfstudio import OPENGL_FROM_OPENCV
+from utils.exports.cameras.nerfstudio import OPENGL_FROM_OPENCV
 from utils.scene import artifacts
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import write_manifest

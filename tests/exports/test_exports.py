@@ -12,8 +12,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from utils.errors import CorruptArtifactError
-from utils.exports.colmap import write_colmap_binary, write_colmap_text
-from utils.exports.nerfstudio import write_transforms
+from utils.exports.cameras.colmap import write_colmap_binary, write_colmap_text
+from utils.exports.cameras.nerfstudio import write_transforms
 from utils.exports.ply import flatten_discs, read_splat_ply, write_splat_ply
 from utils.exports.select import (
     drop_non_finite,

@@ -11,11 +11,11 @@ from configs.evaluation import ExportConfig
 from tests.box_world import HALF
 from tests.trained_world import write_trained_world
 from utils.errors import DegenerateCloudError
-from utils.exports.mesh import Mesh, SurfaceView, connected_parts, extract, fuse_mesh, largest_parts, simplified, vertex_normals
-from utils.exports.mesh_files import write_mesh_glb
+from utils.exports.meshes.mesh import Mesh, SurfaceView, connected_parts, extract, fuse_mesh, largest_parts, simplified, vertex_normals
+from utils.exports.meshes.mesh_files import write_mesh_glb
+from utils.exports.meshes.texture import textured
+from utils.exports.meshes.volume import Volume, closed, empty_volume, integrate, without_edges
 from utils.exports.stage import run as export
-from utils.exports.texture import textured
-from utils.exports.volume import Volume, closed, empty_volume, integrate, without_edges
 
 
 def sphere(radius: float = 0.6, count: int = 24) -> Volume:

@@ -18,7 +18,7 @@ from preprocess.source import input_ids
 from tests.notes import Notes
 from tests.sfm.test_preprocess import FlatGeometry, brightness_clip
 from tests.trained_world import RUN, write_trained_world
-from utils.exports.nerfstudio import write_transforms
+from utils.exports.cameras.nerfstudio import write_transforms
 from utils.geometry_backend import GEOMETRY
 from utils.scene.checkpoints import CheckpointFolder, forget_parts, parts_of
 from utils.scene.layout import SceneLayout

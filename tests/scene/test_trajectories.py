@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from utils.errors import CorruptArtifactError
-from utils.exports.nerfstudio import write_transforms
+from utils.exports.cameras.nerfstudio import write_transforms
 from utils.scene import trajectories as tr
 from utils.types import CameraSet
 

@@ -13,7 +13,7 @@ from eval_gs.paths import clip_path
 from tests.box_world import BoxWorld, make_box_world
 from utils.cameras import se3
 from utils.cameras.lens import Lens
-from utils.exports.clip import write_clip
+from utils.exports.cameras.clip import write_clip
 from utils.imports.cameras import read_cameras
 from utils.sfm.clip_cameras import ClipCameras, _reduced, place_clip
 from utils.types import NULL_REPORTER, CameraSet, Scene

@@ -11,7 +11,7 @@ from tests.trained_world import write_trained_world
 from train_gs.stage import make_trainer
 from train_gs.start.shell import joined, shell_splats
 from utils.deformation.inverse import IdentityInverseWarp
-from utils.exports.mesh import fuse_mesh, surface_views
+from utils.exports.meshes.mesh import fuse_mesh, surface_views
 from utils.splatting.checkpoint import load_checkpoint
 from utils.splatting.rasterize.contract import load_rasterizer
 from utils.splatting.render import SplatView

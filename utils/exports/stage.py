@@ -10,13 +10,14 @@ import torch
 
 from configs.evaluation import ExportConfig
 from utils.errors import ConfigError
+from utils.exports.cameras.colmap import write_colmap_binary, write_colmap_text
+from utils.exports.cameras.nerfstudio import write_transforms
 from utils.exports.check import ExportCheck, psnr_of_file, record
-from utils.exports.colmap import write_colmap_binary, write_colmap_text
 from utils.exports.compressed_ply import write_compressed_ply
 from utils.exports.gltf_splats import write_splat_glb
-from utils.exports.mesh import fuse_mesh, simplified, surface_views
-from utils.exports.mesh_files import write_collider_glb, write_mesh_glb, write_mesh_ply, write_textured_glb
-from utils.exports.nerfstudio import write_transforms
+from utils.exports.meshes.mesh import fuse_mesh, simplified, surface_views
+from utils.exports.meshes.mesh_files import write_collider_glb, write_mesh_glb, write_mesh_ply, write_textured_glb
+from utils.exports.meshes.texture import textured
 from utils.exports.ply import flatten_discs, write_splat_ply
 from utils.exports.select import (
     UP_AXES,
@@ -32,7 +33,6 @@ from utils.exports.select import (
 from utils.exports.sog import write_sog
 from utils.exports.splat import write_splat
 from utils.exports.spz import LONGEST_LOG_SCALE, SHORTEST_LOG_SCALE, write_spz
-from utils.exports.texture import textured
 from utils.exports.usd import USD_SUFFIXES, write_usd
 from utils.exports.world_html import Showing, write_world_html
 from utils.scene import artifacts

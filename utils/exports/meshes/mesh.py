@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from utils.errors import DegenerateCloudError, MissingDependencyError
-from utils.exports.volume import Volume, closed, empty_volume, free_around, integrate, without_edges
+from utils.exports.meshes.volume import Volume, closed, empty_volume, free_around, integrate, without_edges
 from utils.splatting.render import SplatView, depth_image, rgb_image
 from utils.types import Array, Reporter, StepReport
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from utils.cameras.lens import Lens
 from utils.cameras.projection import transform, unproject_depth
-from utils.exports.colmap import write_colmap_binary
-from utils.exports.nerfstudio import write_transforms
+from utils.exports.cameras.colmap import write_colmap_binary
+from utils.exports.cameras.nerfstudio import write_transforms
 from utils.scene.artifacts import write_points_ply
 from utils.sfm.clip_cameras import ClipCameras
 from utils.types import Array, CameraSet, Scene

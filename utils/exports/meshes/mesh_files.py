@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from utils.exports.glb import ELEMENT_ARRAY_BUFFER, TRIANGLES, Glb, linear_from_srgb
-from utils.exports.mesh import Mesh, vertex_normals
-from utils.exports.texture import TexturedMesh
+from utils.exports.meshes.mesh import Mesh, vertex_normals
+from utils.exports.meshes.texture import TexturedMesh
 from utils.types import Array
 
 _UNLIT = "KHR_materials_unlit"

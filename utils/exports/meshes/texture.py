@@ -11,7 +11,7 @@ from numba import njit, prange
 from scipy.ndimage import distance_transform_edt
 
 from utils.errors import MissingDependencyError
-from utils.exports.mesh import Mesh, SurfaceView, vertex_normals
+from utils.exports.meshes.mesh import Mesh, SurfaceView, vertex_normals
 from utils.types import Array
 
 # A view sees a texel if the texel is not farther behind what the view shows than this share of its depth.
