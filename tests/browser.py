@@ -1,6 +1,7 @@
 """A headless Chromium driven over its debugging protocol: open a page, run scripts in it, press keys, take pictures."""
 
 import base64
+import importlib.util
 import itertools
 import json
 import shutil
@@ -49,6 +50,14 @@ def browser_or_skip() -> str:
     if found is None:
         pytest.skip(f"no browser here: none of {', '.join(_NAMES)}")
     return found
+
+
+def axe_or_skip() -> str:
+    """axe-core, the accessibility checker, as a script for `Browser.violations`; skips the test where its package is not installed."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    if found is None or found.origin is None:
+        pytest.skip("no axe-core here: pip install --no-deps axe-playwright-python")
+    return (Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8")
 
 
 class Browser:
@@ -130,6 +139,12 @@ class Browser:
     def worst_contrast(self) -> tuple[float, str]:
         """The lowest contrast ratio (WCAG 2) of visible text against the colour behind it, and that text."""
         return tuple(self.run(_CONTRAST))
+
+    def violations(self, axe: str) -> list[str]:
+        """What axe-core finds wrong with the page as it stands: rule, how many, and the first place."""
+        self.call("Runtime.evaluate", expression=axe)
+        found = "r.violations.map((v) => `${v.impact} ${v.id} (${v.nodes.length}): ${v.nodes[0].html.slice(0, 150)}`)"
+        return list(self.run(f"axe.run().then((r) => {found})"))
 
     def press(self, key: str, code: int = 0, text: str = "") -> None:
         """One key down and up."""

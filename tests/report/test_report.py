@@ -253,3 +253,15 @@ def test_disagreement_is_red_where_pictures_differ_and_grey_elsewhere() -> None:
     render[:, :40] = 30
     shown = pictures.disagreement(image, render).astype(int)
     assert shown[30, 10, 0] > shown[30, 10, 1] + 100 and np.ptp(shown[30, 70]) == 0
+
+
+def test_exported_files_are_listed_with_their_fidelity_and_discs_are_explained(tmp_path: Path) -> None:
+    run = write_trained_world(tmp_path, "2dgs")
+    record = run.gs("2dgs") / "exports.json"
+    assert "Exported files" not in write_report(tmp_path).read_text()
+    entry = {"format": "ply", "splats": 1234, "bytes": 2_500_000, "psnr": [99.0, 31.25, 40.0]}
+    record.write_text(json.dumps({"splats_2dgs.ply": entry, "broken": {"psnr": "?"}}))
+    section = check(write_report(tmp_path))[0].split("<h2>Exported files</h2>")[1].split("</section>")[0]
+    assert "2.50 MB" in section and "31.2 dB" in section and "1,234" in section and "broken" not in section and "made of discs" in section
+    record.write_text(json.dumps({"splats_2dgs.ply": entry | {"psnr": [50.0]}}))
+    assert "made of discs" not in write_report(tmp_path).read_text()

@@ -83,7 +83,7 @@ def slider(before: Array, before_words: str, after: Array, after_words: str) -> 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A table that scrolls by itself on narrow screens; the first column names the row."""
-    header = "".join(f"<th>{escape(h)}</th>" for h in head)
+    header = "".join(f"<th>{escape(h)}</th>" if h else "<td></td>" for h in head)
     lines = ["<tr>" + f'<th scope="row">{escape(r[0])}</th>' + "".join(f"<td>{escape(c)}</td>" for c in r[1:]) + "</tr>" for r in rows]
     content = f"<thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody>"
     return f'<div class="scroll" tabindex="0" role="group" aria-label="table, scrolls sideways"><table>{content}</table></div>'
