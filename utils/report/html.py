@@ -53,8 +53,8 @@ EXPORT_RECORD = "exports.json"
 _EXACT_FORMATS, _ALIKE_DB = ("ply", "glb", "usd"), 45.0
 _DISCS = (
     "This world is made of discs (2DGS), files hold thin ellipsoids. Programs that draw ellipsoids widen each by half a pixel, discs are "
-    "drawn as they are: at the small size of the training that shows, and ever less the larger the picture (on the demo 31 dB at 252 "
-    "pixels, 38 at 504, 45 at 1008). Nothing is lost in the file. Train with --config.renderer 3dgs where files must match to the last pixel."
+    "drawn as they are: at the small size of the training that shows, and less the larger the picture (on the demo 31 dB at 252 pixels "
+    "of width, 38 at 504, 45 at 1008). Nothing is lost in the file. Train with --config.renderer 3dgs where files must match to the pixel."
 )
 # Names of trainings that others are compared with.
 _BASELINE = "naive"
