@@ -26,8 +26,9 @@ from torch import Tensor
 
 from benchmarks import gpu_pipeline, gpu_scaling
 from utils.cameras import se3
-from utils.deformation.inverse import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWTON_STEPS, TOLERANCE, FixedPointInverseWarp, LocalWarp
-from utils.deformation.lattice import triton as lattice_triton
+from utils.deformation.inverse import FixedPointInverseWarp, LocalWarp
+from utils.deformation.inverse import reference as inverse_reference
+from utils.deformation.inverse import triton as inverse_triton
 from utils.deformation.lattice.reference import LatticeField
 from utils.matching.optical_flow import reference as flow_torch
 from utils.points.confidence.batched import voxel_confident
@@ -42,7 +43,6 @@ from utils.types import CameraGaussians, CameraSet, Scene, Splats
 
 DEVICE = torch.device("cuda")
 SIZE = (280, 504)
-SETTINGS = (FIXED_POINT_STEPS, NEWTON_STEPS, TOLERANCE, LEAST_DETERMINANT)
 LATTICE = (6, 20, 36)
 """nz, nv, nu."""
 
@@ -158,9 +158,11 @@ def check_inverse(seed: int) -> dict[str, float]:
     nodes = smooth_nodes(0.03, generator)
     means = torch.cat(dense_cloud(5000, SIZE, generator)[:1]).double()
     field = field_of(nodes, SIZE)
-    expected = FixedPointInverseWarp(field).linearize_torch(means, 0)
+    expected = inverse_reference.solve(field, 0, means)
     coordinates = torch.from_numpy(field.affine_coordinates(0)).float().to(DEVICE)
-    solved, jacobian, residual = lattice_triton.invert_lattice(nodes.float().to(DEVICE), coordinates, means.float().to(DEVICE), SETTINGS)
+    solved, jacobian, residual = inverse_triton.invert_lattice(
+        nodes.float().to(DEVICE), coordinates, means.float().to(DEVICE), inverse_reference.settings()
+    )
     errors = {"inverse point": relative(solved, expected.q0), "inverse Jacobian": relative(jacobian, expected.jacobian)}
     return {**errors, "inverse residual": float(residual.max())}
 
@@ -278,7 +280,7 @@ def time_warp_and_view(num: int, size: tuple[int, int], bandwidth: float, genera
     sh = torch.randn(num, 16, 3, device=DEVICE)
     pose = torch.eye(4, device=DEVICE)
     rows = [measure("inverse deformation, Triton", lambda: warp.linearize(means, 0), num * 64 / bandwidth)]
-    rows.append(measure("inverse deformation, torch", lambda: warp.linearize_torch(means, 0), num * 64 / bandwidth, 5))
+    rows.append(measure("inverse deformation, torch", lambda: inverse_reference.solve(warp.field, 0, means), num * 64 / bandwidth, 5))
     leaves = [t.requires_grad_() for t in (means, quats, log_scales, logits, sh)]
     for name, function in (("Triton", gaussians_triton.view_gaussians), ("torch", gaussians.view_gaussians)):
 

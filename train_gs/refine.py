@@ -58,9 +58,9 @@ class FieldRefinement(nn.Module):
         """Whether one kernel takes the gradient of a frame's corrections."""
         if self._cameras.device.type != "cuda" or not triton_ready():
             return False
-        from utils.deformation.lattice import triton as lattice_triton
+        from utils.deformation.node_shift import triton
 
-        return lattice_triton.fits(tuple(self.corrections[0].shape[:3]))  # type: ignore[arg-type]
+        return triton.fits(tuple(self.corrections[0].shape[:3]))  # type: ignore[arg-type]
 
     def _whole_spread(self) -> Tensor:
         """(nodes, coarse nodes) weights along all three axes at once."""
@@ -107,13 +107,13 @@ class FieldRefinement(nn.Module):
             solved: (N, 3) positions in front of the camera, solved with the nodes of `settle`; not read where `back` is 0.
             back: (N, 3) gradient with respect to the same before the deformation.
         """
-        from utils.deformation.lattice import triton as lattice_triton
+        from utils.deformation.node_shift import triton
 
         correction = self.corrections[view]
         if not correction.requires_grad:
             return
         counts, coarse = tuple(self._aligned.shape[1:4]), tuple(correction.shape[:3])
-        found = lattice_triton.correction_vjp(counts, coarse, self._cameras[view], self._layers[view], solved, None, back)  # type: ignore[arg-type]
+        found = triton.correction_vjp(counts, coarse, self._cameras[view], self._layers[view], solved, None, back)  # type: ignore[arg-type]
         correction.grad = found.contiguous() if correction.grad is None else correction.grad + found
 
     def moved(self, means: Tensor, local: LocalWarp, view: int, *, fresh: bool) -> Tensor:
@@ -250,10 +250,10 @@ class _WithCorrection(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        from utils.deformation.lattice import triton as lattice_triton
+        from utils.deformation.node_shift import triton
 
         camera, layers, points, jacobian = ctx.saved_tensors
-        found = lattice_triton.correction_vjp(ctx.counts, ctx.coarse, camera, layers, points, jacobian, grads[0])
+        found = triton.correction_vjp(ctx.counts, ctx.coarse, camera, layers, points, jacobian, grads[0])
         return grads[0], found.contiguous(), None, None, None, None, None
 
 

@@ -12,7 +12,7 @@ from tests.train_gs.test_train_gs import FRAMES, build, correction_sources, make
 from train_gs.refine import FieldRefinement, TimeLinks, carried_over, interpolation, roughness, time_links
 from train_gs.train import train
 from utils.deformation.inverse import FixedPointInverseWarp, inverse_of_alignment
-from utils.deformation.node_shift import _shift_torch, _shift_vjp_torch, node_shift
+from utils.deformation.node_shift import node_shift, reference
 
 
 def moved(warp: FixedPointInverseWarp, change: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -23,7 +23,7 @@ def moved(warp: FixedPointInverseWarp, change: torch.Tensor, y: torch.Tensor) ->
 
 
 def test_gradient_with_respect_to_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utils.deformation.inverse.TOLERANCE", 1e-13)
+    monkeypatch.setattr("utils.deformation.inverse.reference.TOLERANCE", 1e-13)
     warp = FixedPointInverseWarp(make_field(0.05))
     y = points_in_view(80)
     local = warp.linearize(y, 1)
@@ -40,7 +40,7 @@ def test_gradient_with_respect_to_the_nodes(monkeypatch: pytest.MonkeyPatch) -> 
             step[(*place, k)] = 1e-6
             numeric = (weights * (moved(warp, step, y) - moved(warp, -step, y))).sum() / 2e-6
             torch.testing.assert_close(change.grad[(*place, k)], numeric, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(change.grad, _shift_vjp_torch(tuple(change.shape[:3]), local.q0, local.jacobian, camera, weights))
+    torch.testing.assert_close(change.grad, reference.shift_vjp(tuple(change.shape[:3]), local.q0, local.jacobian, camera, weights))
 
 
 def test_shift_predicts_what_solving_again_gives() -> None:
@@ -52,7 +52,7 @@ def test_shift_predicts_what_solving_again_gives() -> None:
     predicted, exact = node_shift(change, local, camera, is_zero=False), moved(warp, change, y) - local.q0
     assert exact.norm(dim=-1).median() > 3e-4
     assert (predicted - exact).norm(dim=-1).median() < 0.03 * exact.norm(dim=-1).median()
-    torch.testing.assert_close(predicted, _shift_torch(change, local.q0, local.jacobian, camera))
+    torch.testing.assert_close(predicted, reference.shift(change, local.q0, local.jacobian, camera))
 
 
 def test_corrections_spread_linearly() -> None:

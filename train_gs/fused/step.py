@@ -12,7 +12,7 @@ from torch import Tensor
 
 from train_gs.fused.triton import see_colors, see_geometry, step_colors, step_geometry
 from train_gs.population import SplatRows
-from utils.deformation.inverse import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWTON_STEPS, TOLERANCE
+from utils.deformation.inverse.reference import FIXED_POINT_STEPS, LEAST_DETERMINANT, NEWTON_STEPS, TOLERANCE
 from utils.splatting.rasterize.triton import SHAPES, Binned, Projected, Segments, TritonRasterizer, bin_pairs, blend, blend_backward
 from utils.types import RenderOutput
 

@@ -10,7 +10,7 @@ import math
 import triton
 import triton.language as tl
 
-from utils.deformation.lattice.triton import solve_point
+from utils.deformation.inverse.triton import solve_point
 from utils.device.triton_columns import load3, load4, store3
 from utils.splatting.rasterize.triton_project import RECORD, gaussian_vjp, unit, write_colors, write_gaussian
 from utils.splatting.view.triton import basis, offset, product, rotated

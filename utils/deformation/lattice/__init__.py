@@ -1,7 +1,7 @@
-"""Displacement lattices: evaluation, Jacobian, inversion, resampling and bounds.
+"""Displacement lattices: evaluation, Jacobian, resampling and bounds.
 
 `reference` defines the field (torch, any dtype); `numba` evaluates on the CPU, `batched` many frames on a device;
-`numba_inverse` and `triton` are kernels of the fixed-point inverse.
+`numba_points` and `triton` evaluate it inside other kernels, those of the inverse and its derivatives.
 May import: what `utils.deformation` may.
 Start: `reference`.
 """
