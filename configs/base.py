@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from utils.errors import ConfigError
 
@@ -29,6 +29,8 @@ def from_plain(cls: type[T], plain: dict[str, Any], where: str = "config", defau
     Raises:
         ConfigError: an unknown key, named with its path.
     """
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{where} is {_shown(plain)}", f"give an object with settings of {cls.__name__}")
     hints = get_type_hints(cls)
     plain = _nested(plain, aliases_of(cls))
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -57,13 +59,30 @@ def _decode(hint: Any, value: Any, where: str, default: Any = None) -> Any:
         return _decode(next(a for a in get_args(hint) if a is not type(None)), value, where, default)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_plain(hint, value, where, default)
-    if hint is Path:
-        return Path(value)
-    if origin is tuple:
-        return tuple(_decode(get_args(hint)[0], v, where) for v in value)
-    if origin is list:
-        return [_decode(get_args(hint)[0], v, where) for v in value]
-    return value
+    if origin in (tuple, list):
+        parts = [part for part in get_args(hint) if part is not Ellipsis]
+        if not isinstance(value, (tuple, list)) or (len(parts) > 1 and len(value) != len(parts)):
+            raise _unfit(where, value, hint)
+        decoded = [_decode(parts[min(i, len(parts) - 1)], v, where) for i, v in enumerate(value)]
+        return tuple(decoded) if origin is tuple else decoded
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise _unfit(where, value, hint)
+        return value
+    kinds: dict[type, Any] = {Path: str, float: (int, float)}
+    if isinstance(hint, type) and (not isinstance(value, kinds.get(hint, hint)) or (isinstance(value, bool) and hint is not bool)):
+        raise _unfit(where, value, hint)
+    return Path(value) if hint is Path else value
+
+
+def _unfit(where: str, value: Any, hint: Any) -> ConfigError:
+    wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    return ConfigError(f"{where} is {_shown(value)}", f"give a value of the kind {wanted}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:76] + " ..."
 
 
 def aliases_of(cls: type) -> dict[str, str]:
@@ -110,10 +129,12 @@ def load_config_file(cls: type[T], path: Path) -> T:
         ConfigError: the file is missing, is no JSON, or has an unknown key.
     """
     try:
-        plain = json.loads(path.read_text())
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no plain file")
+        plain = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read --config-file {path}: {error}", "give a JSON file as written beside an earlier run") from error
-    return from_plain(cls, plain)
+        raise ConfigError(f"cannot read --config-file {path}: {str(error)[:200]}", "give a JSON file with settings") from error
+    return sensible(from_plain(cls, plain))
 
 
 def sensible(config: T) -> T:
@@ -183,11 +204,11 @@ def parse(
     return sensible(typing.cast(T, explained(lambda: tyro.cli(main, args=without_aliases(cls, args), prog=prog), prog)))
 
 
-def parse_flat(cls: type[T], args: list[str], *, prog: str, description: str) -> T:
-    """The config from a command line whose flags have no `--config.` before them; help spells them with underscores."""
+def parse_flat(cls: type[T], args: list[str], *, prog: str, description: str, underscores: bool = True) -> T:
+    """The config from a command line whose flags have no `--config.` before them; help spells them with underscores or hyphens."""
     import tyro
 
-    return sensible(explained(lambda: tyro.cli(cls, args=args, prog=prog, description=description, use_underscores=True), prog))
+    return sensible(explained(lambda: tyro.cli(cls, args=args, prog=prog, description=description, use_underscores=underscores), prog))
 
 
 def cli(cls: type[Any], target: str, prog: str, parser: Callable[[], Any] | None = None) -> None:

@@ -102,6 +102,7 @@ class Trainer:
         self._earlier = 0.0
         self._begun: float | None = None
         self.history: list[dict[str, float]] = []
+        self.sums: dict[str, float] = {}  # of the values since the last entry of the history
         self.bands_active = False
         self.optimizer = self._make_optimizer()
         # gsplat reads back from the device within a step, so only the own kernels can be recorded
@@ -472,6 +473,7 @@ class Trainer:
             "generator": self.generator.get_state(),
             "order": self.order,
             "history": self.history,
+            "sums": self.sums,
             "bands_active": self.bands_active,
             "hidden": self.hidden,
         }
@@ -492,23 +494,23 @@ class Trainer:
         self._prepare_graphs()
         self.generator.set_state(state["generator"])
         self.order, self.history, self.iteration = list(state["order"]), list(state["history"]), state["iteration"]
-        self.hidden = state["hidden"]
+        self.hidden, self.sums = state["hidden"], dict(state.get("sums", {}))
         self._earlier, self._begun = state["seconds"], None
 
 
 def train(trainer: Trainer, report: Reporter = NULL_REPORTER, save: Any = None, watch: Any = None) -> TrainedScene:
     """Runs the remaining steps; `save(trainer)` is called every `save_every` steps and `watch(trainer)` after each, if given."""
     config, started = trainer.config, time.perf_counter()
-    sums: dict[str, float] = {}
     while not trainer.done:
         values = trainer.step()
+        sums = trainer.sums
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value
         if trainer.iteration % config.log_every == 0 or trainer.done:
             steps = (trainer.iteration - 1) % config.log_every + 1
             means = {name: value / steps for name, value in sums.items()}
             trainer.history.append({"step": trainer.iteration, "seconds": time.perf_counter() - started, **means})
-            sums = {}
+            sums.clear()
         report.step(StepReport(stage="splatting", step=trainer.iteration - 1, total=config.num_iters, values=values))
         if save is not None and trainer.iteration % config.save_every == 0 and not trainer.done:
             save(trainer)

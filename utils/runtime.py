@@ -1,6 +1,7 @@
 """What surrounds a stage: errors to exit codes, logging, seeds and threads. Imports nothing heavy, so `--help` stays quick."""
 
 import ctypes
+import io
 import logging
 import os
 import random
@@ -18,6 +19,9 @@ _LONGEST = 1200
 def run_stage(work: Callable[[], None]) -> None:
     """Runs `work`; a `V2WError` prints `error:` and `hint:` and exits with 2, an interrupt with 130, a fault with 1."""
     configure_logging()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
+            stream.reconfigure(errors="backslashreplace")
     try:
         work()
     except V2WError as error:

@@ -130,8 +130,11 @@ def _timeless(path: Path) -> bytes:
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
         kept = {k: _without_times(v) for k, v in value.items() if k not in _TIMES}
-        if isinstance(kept.get("files"), dict):
-            kept["files"] = {k: v for k, v in kept["files"].items() if Path(k).name not in _TIMED}
+        files = kept.get("files")
+        if isinstance(files, dict):
+            kept["files"] = {k: v for k, v in files.items() if Path(k).name not in _TIMED}
+            if len(kept["files"]) < len(files):
+                kept.pop("content_id", None)  # a hash of all of them
         return kept
     return [_without_times(v) for v in value] if isinstance(value, list) else value
 

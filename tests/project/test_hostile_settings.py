@@ -1,12 +1,13 @@
 """Settings that make no sense end in two lines and exit code 2, before any work; faults of the program in one line and a log."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from configs.base import parse
+from configs.base import load_config_file, parse
 from configs.stage1_align import FrameToModelICPConfig
 from configs.stage3_gs import GSConfig
 from utils.errors import ConfigError
@@ -24,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
         ["preprocess_video.py", "--input_video", "x.mp4", "--seed", "1e12"],
         ["run_reconstruction.py", "--config.mode", "turbo"],
         ["-m", "train_gs", "--config.gs.nothing", "1"],
+        ["-m", "utils.synthetic", "--out", "x", "--layout", "cave"],
+        ["-m", "web", "--max-queue", "1.5"],
+        ["-m", "web", "nonsense"],
     ],
     ids=" ".join,
 )
@@ -47,6 +51,28 @@ def test_all_wrong_numbers_are_named_at_once():
             ["--config.root-path", "x", "--config.twists.seed", "-1", "--config.alignment.num-frames", "1000000000000"],
         )
     assert "seed" in caught.value.message or "num_frames" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "7", "[]", "null", "[" * 100_000, '{"num_iters": "many"}', '{"renderer": "4dgs"}', '{"deform": 1}', '{"refine_lattice": [1, 2]}',
+        '{"lr_sh0": [1]}', '{"root_path": 3}', '{"lr_sh0": 1e999}', '{"num_iters": true}', '{"num_iters": null}',
+    ],
+)  # fmt: skip
+def test_saved_settings_of_another_kind_are_refused(tmp_path, content):
+    path = tmp_path / "saved.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config_file(GSConfig, path)
+    assert caught.value.hint
+
+
+def test_a_folder_or_pipe_is_no_file_of_settings(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "gone"):
+        with pytest.raises(ConfigError):
+            load_config_file(GSConfig, path)
 
 
 def test_a_fault_is_one_line_and_a_log(capsys):

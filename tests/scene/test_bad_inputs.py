@@ -143,6 +143,17 @@ def test_clips_of_mixed_sizes_name_the_one_that_differs(tmp_path: Path) -> None:
     assert not (tmp_path / "scene" / "frames").exists()
 
 
+def test_names_that_are_no_text_are_told_before_work(tmp_path: Path) -> None:
+    (tmp_path / "shots").mkdir()
+    for i in range(4):
+        media.write_image(tmp_path / "shots" / f"{i}.png", moving_frames(1)[0])
+    (tmp_path / "shots" / "3.png").rename(tmp_path / "shots" / "\udcff.png")
+    with pytest.raises(InputError) as caught:
+        preprocess_video.run(settings(tmp_path, frames_dir=tmp_path / "shots"), Notes())
+    explained(caught.value, "\\udcff.png", "no text")
+    assert not (tmp_path / "scene" / "exports").exists()
+
+
 def test_a_damaged_frame_is_named(tmp_path: Path) -> None:
     (tmp_path / "shots").mkdir()
     for i in range(5):

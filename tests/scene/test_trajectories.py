@@ -1,6 +1,7 @@
 """The fly-through path and its file."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,3 +153,16 @@ def test_matrices_of_three_rows_and_skew_rotations_are_read(tmp_path: Path) -> N
         write([wrong])
         with pytest.raises(CorruptArtifactError, match="no camera path"):
             tr.load_trajectory(file)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 50_000 + "1" + "}" * 50_000, "9" * 6000])
+def test_json_that_exhausts_the_reader_is_no_path(tmp_path, content):
+    (tmp_path / "path.json").write_text(content)
+    with pytest.raises(CorruptArtifactError):
+        tr.load_trajectory(tmp_path / "path.json")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "path.json")
+    with pytest.raises(CorruptArtifactError):
+        tr.load_trajectory(tmp_path / "path.json")

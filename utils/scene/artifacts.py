@@ -310,13 +310,15 @@ def read_json(path: Path) -> Any:
     """JSON of a file.
 
     Raises:
-        ArtifactError: missing or no JSON.
+        ArtifactError: missing, no plain file, or no JSON.
     """
+    if not path.exists():
+        raise MissingArtifactError(f"{path} is missing", "run the stage that writes it again")
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise MissingArtifactError(f"{path} is missing", "run the stage that writes it again") from error
-    except ValueError as error:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no plain file")
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptArtifactError(f"{path} is no JSON: {error}", "run the stage that writes it again") from error
 
 

@@ -50,23 +50,37 @@ def frame_folder(folder: Path) -> FrameFolder:
     """The frames of a folder, or of its sub-folders if it holds none itself.
 
     Raises:
-        InputError: no folder, or no images in it.
+        InputError: no folder, no images in it, or names that are no text.
     """
     if not exists(folder) or not folder.is_dir():
         raise InputError(f"{str(folder)[:300]} is not a folder", "pass a folder of images with --frames_dir, or a clip with --input_video")
     skipped: list[str] = []
     frames = _frames_in(folder, skipped)
     if frames:
+        _require_names(frames)
         return FrameFolder(root=folder, frames=frames, totals=[len(frames)], skipped=skipped)
     cameras = [_frames_in(sub, skipped) for sub in _camera_folders(folder, skipped)]
     cameras = [frames for frames in cameras if frames]
     if not cameras:
         raise InputError(f"{folder} holds no images", f"frames must end in one of {', '.join(sorted(IMAGE_SUFFIXES))} and sort by name")
+    _require_names([path for frames in cameras for path in frames])
     if len(cameras) > 1:
         skipped.insert(0, f"{len(cameras)} sub-folders are taken for {len(cameras)} clips of one scene")
     return FrameFolder(
         root=folder, frames=[path for frames in cameras for path in frames], totals=[len(c) for c in cameras], skipped=skipped
     )
+
+
+def _require_names(frames: Sequence[Path]) -> None:
+    """Cameras and masks belong to frames by their names, which files can only hold as text."""
+    for path in frames:
+        try:
+            path.name.encode()
+        except UnicodeEncodeError as error:
+            shown = path.name.encode(errors="backslashreplace").decode()
+            raise InputError(
+                f"the name of {shown} is no text (not UTF-8)", "rename the frames, for example to 0001.png, 0002.png ..."
+            ) from error
 
 
 def list_frames(folder: Path) -> list[Path]:

@@ -288,6 +288,9 @@ def _refine_cameras(clip: PosedClip, samples: list[Matches], starts: list[Array]
     height, width = clip.grays.shape[1:]
     longest = max(width, height * clip.K[0, 0] / clip.K[1, 1])
     prior = focal_prior(longest, len(clip.refs))
+    if not sum(len(sample.point) for sample in samples):
+        report.note("poses: no pixel is seen by three frames, the cameras stay as mapped")
+        return clip
     bundle = adjust(clip.w2c, clip.K, join(samples), np.concatenate(starts), focal=prior)
     report.note(
         f"poses: dense matches off by {bundle.before_px:.2f} px before, {bundle.after_px:.2f} px after refinement;"

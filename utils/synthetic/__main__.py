@@ -1,11 +1,12 @@
 """`python -m utils.synthetic --out DIR` writes a synthetic inconsistent clip and its ground truth."""
 
 import argparse
-import sys
 from pathlib import Path
+from typing import NoReturn
 
-from utils.errors import ConfigError, V2WError
+from utils.errors import ConfigError
 from utils.reporting import ConsoleReporter
+from utils.runtime import run_stage
 from utils.synthetic.inconsistency import WARPS
 from utils.synthetic.scenes import LAYOUTS
 from utils.synthetic.texture import TEXTURES
@@ -25,9 +26,16 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are errors like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, f"{self.prog} --help lists all flags and what they take")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
+    """The command line; raises ConfigError for what is not understood."""
+    parser = _Parser(
         prog="python -m utils.synthetic",
         description="Write DIR/clip.mp4, a clip whose frames contradict each other the way generated video does, and "
         "DIR/ground_truth.npz, its true cameras, depth, canonical points and clean novel views.",
@@ -52,36 +60,36 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
-    """Run the command; 0 on success, 2 after a one-line error."""
+def main() -> None:
+    """Run the command.
+
+    Raises:
+        V2WError: settings that make no world, or a folder that cannot be written.
+    """
     args = build_parser().parse_args()
+    config = WorldConfig(
+        layout=args.layout,
+        frames=args.frames,
+        size=parse_size(args.size),
+        severity=args.severity,
+        seed=args.seed,
+        path_scale=args.path_scale,
+        warp=args.warp,
+        texture=args.texture,
+        occluders=args.occluders,
+        vanishing=args.vanishing,
+    )
     try:
-        config = WorldConfig(
-            layout=args.layout,
-            frames=args.frames,
-            size=parse_size(args.size),
-            severity=args.severity,
-            seed=args.seed,
-            path_scale=args.path_scale,
-            warp=args.warp,
-            texture=args.texture,
-            occluders=args.occluders,
-            vanishing=args.vanishing,
-        )
+        args.out.mkdir(parents=True, exist_ok=True)  # told before the work is done
         with ConsoleReporter() as console:
             console.note("compiling the ray caster, which takes a minute the first time on a machine")
             world = make_world(config, console)
             console.note("clean views and ground truth")
             save_world(world, args.out)
-    except V2WError as error:
-        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
-        return 2
     except OSError as error:
-        print(f"error: cannot write to {args.out}: {error}\nhint: choose a folder you may write to", file=sys.stderr)
-        return 2
+        raise ConfigError(f"cannot write to {args.out}: {error}", "choose a folder you may write to") from error
     print(f"wrote {args.out / 'clip.mp4'} ({args.frames} frames) and {args.out / 'ground_truth.npz'}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_stage(main)
