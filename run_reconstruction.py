@@ -7,6 +7,7 @@ import importlib.util
 import json
 import shlex
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,7 +172,9 @@ def execute(
         restart_peak_memory()
         before, begin = _created(call.folder), time.perf_counter()
         module, _, function = call.target.partition(":")
-        getattr(importlib.import_module(module), function)(call.config, report)
+        # the report is written once, with the times of all stages
+        settings = replace(call.config, report=False) if call.module == "eval_gs" else call.config
+        getattr(importlib.import_module(module), function)(settings, report)
         seconds = time.perf_counter() - begin
         kept = before is not None and before == _created(call.folder)
         if progress is not None:
@@ -365,6 +368,20 @@ def compiling_ahead(config: PipelineConfig, calls: list[StageCall]) -> contextli
     return warming_up(config.renderers)
 
 
+def importing_ahead(calls: list[StageCall]) -> None:
+    """Imports what later stages need on a thread, while the first one computes in compiled code: seconds, where disks are slow or files
+    many. What cannot be imported is left to its stage, which says so.
+    """
+
+    def load() -> None:
+        with contextlib.suppress(Exception):
+            for module in dict.fromkeys(call.target.partition(":")[0] for call in calls):
+                importlib.import_module(module)
+            importlib.import_module("torch._dynamo")  # which torch's optimisers ask for at their first step
+
+    threading.Thread(target=load, name="imports", daemon=True).start()
+
+
 def run(config: PipelineConfig) -> Path:
     """Runs every stage whose result is not up to date and writes the report; returns the scene root."""
     from utils.reporting import ConsoleReporter, ProgressFileReporter
@@ -376,6 +393,8 @@ def run(config: PipelineConfig) -> Path:
         with writing_scene(config.scene_root, console):
             require_replaceable([Output(SceneLayout(config.scene_root).summary_json, "file", file=True, signature=_SUMMARY)])
             with computing_on(config), compiling_ahead(config, calls):
+                if _created(calls[0].folder) is None:
+                    importing_ahead(calls)
                 execute(config, calls, progress or console, progress)
             if not config.skip_eval:
                 from utils.report.html import write_report

@@ -37,12 +37,18 @@ class Behind(Generic[Result]):
         while len(self._waiting) > _WAITING_PER_THREAD * self._threads or (self._waiting and self._waiting[0].done()):
             self.results.append(self._waiting.popleft().result())
 
+    def end(self) -> list[Result]:
+        """Waits for all jobs so far; their results."""
+        while self._waiting:
+            self.results.append(self._waiting.popleft().result())
+        return self.results
+
     def __enter__(self) -> "Behind[Result]":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if error is None:
-                self.results += [job.result() for job in self._waiting]
+                self.end()
         finally:
             self._pool.shutdown(cancel_futures=True)

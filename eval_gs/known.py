@@ -20,6 +20,7 @@ _WELL_KNOWN = 0.7
 """A view is well known if it shows at least this share of what the cameras of the clip usually do."""
 _SHORT_GAP = 0.03
 """Runs of badly known views up to this share of the path are passed through."""
+_JUDGED_EVERY = 3  # views of a path
 _SHORTEST = 24  # views; a shorter film is not worth it
 _OPAQUE, _MOST_SHOWN, _MANY_DIRECTIONS, _PLAN_WIDTH = 0.3, 200_000, 8, 720
 
@@ -63,7 +64,9 @@ def well_known_part(view: SplatView, path: CameraSet) -> WellKnown:
     trained = view.trained
     own = trained.cameras.select(np.flatnonzero(trained.trained))
     usual = float(np.median(known_shares(view, own.select(np.unique(np.linspace(0, len(own) - 1, min(24, len(own))).round().astype(int))))))
-    shares = known_shares(view, path)
+    # Shares change slowly along a path.
+    at = np.unique(np.r_[0 : len(path) : _JUDGED_EVERY, len(path) - 1])
+    shares = np.interp(np.arange(len(path)), at, known_shares(view, path.select(at)))
     good = closed(shares >= _WELL_KNOWN * usual, int(_SHORT_GAP * len(path)))
     start, stop = longest_run(good)
     if stop - start < min(_SHORTEST, len(path)):

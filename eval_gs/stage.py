@@ -127,7 +127,12 @@ def _evaluate(
         white=config.white_background,
         measure=config.metrics,
     )
-    with publish(out, EVALUATION_SCHEMA, home=config.root_path, report=report) as folder:
+    with (
+        publish(out, EVALUATION_SCHEMA, home=config.root_path, report=report) as folder,
+        Behind[Any](threads=1) as aside,
+    ):
+        if config.metrics:
+            aside.do(functools.partial(_multi_layer, subject))
         consistency = {}
         shown = folder / "report_pictures"
         shown.mkdir()
@@ -140,7 +145,8 @@ def _evaluate(
             _film_beside(config, subject, clip, folder, report)
         if config.metrics:
             consistency = {name: values for name, values in consistency.items() if values}
-            more = {"exports": checked_exports(checkpoint, subject.view), "consistency": consistency}
+            layers = aside.end()[0]
+            more = {"multi_layer": layers, "exports": checked_exports(checkpoint, subject.view), "consistency": consistency}
             _measure(config, subject, folder, more, started, report)
         _picture_rows(subject, shown, config.white_background)
         if subject.view.trained.coverage is not None:
@@ -246,7 +252,6 @@ def _measure(config: EvalConfig, subject: _Subject, folder: Path, more: dict[str
         **summary,
         **({} if used is None else {"masked": float(1 - used.mean())}),
         **({} if config.ground_truth is None else {"novel_views": _against_truth(config, subject, config.ground_truth, report)}),
-        "multi_layer": multi_layer(artifacts.load_cloud(subject.alignment).points, cameras),
         "frames_placed": _frames_placed(subject),
         "off_path": off_path(subject.view, config.off_path_degrees),
         **more,
@@ -256,6 +261,10 @@ def _measure(config: EvalConfig, subject: _Subject, folder: Path, more: dict[str
     artifacts.write_json(folder / "metrics.json", content | ({"lpips_unavailable": reason} if reason else {}))
     words = [f"{name} {values['psnr']:.2f} dB / SSIM {values['ssim']:.3f}" for name, values in summary.items()]
     report.note("evaluation: " + ", ".join(words))
+
+
+def _multi_layer(subject: _Subject) -> float:
+    return multi_layer(artifacts.load_cloud(subject.alignment).points, subject.view.trained.cameras)
 
 
 def _frames_placed(subject: _Subject) -> dict[str, Any]:

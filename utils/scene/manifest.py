@@ -37,6 +37,7 @@ COSMETIC = frozenset(
         "tensorboard",
         "tensorboard_log_dir",
         "progress",
+        "report",
         "num_threads",
         "roma_cache",
         "allow_stale",

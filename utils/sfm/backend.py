@@ -4,6 +4,7 @@ Result: cameras that share one focal length, depth with every pixel filled, conf
 that its median depth is 3 units.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,7 +38,8 @@ from utils.sfm.mapping import (
     settle_focal,
 )
 from utils.sfm.plane_sweep import shrink_mask
-from utils.types import Array, CameraSet, Reporter, Scene, StepReport
+from utils.sfm.rehearsal import rehearsing
+from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
 
 # Depth of the middle of the scene, in scene units; arbitrary, but the same for every clip.
 MEDIAN_DEPTH = 3.0
@@ -79,14 +81,15 @@ class SfmGeometry:
         Raises:
             GeometryError: the camera stands still or only turns, or too few frames match.
         """
-        model = self._mapped(frames, report)
+        with contextlib.nullcontext() if frames.mapped is not None else rehearsing(depth_of):
+            model = self._mapped(frames, report)
         report.note(
             f"poses: {len(model.frames)} of {len(frames.chosen)} frames, {len(model.points)} points, reprojection"
             f" {model.error_px:.2f} px, focal {model.focal / max(frames.images.shape[1:3]):.2f} x longest side"
         )
         clip = _posed_clip(frames, model)
-        clip, inverse, rays = _depth_rounds(clip, frames, report)
-        return _to_scene(frames, model, clip, inverse, rays)
+        clip, depth, confidence = depth_of(clip, frames, report)
+        return _to_scene(frames, model, clip, depth, confidence)
 
     def _mapped(self, frames: ClipFrames, report: Reporter) -> SparseModel:
         """Poses of the chosen frames; those in between are mapped with them where the chosen ones alone do not match."""
@@ -299,8 +302,9 @@ def _refine_cameras(clip: PosedClip, samples: list[Matches], starts: list[Array]
     return replace(clip, w2c=bundle.w2c, K=bundle.K)
 
 
-def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, inverse: list[Array], rays: list[RayDepth]) -> Scene:
-    """Depth with its far shell, confidence from agreement between the frames, and the scale of the scene."""
+def depth_of(clip: PosedClip, frames: ClipFrames, report: Reporter = NULL_REPORTER) -> tuple[PosedClip, Array, Array]:
+    """Refined cameras, and depth with its far shell and confidence from agreement between the frames, (R, H, W) float32 each."""
+    clip, inverse, rays = _depth_rounds(clip, frames, report)
     measured = np.stack([(ray.weight > 0) & ~ray.far for ray in rays])
     stacked = np.stack(inverse)
     known = stacked[measured] if measured.any() else stacked
@@ -308,7 +312,11 @@ def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, inverse: 
     own = np.stack([2 * ray.weight / (ray.weight + 0.5) for ray in rays])
     with frame_threads() as pool:
         smooth = np.stack(list(pool.map(planarity, inverse)))
-    depth, confidence = depth_and_confidence(stacked, measured, own, lowest, clip.w2c[clip.refs], clip.K, smooth)
+    return clip, *depth_and_confidence(stacked, measured, own, lowest, clip.w2c[clip.refs], clip.K, smooth)
+
+
+def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, depth: Array, confidence: Array) -> Scene:
+    """The scene, scaled to a median depth of three units."""
     scale = MEDIAN_DEPTH / float(np.median(depth))
     c2w = invert_rigid(clip.w2c[clip.refs])
     c2w[:, :3, 3] *= scale

@@ -1,0 +1,54 @@
+"""Compiles the code of the depth rounds on a thread while mapping, which leaves all cores but one idle, is at work.
+
+A first run on a machine else waits for Numba at every step. Nothing has to be listed: a made clip goes through the same functions.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+
+from utils.geometry_backend import ClipFrames
+from utils.sfm.depth_completion import PosedClip
+
+_FRAMES, _SIZE, _FOCAL, _STEP, _DEPTH = 5, (48, 64), 55.0, 2, 3.0
+
+
+def made_clip() -> tuple[PosedClip, ClipFrames]:
+    """A textured wall that a posed camera moves along, two pixels a frame."""
+    height, width = _SIZE
+    wall = np.random.default_rng(0).integers(0, 256, (height, width + _FRAMES * _STEP), np.uint8)
+    wall = cv2.cvtColor(cv2.GaussianBlur(wall, (0, 0), 1.0), cv2.COLOR_GRAY2RGB)
+    images = np.stack([wall[:, i * _STEP : i * _STEP + width] for i in range(_FRAMES)])
+    w2c = np.tile(np.eye(4), (_FRAMES, 1, 1))
+    w2c[:, 0, 3] = -np.arange(_FRAMES) * _STEP * _DEPTH / _FOCAL
+    y, x = (grid.ravel() for grid in np.mgrid[4:height:8, 4:width:8])
+    seen = np.column_stack([x, y, np.full(len(x), 1 / _DEPTH)])
+    clip = PosedClip(
+        grays=np.ascontiguousarray(images[..., 0]),
+        w2c=w2c,
+        K=np.array([[_FOCAL, 0, width / 2], [0, _FOCAL, height / 2], [0, 0, 1]]),
+        refs=np.arange(_FRAMES),
+        sparse=[seen] * _FRAMES,
+    )
+    return clip, ClipFrames(images=images, chosen=np.arange(_FRAMES), size=_SIZE, names=("",) * _FRAMES)
+
+
+@contextlib.contextmanager
+def rehearsing(rounds: Callable[[PosedClip, ClipFrames], object]) -> Iterator[None]:
+    """Inside, a thread takes the made clip through `rounds`; what goes wrong there does no harm and is left to the real one."""
+
+    def rehearse() -> None:
+        with contextlib.suppress(Exception):
+            rounds(*made_clip())
+
+    threads = cv2.getNumThreads()
+    thread = threading.Thread(target=rehearse, name="rehearsal")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        cv2.setNumThreads(threads)  # which the rounds set for themselves, and perhaps what was at work meanwhile
