@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tests.trained_world import FRAMES, write_trained_world
 from tests.viewer_site import served
 from utils.exports.ply import read_splat_ply, write_splat_ply
 from utils.exports.view import write_view
+from utils.scene.media import decode
 from utils.splatting.checkpoint import MODEL, load_checkpoint, unfinished
 from utils.splatting.render import SplatView, resolve_rasterizer, rgb_image
 from utils.viewer.prepare import prepare
@@ -154,6 +156,29 @@ def test_what_is_cropped_is_gone_from_picture_and_file(page, tmp_path) -> None:
     assert 0 < browser.run("app.editor.selected.reduce((a, b) => a + b)") < len(whole) / 2
     browser.run("app.open('')")
     assert browser.run("app.viewer.controls.enabled")
+
+
+def test_a_film_of_a_path_is_made_in_the_browser_at_the_size_that_was_asked_for(page) -> None:
+    browser, *_ = page
+    if not browser.run("!document.getElementById('film').hidden"):
+        pytest.skip("this browser encodes no films")
+    browser.run(
+        "document.getElementById('shot-size').add(new Option('small', '321x200', true, true)); void (app.description.seconds = 0.5)"
+    )
+    browser.run("app.timeline.choose('clip'), app.film()")
+    assert browser.run("document.getElementById('toast').textContent") == "The film is saved"
+    file = until(lambda: next(browser.downloads.glob("*.mp4"), None), 30)
+    frames = until(lambda: list(decode(file)), 20)
+    assert len(frames) == 15 and frames[0].shape == (200, 320, 3)
+    with av.open(str(file)) as film:
+        assert float(film.duration) / av.time_base == pytest.approx(0.5)
+    for share, frame in ((0.0, frames[0]), (1.0, frames[-1])):
+        seek = f"app.viewer.renderPixels(app.timeline.poses('clip', 320 / 200).poses.at({-1 if share else 0}), 320, 200)"
+        shown = np.reshape(browser.run(f"[...{seek}]"), (200, 320, 4))[..., :3].astype(np.uint8)
+        assert psnr(frame, shown) > 24
+    browser.run("void app.film()")
+    browser.run("app.film()")  # again: stop
+    until(lambda: browser.run("document.getElementById('toast').textContent") == "No film was saved", 20)
 
 
 def test_screenshot_has_the_size_that_was_asked_for(page) -> None:

@@ -1,5 +1,6 @@
 """axe-core finds nothing on the pages people see: report, one-file world, viewer, web page; on a desk and on a phone."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import pytest
 pytest.importorskip("starlette", reason="the web extra is not installed")
 pytest.importorskip("uvicorn", reason="the web extra is not installed")
 
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
 from configs.evaluation import EvalConfig, ExportConfig
 from eval_gs.stage import run as evaluate
 from tests.browser import Browser, axe_or_skip, browser_or_skip, until
@@ -19,6 +26,7 @@ from tests.web_site import site, write_clip
 from utils.exports.stage import run as export
 from utils.viewer.prepare import prepare
 from utils.viewer.world import World
+from web.server import _REPORT_POLICY
 
 DESK, PHONE = (1280, 900), (390, 844)
 
@@ -91,3 +99,22 @@ def test_page_with_a_finished_world(browser: Browser, tmp_path: Path, size: tupl
         browser.open(f"http://localhost:{page.port}/#{job}")
         until(lambda: browser.run("!!document.querySelector('.badge.done')"), 60)
         assert browser.violations(axe) == []
+
+
+def test_the_pages_policy_lets_the_reports_own_script_and_films_run(browser: Browser, world: World) -> None:
+    async def report(_: Request) -> Response:
+        return FileResponse(world.root / "report.html", headers={"content-security-policy": _REPORT_POLICY})
+
+    server = uvicorn.Server(uvicorn.Config(Starlette(routes=[Route("/", report)]), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    browser.resize(*DESK)
+    try:
+        until(lambda: server.started, 30)
+        browser.open(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/")
+        assert browser.run("!!document.querySelector('.compare.live') && !!document.querySelector('dialog')")
+        films = "[...document.querySelectorAll('video')]"
+        until(lambda: browser.run(f"{films}.length === 2 && {films}.every((f) => f.videoWidth > 0 && f.muted && !f.paused)"), 20)
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -17,6 +17,7 @@ from starlette.staticfiles import StaticFiles
 
 from utils import viewer_bundle
 from utils.errors import InputError
+from utils.report.verdict import verdict
 from utils.viewer.world import World
 
 STATIC = Path(__file__).parent / "static"
@@ -114,9 +115,11 @@ def _describe(exhibit: Exhibit) -> dict[str, Any]:
     clouds = exhibit.world.clouds()
     settings = {key: value for key, value in shown.settings.items() if key != "file"}
     frames = exhibit.world.frame(0) is not None
+    judged = None if settings.get("unfinished") else verdict(exhibit.world.folder)
     return {
         **settings,
         **exhibit.facts,
+        "verdict": "" if judged is None else judged.grade,
         "name": exhibit.name,
         "version": shown.version,
         "file": f"splats/{shown.version}",

@@ -2,6 +2,7 @@
 
 import { createViewer } from "../viewer.js";
 import { poseOf } from "../pose.js";
+import { canFilm, film } from "./film.js";
 import { Compare } from "./compare.js";
 import { Editor } from "./edit.js";
 import { Overlay } from "./overlay.js";
@@ -49,7 +50,7 @@ class App {
   describe() {
     const { splats, unfinished, verdict } = this.description;
     $("facts").classList.toggle("live", Boolean(unfinished));
-    $("facts").textContent = unfinished ? "training, follows live" : verdict || `${splats.toLocaleString("en")} splats`;
+    $("facts").textContent = unfinished ? "training, follows live" : `${verdict ? `${verdict}, ` : ""}${splats.toLocaleString("en")} splats`;
     if (this.description.back) reach($("back"), this.description.back);
   }
 
@@ -105,10 +106,45 @@ class App {
     this.viewer.setTint(on ? coverage(this.viewer.table, this.description.cameras) : null, COVERAGE_PALETTE);
   }
 
+  /** Width and height of saved pictures and films. */
+  get size() {
+    return ($("shot-size").value || `${$("canvas").width}x${$("canvas").height}`).split("x").map(Number);
+  }
+
+  get fileName() {
+    return this.description.name.replace(/\.[^.]+$/, "");
+  }
+
   async picture() {
-    const [width, height] = ($("shot-size").value || `${$("canvas").width}x${$("canvas").height}`).split("x").map(Number);
-    save(await this.viewer.screenshot({ width, height }), `${this.description.name.replace(/\.[^.]+$/, "")}.png`);
+    const [width, height] = this.size;
+    save(await this.viewer.screenshot({ width, height }), `${this.fileName}.png`);
     announce("The picture is saved");
+  }
+
+  /** Films the chosen path into an MP4; asked again while it does, it stops. */
+  async film() {
+    if (this.filming) {
+      this.filming = false;
+      return;
+    }
+    const { timeline, viewer } = this, size = this.size.map((v) => Math.max(2, 2 * Math.floor(v / 2)));
+    this.filming = true;
+    viewer.stop();
+    $("film").ariaPressed = "true";
+    const going = (share) => {
+      toast(`Filming at ${size.join(" x ")}: ${Math.round(100 * share)} %. Press again to stop.`);
+      return this.filming;
+    };
+    try {
+      const made = await film(viewer, timeline.poses(timeline.chosen, size[0] / size[1]), size, going);
+      if (made) save(made, `${this.fileName}.mp4`);
+      toast(made ? "The film is saved" : "No film was saved");
+    } catch (error) {
+      toast(`No film: ${error.message}`);
+    } finally {
+      this.filming = false;
+      $("film").ariaPressed = "false";
+    }
   }
 
   wire() {
@@ -122,6 +158,8 @@ class App {
     click("do-frame", () => viewer.frameAll());
     click("do-compare", () => this.compare.toggle());
     click("do-shot", () => this.picture());
+    click("film", () => this.film());
+    $("film").hidden = !canFilm;
     click("do-full", () => (document.fullscreenElement ? document.exitFullscreen() : document.documentElement.requestFullscreen?.()));
     $("do-settings").addEventListener("click", () => this.open("settings"));
     $("do-edit").addEventListener("click", () => this.open("edit"));

@@ -45,10 +45,10 @@ export class Timeline {
     $("path").replaceChildren(...paths.map(([value, words]) => new Option(words, value, false, value === this.chosen)));
   }
 
-  poses(which) {
+  poses(which, aspect = this.viewer.aspect) {
     if (which === "fly") return this.description.path;
     if (which === "own") return { poses: eased(this.views), seconds: Math.max(SECONDS_PER_VIEW * (this.views.length - 1), 0.01) };
-    return { poses: this.cameras.map((camera) => poseOf(camera, this.viewer.aspect)), seconds: this.description.seconds };
+    return { poses: this.cameras.map((camera) => poseOf(camera, aspect)), seconds: this.description.seconds };
   }
 
   choose(which, move = true) {
