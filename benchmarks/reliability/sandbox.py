@@ -39,7 +39,7 @@ COMMANDS = {
 _LOADED = (
     "torch", "cv2", "av", "scipy.spatial", "scipy.sparse.linalg", "scipy.ndimage", "numba", "pycolmap", "tyro", "tqdm",
     "preprocess.stage", "frame_to_model_icp.stage", "global_optimization.stage", "train_inverse_deformation.stage", "train_gs.stage",
-    "train_gs.train", "eval_gs.stage", "utils.exports.stage", "utils.exports.mesh", "utils.viewer.app", "utils.report.html",
+    "train_gs.train", "eval_gs.stage", "utils.exports.stage", "utils.viewer.app", "utils.report.html",
     "utils.sfm.backend", "utils.imports.backend", "utils.synthetic.world", "web.server", "uvicorn",
 )  # fmt: skip
 _ADDRESS_SPACE, _CPU_SECONDS, _WALL_SECONDS, _STILL_SECONDS = 6 << 30, 60.0, 600.0, 45.0
