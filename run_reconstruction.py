@@ -385,11 +385,14 @@ def importing_ahead(calls: list[StageCall]) -> None:
 def run(config: PipelineConfig) -> Path:
     """Runs every stage whose result is not up to date and writes the report; returns the scene root."""
     from utils.reporting import ConsoleReporter, ProgressFileReporter
+    from video_to_world.ahead import require_usable
 
     calls = plan(config)
     with ConsoleReporter() as console:
         watched = config.progress_file
         progress = ProgressFileReporter(watched, [c.title for c in calls], console) if watched is not None else None
+        with computing_on(config):
+            require_usable(config, {c.module: c.config for c in calls}, frozenset(c.module for c in calls if _created(c.folder)))
         with writing_scene(config.scene_root, console):
             require_replaceable([Output(SceneLayout(config.scene_root).summary_json, "file", file=True, signature=_SUMMARY)])
             with computing_on(config), compiling_ahead(config, calls):

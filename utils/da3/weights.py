@@ -133,10 +133,15 @@ def locate(weights: Weights, report: Reporter) -> Path:
     return _from_hub(weights, report)
 
 
+def missing() -> list[str]:
+    """Packages of the backend that are not installed."""
+    packages = ("depth_anything_3", "addict", "omegaconf", "einops", "safetensors", "huggingface_hub")
+    return [name for name in packages if not available(name)]
+
+
 def ready(model_name: str, commercial_safe: bool = False) -> bool:
     """Whether package and weights are on this machine, so that nothing would be downloaded."""
-    packages = ("depth_anything_3", "addict", "omegaconf", "einops", "safetensors", "huggingface_hub")
-    if not all(available(name) for name in packages):
+    if missing():
         return False
     try:
         weights = choose_weights(model_name, commercial_safe)
