@@ -157,15 +157,29 @@ def _flags(config: Any, prefix: str = "", dash: str = "_") -> list[str]:
 
 
 def execute(
-    config: PipelineConfig, calls: list[StageCall], report: "Reporter", progress: "ProgressFileReporter | None" = None
+    config: PipelineConfig,
+    calls: list[StageCall],
+    report: "Reporter",
+    progress: "ProgressFileReporter | None" = None,
+    only: int | None = None,
 ) -> dict[str, Any]:
-    """Runs the stages, prints one line each, and returns the summary that is also written to `run_summary.json`."""
+    """Runs the stages, prints one line each, and returns the summary that is also written to `run_summary.json`.
+
+    Args:
+        config: the run.
+        calls: its stages.
+        report: told of every step.
+        progress: keeps the file for programs that watch the run.
+        only: number of the one stage to run, from 1; the summary keeps what it says of those before it.
+    """
     from utils.reporting import line
 
     layout = SceneLayout(config.scene_root)
-    stages: list[dict[str, Any]] = []
-    started = time.perf_counter()
+    stages = [] if only is None else _summarised(layout, calls[: only - 1])
+    started = time.perf_counter() - sum(float(stage["seconds"]) for stage in stages)
     for number, call in enumerate(calls, 1):
+        if only not in (None, number):
+            continue
         line(f"[{number}/{len(calls)}] {call.title} ...")
         if progress is not None:
             progress.begin(number)
@@ -212,6 +226,15 @@ def _write_summary(layout: SceneLayout, config: PipelineConfig, stages: list[dic
     with publish_file(layout.summary_json, signature=_SUMMARY) as path:
         path.write_text(json.dumps(summary, indent=1))
     return summary
+
+
+def _summarised(layout: SceneLayout, calls: list[StageCall]) -> list[dict[str, Any]]:
+    """What the summary on disk says of these stages."""
+    try:
+        found = {stage["title"]: stage for stage in json.loads(layout.summary_json.read_bytes())["stages"] if stage["seconds"] >= 0}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return [found[call.title] for call in calls if call.title in found]
 
 
 def closing_words(config: PipelineConfig, calls: list[StageCall], summary: dict[str, Any]) -> str:
@@ -382,8 +405,13 @@ def importing_ahead(calls: list[StageCall]) -> None:
     threading.Thread(target=load, name="imports", daemon=True).start()
 
 
-def run(config: PipelineConfig) -> Path:
-    """Runs every stage whose result is not up to date and writes the report; returns the scene root."""
+def run(config: PipelineConfig, only: int | None = None) -> Path:
+    """Runs every stage whose result is not up to date and writes the report; returns the scene root.
+
+    Args:
+        config: the run.
+        only: number of the one stage to run, from 1, for a program that hands the stages out; the report comes with the last.
+    """
     from utils.reporting import ConsoleReporter, ProgressFileReporter
     from video_to_world.ahead import require_usable
 
@@ -395,11 +423,11 @@ def run(config: PipelineConfig) -> Path:
             require_usable(config, {c.module: c.config for c in calls}, frozenset(c.module for c in calls if _created(c.folder)))
         with writing_scene(config.scene_root, console):
             require_replaceable([Output(SceneLayout(config.scene_root).summary_json, "file", file=True, signature=_SUMMARY)])
-            with computing_on(config), compiling_ahead(config, calls):
-                if _created(calls[0].folder) is None:
+            with computing_on(config), compiling_ahead(config, calls) if only is None else contextlib.nullcontext():
+                if only is None and _created(calls[0].folder) is None:
                     importing_ahead(calls)
-                execute(config, calls, progress or console, progress)
-            if not config.skip_eval:
+                execute(config, calls, progress or console, progress, only)
+            if not config.skip_eval and only in (None, len(calls)):
                 from utils.report.html import write_report
 
                 write_report(config.scene_root)

@@ -50,6 +50,10 @@ class StaleArtifactError(ArtifactError):
     """An input was made again after the artifact that was derived from it."""
 
 
+class SceneBusyError(ArtifactError):
+    """Another process or thread writes the scene."""
+
+
 class BackendError(V2WError):
     """A named backend cannot be used."""
 

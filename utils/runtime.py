@@ -73,6 +73,7 @@ def configure_logging(verbose: bool = False) -> None:
         "train_inverse_deformation",
         "train_gs",
         "eval_gs",
+        "batch",
         "v2w",
     ):
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -89,10 +90,10 @@ def seed_everything(seed: int) -> None:
 
 
 def cpu_count() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use: those the system gives it, and no more than V2W_CPUS says where it shares them with others."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = os.environ.get("V2W_CPUS", "")
+    return max(1, min(there, int(share))) if share.isdecimal() else there
 
 
 def cuda_device_present() -> bool:

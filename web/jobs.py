@@ -48,6 +48,8 @@ class Job:
         name: the upload's name as shown.
         source: what was uploaded, relative to the folder: a clip or `frames`.
         mode: preset.
+        scene: folder of the scene, relative to the job's: empty where both are one, as a batch makes them.
+        words: the whole command line but for the scene's place, of a run that a batch has made.
         renderer: splat type(s), empty for the preset's.
         frames: most frames, 0 for the preset's.
         resolution: longest side in pixels, 0 for the preset's.
@@ -72,6 +74,8 @@ class Job:
     name: str
     source: str
     mode: str = "fast"
+    scene: str = "world"
+    words: tuple[str, ...] = ()
     renderer: str = ""
     frames: int = 0
     resolution: int = 0
@@ -137,7 +141,8 @@ class JobStore:
 
     def scene_root(self, job_id: str) -> Path:
         """The scene inside the job's folder."""
-        return self.folder(job_id) / "world"
+        job = self.get(job_id)
+        return self.folder(job_id) / (job.scene if job is not None else "world")
 
     def all(self) -> list[Job]:
         """Newest first."""
@@ -187,7 +192,7 @@ class JobStore:
             OSError: the disk does not take it; then there is no such job.
         """
         with self._lock:
-            _write(folder / JOB_FILE, job)
+            write_job(folder / JOB_FILE, job)
             folder.rename(self.folder(job.id))
             self._jobs[job.id] = job
             return job
@@ -211,7 +216,7 @@ class JobStore:
                 raise ConflictError(f"this run is {job.state}", "look again")
             job = replace(job, **changes)
             try:
-                _write(self.folder(job_id) / JOB_FILE, job)
+                write_job(self.folder(job_id) / JOB_FILE, job)
             except FileNotFoundError as error:  # its folder was deleted by hand
                 del self._jobs[job_id]
                 raise _gone() from error
@@ -274,7 +279,12 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(path: Path, job: Job) -> None:
+def write_job(path: Path, job: Job) -> None:
+    """Replaces the file of a job as a whole.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
     beside = path.with_suffix(".json.partial")
     with beside.open("w") as stream:
         json.dump(asdict(job), stream, indent=1)

@@ -244,8 +244,10 @@ def pipeline_command(commands: Commands, store: JobStore, job: Job) -> list[str]
     """The command line of a job."""
     folder = store.folder(job.id)
     source = folder / job.source
-    argv = [*commands.pipeline, "--config.frames-dir" if job.source == "frames" else "--config.input-video", str(source)]
-    argv += ["--config.root-path", str(store.scene_root(job.id)), "--config.progress-file", str(folder / PROGRESS_FILE)]
+    watched = ["--config.root-path", str(store.scene_root(job.id)), "--config.progress-file", str(folder / PROGRESS_FILE)]
+    if job.words:
+        return [*commands.pipeline, *job.words, *watched]
+    argv = [*commands.pipeline, "--config.frames-dir" if job.source == "frames" else "--config.input-video", str(source), *watched]
     argv += ["--config.mode", job.mode]
     if job.renderer:
         argv += ["--config.renderer", job.renderer]

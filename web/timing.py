@@ -73,9 +73,9 @@ def history(store: JobStore) -> History:
     return History(tuple(runs))
 
 
-def first_guess(mode: str) -> float:
-    """Seconds of a run on this machine, before one was made."""
-    device = "cuda" if cuda_device_present() else "cpu"
+def first_guess(mode: str, device: str = "") -> float:
+    """Seconds of a run on this machine, or on the device `cpu` or `cuda`, before one was made."""
+    device = device or ("cuda" if cuda_device_present() else "cpu")
     cores = min(os.cpu_count() or 1, 8)
     slower = max(_GUESSED_ON_CORES / cores, 0.4) if device == "cpu" else 1.0
     return _FIRST_GUESS[mode, device] * slower
@@ -94,7 +94,7 @@ def pace(job: Job, now: dict[str, Any], past: History) -> Pace | None:
         return None
     earlier = past.like(job)
     known = all(title in earlier for title in titles)
-    seconds = [earlier[t] if known else _guess(t) * first_guess(job.mode) for t in titles]
+    seconds = [earlier[t] if known else share_of(t) * first_guess(job.mode) for t in titles]
     at = now["number"] - 1
     finished = {f["title"]: float(f["seconds"]) for f in now.get("finished", []) if not f.get("kept")}
     done = [(finished[t], s) for t, s in zip(titles, seconds, strict=True) if t in finished]
@@ -119,7 +119,8 @@ def waiting(job: Job, past: History) -> float:
     return seconds
 
 
-def _guess(title: str) -> float:
+def share_of(title: str) -> float:
+    """Share of a run's time that a stage takes, before one was made."""
     if title in _SHARES:
         return _SHARES[title]
     return _SPLATS_SHARE if "splats" in title else _EVALUATION_SHARE if "evaluation" in title else _OTHER_SHARE

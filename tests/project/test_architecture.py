@@ -16,7 +16,7 @@ import utils
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("preprocess", "frame_to_model_icp", "global_optimization", "train_inverse_deformation", "train_gs", "eval_gs")
-LAYERS_ABOVE = (*STAGES, "video_to_world", "web")
+LAYERS_ABOVE = (*STAGES, "video_to_world", "web", "batch")
 # From the bottom up; a module imports from its own folder and from the layers before it.
 LAYERS = (
     ("utils.types", "utils.errors", "utils.runtime", "utils.reporting", "utils.registry", "utils.version", "utils.third_party", "configs"),
@@ -29,6 +29,7 @@ LAYERS = (
     ("utils.viewer",),
     (*STAGES, "utils.view_checkpoint", "utils.export_checkpoint_to_ply"),
     ("video_to_world", "web", "utils"),
+    ("batch",),
 )
 CONFIG_MODULES = [f"configs.{m.name}" for m in pkgutil.iter_modules(configs.__path__)]
 

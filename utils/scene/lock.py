@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from utils.errors import ArtifactError
+from utils.errors import ArtifactError, SceneBusyError
 from utils.scene.manifest import writing
 from utils.scene.transaction import recover
 from utils.types import NULL_REPORTER, Reporter
@@ -60,13 +60,14 @@ def writing_scene(root: Path, report: Reporter = NULL_REPORTER) -> Iterator[None
         report: told of a writer that was killed.
 
     Raises:
-        ArtifactError: another process or thread writes the scene, or the folder cannot be made.
+        SceneBusyError: another process or thread writes the scene.
+        ArtifactError: the folder cannot be made.
     """
     place, new = Path(os.path.realpath(root)), False
     with _guard:
         held = _held.get(place)
         if held is not None and held.thread != threading.get_ident():
-            raise ArtifactError(f"{root} is being written by another thread of this program", "wait until it has finished")
+            raise SceneBusyError(f"{root} is being written by another thread of this program", "wait until it has finished")
         if held is not None:
             held.depth += 1
         else:
@@ -112,7 +113,7 @@ def _locked(root: Path, place: Path, report: Reporter) -> Iterator[None]:
         stream = _acquire(path)
     except BlockingIOError as error:
         unsure = f"; if that process is gone, delete {path}" if error.strerror == _SIGNED else ""
-        raise ArtifactError(
+        raise SceneBusyError(
             f"{root} is being written by another run: {_words(_owner(path))}",
             f"wait until it has finished, stop it, or choose another scene root{unsure}",
         ) from error
