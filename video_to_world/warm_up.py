@@ -32,10 +32,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 _FRAMES, _SIZE, _FOCAL, _STEP = 9, (72, 128), 110.0, 2
 
 
-def tiny_scene() -> Scene:
-    """A textured wall that the camera moves along, two pixels a frame."""
+def tiny_scene(seed: int = 0) -> Scene:
+    """A textured wall that the camera moves along, two pixels a frame; the seed makes the texture."""
     h, w = _SIZE
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     coarse = rng.uniform(0, 255, (h // 4, (w + _FRAMES * _STEP) // 4 + 1, 3))
     wall = np.kron(coarse, np.ones((4, 4, 1)))[:h].astype(np.uint8)
     c2w = np.tile(np.eye(4), (_FRAMES, 1, 1))

@@ -117,11 +117,12 @@ def bits(root: Path, stage: str) -> dict[str, str]:
         for path in [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file()):
             if stage == "3dgs splats" and "gs_video_eval" in path.parts:
                 continue
-            found[path.relative_to(root).as_posix()] = hashlib.sha256(_timeless(path)).hexdigest()
+            found[path.relative_to(root).as_posix()] = hashlib.sha256(timeless(path)).hexdigest()
     return found
 
 
-def _timeless(path: Path) -> bytes:
+def timeless(path: Path) -> bytes:
+    """Content of a file without what tells when or how fast it was made."""
     if path.name not in _TIMED:
         return path.read_bytes()
     return json.dumps(_without_times(json.loads(path.read_bytes())), sort_keys=True).encode()

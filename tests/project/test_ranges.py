@@ -15,7 +15,7 @@ from utils.errors import ConfigError
 
 # Numbers that may be anything: seeds, and those whose help says what values below 1 mean.
 FREE = {"seed", "max_points", "max_frames", "override_width", "override_height", "EvalConfig.target_num_points"}
-GIVEN = {"root_path": Path(), "input_video": (Path("clip.mp4"),)}
+GIVEN = {"root_path": Path(), "scenes": "clips", "input_video": (Path("clip.mp4"),)}
 
 
 def settings_classes() -> list[type]:
