@@ -13,7 +13,7 @@ from batch.tasks import Resources, StageTask
 from configs.batch import BatchConfig
 
 pytest.importorskip("ray", reason="needs the extra `cluster`")
-from batch.engine_ray import RayEngine  # noqa: E402
+from batch.engine_ray import RayEngine
 
 STAND_IN = (sys.executable, str(Path(__file__).resolve().parents[1] / "batch_stand_in.py"))
 
