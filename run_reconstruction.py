@@ -19,6 +19,7 @@ from configs.preprocess import PreprocessConfig
 from configs.words import short_help, spelled_out
 from utils.errors import ConfigError
 from utils.runtime import cuda_device_present, run_stage
+from utils.scene.json_files import json_object
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.lock import writing_scene
 from utils.scene.manifest import MANIFEST, peak_memory_mb, portable, restart_peak_memory
@@ -211,11 +212,8 @@ def execute(
 
 def _created(folder: Path) -> str | None:
     """What tells the artifact from an earlier one; None if there is none, or none that can be read."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return f"{manifest.get('created')} {manifest.get('content_id')}" if isinstance(manifest, dict) else None
+    manifest = json_object(folder / MANIFEST)
+    return f"{manifest.get('created')} {manifest.get('content_id')}" if manifest else None
 
 
 _SUMMARY = b'"stages": ['  # near the beginning of every summary

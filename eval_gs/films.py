@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.scene.artifacts import json_object
+from utils.scene.json_files import json_object
 from utils.scene.layout import SceneLayout
 from utils.scene.media import read_image, resize_area
 from utils.splatting.render import SplatView, rgb_image

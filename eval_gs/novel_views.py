@@ -16,7 +16,7 @@ from utils.cameras.similarity import Similarity, fit_points
 from utils.deformation.inverse import FixedPointInverseWarp, InverseWarp
 from utils.errors import InputError
 from utils.registration import forward_points
-from utils.scene.artifacts import read_json
+from utils.scene.json_files import read_json
 from utils.scene.layout import SceneLayout
 from utils.splatting.render import SplatView, rgb_image
 from utils.synthetic import GroundTruth

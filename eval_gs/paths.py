@@ -10,7 +10,7 @@ from utils.cameras import se3
 from utils.cameras.blending import blended
 from utils.errors import ConfigError
 from utils.imports.cameras import read_transforms
-from utils.scene.artifacts import read_json
+from utils.scene.json_files import read_json
 from utils.types import Array, CameraSet
 
 _ORBIT_DEGREES = 15.0

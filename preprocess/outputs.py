@@ -11,7 +11,8 @@ from preprocess.frames import Footage
 from preprocess.scene import Reconstruction
 from utils.errors import ConfigError
 from utils.exports.cameras.clip import write_clip
-from utils.scene.artifacts import read_json, write_json
+from utils.scene.artifacts import write_json
+from utils.scene.json_files import read_json
 from utils.scene.layout import SceneLayout
 from utils.scene.media import image_size, write_image
 from utils.scene.trajectories import extend_path, save_trajectory

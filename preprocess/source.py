@@ -11,7 +11,7 @@ import numpy as np
 from configs.preprocess import PreprocessConfig
 from utils.errors import InputError
 from utils.imports.cameras import files_of_cameras
-from utils.runtime import cpu_count
+from utils.runtime import cpu_count, in_threads
 from utils.scene.clip.borders import Crop
 from utils.scene.clip.extract import all_fit, require_room, write_frames
 from utils.scene.clip.plan import ClipPlan, Finding, joined, plan_clip
@@ -325,8 +325,7 @@ def _written(frames: list[Path], names: list[str], folder: Path, crop: Crop) -> 
         target.parent.mkdir(parents=True, exist_ok=True)
         write_image(target, crop.of(read_image(path)))
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        list(pool.map(write, frames, names))
+    in_threads(write, frames, names)
 
 
 def _written_masks(frames: list[Path], names: list[str], folder: Path, crop: Crop) -> None:

@@ -8,10 +8,13 @@ import random
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from utils.errors import V2WError
 
+T = TypeVar("T")
 # Characters of a message that are shown.
 _LONGEST = 1200
 
@@ -94,6 +97,12 @@ def cpu_count() -> int:
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = os.environ.get("V2W_CPUS", "")
     return max(1, min(there, int(share))) if share.isdecimal() else there
+
+
+def in_threads(work: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
+    """`map(work, *arguments)` on a thread per core, in order; for work that releases the interpreter (NumPy, OpenCV, hashing, files)."""
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        return list(pool.map(work, *arguments))
 
 
 def cuda_device_present() -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.scene.artifacts import json_object
+from utils.scene.json_files import json_object
 from utils.viewer.world import World
 from web.jobs import ConflictError, Job, JobStore, NotFoundError
 from web.processes import Commands, end

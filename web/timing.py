@@ -1,12 +1,12 @@
 """How long runs take: before they start, while they run, and while they wait. Learnt from earlier runs of this workspace."""
 
-import json
 import os
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from utils.runtime import cuda_device_present
+from utils.scene.json_files import json_object
 from utils.scene.layout import SceneLayout
 from web.jobs import Job, JobStore
 
@@ -64,9 +64,9 @@ def history(store: JobStore) -> History:
         if not job.reconstructed:
             continue
         try:
-            stages = json.loads(SceneLayout(store.scene_root(job.id)).summary_json.read_text())["stages"]
+            stages = json_object(SceneLayout(store.scene_root(job.id)).summary_json)["stages"]
             times = {str(s["title"]): float(s["seconds"]) for s in stages if not s["kept"]}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             continue
         if times:
             runs.append((job, times))

@@ -1,11 +1,9 @@
 """A cloud as a surface: nearest neighbours, normals and colour gradients along the tangent planes (numpy, k-d tree)."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from scipy.spatial import cKDTree
 
-from utils.runtime import cpu_count
+from utils.runtime import cpu_count, in_threads
 from utils.types import Array
 
 _ROWS_AT_ONCE = 20_000
@@ -68,5 +66,4 @@ def _in_parts(work, rows: Array) -> Array:  # type: ignore[no-untyped-def]
     if len(rows) == 0:
         return np.zeros((0, 3), np.float32)
     parts = np.array_split(rows, -(-len(rows) // _ROWS_AT_ONCE))
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        return np.concatenate(list(pool.map(work, parts))).astype(np.float32)
+    return np.concatenate(in_threads(work, parts)).astype(np.float32)

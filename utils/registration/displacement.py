@@ -1,12 +1,10 @@
 """How far an alignment moves what the frames show."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from utils.cameras.projection import pixel_centers, transform, unproject
 from utils.deformation.aligned_geometry import AlignedGeometry
-from utils.runtime import cpu_count
+from utils.runtime import in_threads
 from utils.types import Array, CameraSet, LatticeFields, Scene
 
 _STEP = 3  # every third pixel in both axes is enough for two percentiles
@@ -26,5 +24,4 @@ def displacements(scene: Scene, cameras: CameraSet, fields: LatticeFields) -> Ar
         moved = np.linalg.norm(geometry.forward(frame, points) - transform(scene.cameras.c2w[frame], points), axis=1) / depth[keep]
         return np.percentile(moved[np.isfinite(moved)], [50, 95])
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        return np.stack(list(pool.map(percentiles, range(len(scene)))))
+    return np.stack(in_threads(percentiles, range(len(scene))))

@@ -10,7 +10,6 @@ A frame's error is largely a motion of all of it, from its pose and from the sca
 the frames show of the same points, before the mean is taken: they would bend the world where the frames that see it change.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,7 +22,7 @@ from utils.cameras.projection import unproject
 from utils.deformation.aligned_geometry import AlignedGeometry
 from utils.deformation.lattice.numba import resampled
 from utils.deformation.lattice_fit import fit_lattice
-from utils.runtime import cpu_count
+from utils.runtime import in_threads
 from utils.types import Array, LatticeFields
 
 VOTERS = 32  # frames that are asked about every point
@@ -69,8 +68,7 @@ def common_displacement(
             bounds = geometry.fields.inv_depth_range[frame]
             fits[frame] = fit_lattice(places, depth, camera, geometry.cameras.size, bounds, lattice)[0]
 
-        with ThreadPoolExecutor(cpu_count()) as pool:
-            list(pool.map(fit, np.unique(probes.owner).tolist()))
+        in_threads(fit, np.unique(probes.owner).tolist())
     fields = LatticeFields(nodes=fits, inv_depth_range=geometry.fields.inv_depth_range)
     return resampled(fields, (nodes.shape[3], nodes.shape[2], nodes.shape[1]))
 
@@ -182,8 +180,7 @@ def _votes(geometry: AlignedGeometry, probes: _Probes) -> Votes:
 
     owners = np.unique(probes.owner)
     voters = owners[np.unique(np.linspace(0, len(owners) - 1, min(VOTERS, len(owners))).round().astype(int))]
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        parts = [*pool.map(own, owners.tolist()), *pool.map(other, voters.tolist())]
+    parts = [*in_threads(own, owners.tolist()), *in_threads(other, voters.tolist())]
     probe, frame, moved, arm = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Votes(probe, frame, moved, arm, np.bincount(probe, minlength=len(probes.points)))
 

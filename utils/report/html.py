@@ -22,7 +22,8 @@ from utils.report.findings import findings_of_alignment, findings_of_splats
 from utils.report.front import Trained, before_after, next_section, plan_section, verdict_section, wrong_section
 from utils.report.pieces import missing, picture, png_file, table
 from utils.report.style import PAGE, SCRIPT, STYLE
-from utils.scene.artifacts import json_object, load_alignment, load_scene
+from utils.scene.artifacts import load_alignment, load_scene
+from utils.scene.json_files import json_object
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import MANIFEST, PICTURES
 from utils.scene.transaction import publish_file

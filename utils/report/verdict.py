@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from utils.scene.artifacts import json_object
+from utils.scene.json_files import json_object
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.manifest import in_scene
 

@@ -17,6 +17,7 @@ from utils.cameras import se3
 from utils.errors import CorruptArtifactError, MissingArtifactError
 from utils.scene.folders import list_frames
 from utils.scene.foreign import read_arrays, scene_of
+from utils.scene.json_files import read_json
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import MANIFEST, content_hash, portable, read_manifest, require_fresh, sha256, writing
 from utils.scene.media import read_frames
@@ -304,31 +305,6 @@ def write_json(path: Path, value: Any) -> None:
         except OSError:
             beside.unlink(missing_ok=True)
             raise
-
-
-def read_json(path: Path) -> Any:
-    """JSON of a file.
-
-    Raises:
-        ArtifactError: missing, no plain file, or no JSON.
-    """
-    if not path.exists():
-        raise MissingArtifactError(f"{path} is missing", "run the stage that writes it again")
-    try:
-        if not path.is_file():  # a pipe would be waited for
-            raise ValueError("it is no plain file")
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorruptArtifactError(f"{path} is no JSON: {error}", "run the stage that writes it again") from error
-
-
-def json_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file that may be missing, damaged, or being written; empty then."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def artifact_id(folder: Path, schema: str, made_by: str = "", made_from: dict[str, str] | None = None) -> str:

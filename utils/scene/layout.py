@@ -1,11 +1,11 @@
 """Every path inside a scene. No other module joins scene paths."""
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from utils.errors import ConfigError
+from utils.scene.json_files import json_object
 
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and results on their way have longer names
 
@@ -147,7 +147,7 @@ def _last_change(run: Path) -> float:
 def _made(folder: Path) -> float:
     """When an artifact was made, by its manifest: times of files do not survive every copy."""
     try:
-        created = json.loads((folder / "manifest.json").read_bytes())["created"]
+        created = json_object(folder / "manifest.json")["created"]
         return datetime.strptime(created, "%Y-%m-%dT%H:%M:%S%z").timestamp()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return folder.stat().st_mtime

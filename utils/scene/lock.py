@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from utils.errors import ArtifactError, SceneBusyError
+from utils.scene.json_files import json_object
 from utils.scene.manifest import writing
 from utils.scene.transaction import recover
 from utils.types import NULL_REPORTER, Reporter
@@ -114,7 +115,7 @@ def _locked(root: Path, place: Path, report: Reporter) -> Iterator[None]:
     except BlockingIOError as error:
         unsure = f"; if that process is gone, delete {path}" if error.strerror == _SIGNED else ""
         raise SceneBusyError(
-            f"{root} is being written by another run: {_words(_owner(path))}",
+            f"{root} is being written by another run: {_words(json_object(path))}",
             f"wait until it has finished, stop it, or choose another scene root{unsure}",
         ) from error
     except OSError as error:
@@ -123,7 +124,7 @@ def _locked(root: Path, place: Path, report: Reporter) -> Iterator[None]:
         yield  # where no lock can be made nothing can be written either; what is current may still be used
         return
     try:
-        left = _owner(path)
+        left = json_object(path)
         if left:
             report.note(f"{root}: the run before this one was cut off ({_words(left)}); this one takes over")
         _sign(stream)
@@ -143,7 +144,7 @@ def _acquire(path: Path) -> TextIO:
     while True:
         stream = path.open("a+")
         try:
-            if not _flocked(stream) and _lives(_owner(path)):
+            if not _flocked(stream) and _lives(json_object(path)):
                 raise BlockingIOError(errno.EWOULDBLOCK, _SIGNED)
             if path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
                 return stream
@@ -181,15 +182,6 @@ def _lives(owner: dict[str, Any]) -> bool:
     except OSError:
         return True
     return True
-
-
-def _owner(path: Path) -> dict[str, Any]:
-    """Who signed the lock file; empty if nobody did."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _words(owner: dict[str, Any]) -> str:

@@ -13,14 +13,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from utils.errors import ArtifactError, ConventionError, CorruptArtifactError, MissingArtifactError, SchemaVersionError, StaleArtifactError
-from utils.runtime import cpu_count
+from utils.runtime import in_threads
 
 MANIFEST = "manifest.json"
 MARK = ".video_to_world.json"  # see `utils.scene.marks`
@@ -180,8 +179,7 @@ def fingerprint(path: Path) -> str:
 
 def fingerprints(paths: Sequence[Path]) -> list[str]:
     """`fingerprint` of many files."""
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        return list(pool.map(fingerprint, paths))
+    return in_threads(fingerprint, paths)
 
 
 def code_version() -> str:
@@ -295,9 +293,8 @@ def write_manifest(
 
     names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, MARK))
     digest_of = lambda path: known.get(str(path.relative_to(folder))) or sha256(path)  # noqa: E731
-    with ThreadPoolExecutor(cpu_count()) as pool:  # hashing releases the interpreter
-        hashed = zip(names, pool.map(digest_of, names), strict=True)
-        files = {str(p.relative_to(folder)): [p.stat().st_size, digest] for p, digest in hashed}
+    hashed = zip(names, in_threads(digest_of, names), strict=True)
+    files = {str(p.relative_to(folder)): [p.stat().st_size, digest] for p, digest in hashed}
     plain = portable(config)
     # reports hold times and event files hold dates: they do not belong to the identity of a result; nor do pictures of it
     cosmetic = (PICTURES + "/", PICTURES + "\\")

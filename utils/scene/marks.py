@@ -8,12 +8,12 @@ Where only some files of a folder were (an export into a user's folder, `report.
 import fnmatch
 import json
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.runtime import cpu_count
+from utils.runtime import in_threads
+from utils.scene.json_files import json_object
 from utils.scene.manifest import MANIFEST, MARK, content_hash, sha256
 
 _HEAD = 4096  # bytes in which a signature is looked for
@@ -40,21 +40,13 @@ class Mark:
 
 def read_mark(folder: Path) -> Mark:
     """The mark of a folder; an empty one where there is none, or one that cannot be read."""
-    manifest, listed = _object(folder / MANIFEST), _object(folder / MARK)
+    manifest, listed = json_object(folder / MANIFEST), json_object(folder / MARK)
     files = {**_files(manifest), **_files(listed)}
     if isinstance(manifest.get("schema"), str) and "content_id" in manifest:
         return Mark(kind=manifest["schema"].partition("/")[0], whole=True, content_id=str(manifest["content_id"]), files=files)
     return Mark(
         kind=str(listed.get("kind", "")), whole=listed.get("whole") is True, content_id=str(listed.get("content_id", "")), files=files
     )
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _files(content: dict[str, Any]) -> dict[str, list[Any]]:
@@ -65,9 +57,8 @@ def _files(content: dict[str, Any]) -> dict[str, list[Any]]:
 def mark_folder(folder: Path, kind: str) -> str:
     """Marks a finished folder as made here, all of it; returns the hash of its content."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARK)
-    with ThreadPoolExecutor(cpu_count()) as pool:  # hashing releases the interpreter
-        digests = pool.map(sha256, paths)
-        files = {p.relative_to(folder).as_posix(): [p.stat().st_size, digest] for p, digest in zip(paths, digests, strict=True)}
+    digests = in_threads(sha256, paths)
+    files = {p.relative_to(folder).as_posix(): [p.stat().st_size, digest] for p, digest in zip(paths, digests, strict=True)}
     content_id = content_hash(kind, files)
     mark = Mark(kind=kind, whole=True, content_id=content_id, files=files)
     _replace(folder / MARK, {"program": "video_to_world", **vars(mark)})
@@ -77,13 +68,13 @@ def mark_folder(folder: Path, kind: str) -> str:
 def mark_files(folder: Path, names: Iterable[str]) -> None:
     """Notes in a folder that these files of it were made here; a manifest that lists one is brought up to date."""
     entries = {name: [(folder / name).stat().st_size, sha256(folder / name)] for name in names}
-    manifest = _object(folder / MANIFEST)
+    manifest = json_object(folder / MANIFEST)
     if listed := entries.keys() & _files(manifest).keys():
         manifest["files"] |= {name: entries.pop(name) for name in listed}
         _replace(folder / MANIFEST, manifest)
     if not entries:
         return
-    content = _object(folder / MARK)
+    content = json_object(folder / MARK)
     known = {name: entry for name, entry in _files(content).items() if (folder / name).is_file()}
     _replace(folder / MARK, {"program": "video_to_world", **content, "files": known | entries})
 

@@ -3,7 +3,6 @@
 All images are uint8 sRGB (h, w, 3) in RGB order. Video goes through PyAV, so no program has to be installed beside Python.
 """
 
-import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ import cv2
 import numpy as np
 
 from utils.errors import ConfigError, InputError
+from utils.runtime import cpu_count
 from utils.scene.clip.colour import light_to_srgb
 from utils.scene.clip.picture import conversion_of, picture, shape_of
 from utils.scene.clip.stream import decoded, pixel_aspect
@@ -213,7 +213,7 @@ def read_frames_at(paths: Sequence[Path], *sizes: tuple[int, int] | None) -> lis
     Raises:
         InputError: an unreadable image, or sizes that differ.
     """
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, cpu_count())) as pool:
         loaded = list(pool.map(lambda path: _read_resized(path, sizes), paths))
     expected = loaded[0][1]
     for path, (_, original) in zip(paths, loaded, strict=True):

@@ -13,7 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from utils.cameras.projection import orthonormalized, to_4x4
 from utils.errors import CorruptArtifactError
-from utils.scene.artifacts import read_json, write_json
+from utils.scene.artifacts import write_json
+from utils.scene.json_files import read_json
 from utils.types import Array, CameraSet
 
 _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from utils.deformation.inverse import InverseWarp, LocalWarp, camera_from_world
 from utils.errors import ConfigError, MissingArtifactError
-from utils.scene.artifacts import read_json
+from utils.scene.json_files import read_json
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.splatting.checkpoint import MODEL, TrainedScene
 from utils.splatting.rasterize.contract import Rasterizer, SplatMode, choose_rasterizer, load_rasterizer

@@ -3,13 +3,13 @@
 A training that goes on keeps its `view` folder beside the folder it will become; the newest of both is shown.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from utils.scene.json_files import json_object
 from utils.scene.layout import RunLayout, SceneLayout
 
 # Names of `utils.splatting.checkpoint` and `utils.exports.view`, which are not imported: they load PyTorch.
@@ -62,10 +62,10 @@ class World:
         found = [f / VIEW / SETTINGS for f in (self.folder, self.unfinished)]
         newest = max(found, key=_time)
         try:
-            settings = json.loads(newest.read_text())
+            settings = json_object(newest)
             file = newest.parent / settings["file"]
             return Shown(settings, file, f"{_time(newest):x}-{file.stat().st_mtime_ns:x}{file.suffix}")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, KeyError, TypeError):
             return None
 
     def ply(self) -> Path | None:

@@ -1,10 +1,8 @@
 """Normals of many small neighbourhoods on the CPU: the eigenvector of the smallest eigenvalue of each scatter matrix."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
-from utils.runtime import cpu_count
+from utils.runtime import in_threads
 from utils.types import Array
 
 _ROWS_AT_ONCE = 20_000
@@ -18,5 +16,4 @@ def smallest_axes(points: Array, neighbors: Array) -> Array:
         return np.linalg.eigh(np.einsum("nki,nkj->nij", offsets, offsets))[1][:, :, 0]
 
     parts = np.array_split(neighbors, max(1, len(points) // _ROWS_AT_ONCE))
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        return np.concatenate(list(pool.map(normals, parts)))
+    return np.concatenate(in_threads(normals, parts))

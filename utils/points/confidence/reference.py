@@ -1,12 +1,10 @@
 """The voxel rules of the confidence filter in NumPy."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from utils.cameras.projection import transform, unproject_depth
 from utils.points.voxels import GroupedValues, voxel_keys
-from utils.runtime import cpu_count
+from utils.runtime import in_threads
 from utils.types import Array, Scene
 
 
@@ -29,8 +27,7 @@ def _world_voxels(scene: Scene, size: float) -> Array:
     def world(depth: Array, K: Array, c2w: Array, valid: Array) -> Array:
         return transform(c2w, unproject_depth(depth, K)[valid])
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        points = list(pool.map(world, scene.depth, scene.cameras.K, scene.cameras.c2w, scene.valid))
+    points = in_threads(world, scene.depth, scene.cameras.K, scene.cameras.c2w, scene.valid)
     return voxel_keys(np.concatenate(points), size)
 
 

@@ -5,7 +5,6 @@ Start: `build_cloud` here; `numba` defines the vote.
 """
 
 import functools
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,14 +15,13 @@ from utils.device.accelerator import accelerator, or_on_cpu
 from utils.points.edges import depth_edges
 from utils.registration.cloud.numba import kept_points
 from utils.registration.colour import corrected
-from utils.runtime import cpu_count
+from utils.runtime import in_threads
 from utils.types import Array, CameraSet, CanonicalCloud, LatticeFields, Scene
 
 
 def usable_pixels(scene: Scene, confident: Array, config: PointFilterConfig) -> Array:
     """(F, H, W) bool: confident and not on a depth edge; what may be merged."""
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        edges = np.stack(list(pool.map(lambda depth: depth_edges(depth, config.edge_ratio), scene.depth)))
+    edges = np.stack(in_threads(lambda depth: depth_edges(depth, config.edge_ratio), scene.depth))
     return confident & ~edges
 
 
@@ -58,8 +56,7 @@ def build_cloud(
         return shown if color_maps is None else corrected(shown, color_maps[frame])
 
     pixels = [pixel for _, pixel in parts]
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        painted = list(pool.map(colors, frames.tolist(), pixels))
+    painted = in_threads(colors, frames.tolist(), pixels)
     return CanonicalCloud(
         points=np.concatenate([points for points, _ in parts]),
         colors=np.concatenate(painted),

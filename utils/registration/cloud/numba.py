@@ -1,13 +1,11 @@
 """Canonical points and the vote of other frames on them, frame by frame on the CPU; the reference of `batched`."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from numba import njit
 
 from configs.stage1_align import PointFilterConfig
 from utils.deformation.aligned_geometry import AlignedGeometry
-from utils.runtime import cpu_count
+from utils.runtime import in_threads
 from utils.types import Array
 
 VOTE_STEPS = 2
@@ -26,8 +24,7 @@ def kept_points(
         good = confirmed(geometry, points, voters[frame], usable, config.tolerance)
         return points[good], pixel[good]
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        return list(pool.map(keep, voters))
+    return in_threads(keep, voters)
 
 
 def confirmed(geometry: AlignedGeometry, points: Array, voters: list[int], usable: Array, tolerance: float) -> Array:

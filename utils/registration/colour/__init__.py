@@ -11,7 +11,6 @@ Start: `estimate_color_maps` here.
 
 import functools
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from utils.device.accelerator import accelerator, or_on_cpu
 from utils.matching.contract import MatchSet
 from utils.registration.colour.reference import Sums, pair_sums
-from utils.runtime import cpu_count
+from utils.runtime import in_threads
 from utils.types import Array
 
 _SCALES = (0.3, 0.15, 0.08, 0.05, 0.03, 0.02, 0.02)  # Geman-McClure scale of each reweighting step, of colours 0..1
@@ -48,8 +47,7 @@ def estimate_color_maps(images: Array, matches: list[MatchSet], errors: list[Arr
     """
     frames = len(images)
     smooth = [cv2.blur(image, (3, 3)) for image in images]  # a match is a fraction of a pixel off
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        pairs = list(pool.map(lambda m, e: _colors(smooth, m, e < limit), matches, errors))
+    pairs = in_threads(lambda m, e: _colors(smooth, m, e < limit), matches, errors)
     seen = np.zeros(frames, int)
     for m, (s, _) in zip(matches, pairs, strict=True):
         seen[[m.source, m.target]] += len(s)

@@ -1,6 +1,5 @@
 """Writes the frames of a clip that are used: as they will be seen, and no more of them than the disk should hold."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import ArtifactError, InputError
+from utils.runtime import cpu_count
 from utils.scene.clip.picture import alpha, picture, shape_of
 from utils.scene.clip.plan import ClipPlan
 from utils.scene.clip.stream import decoded
@@ -120,7 +120,7 @@ def write_frames(
     """
     paths: list[Path] = []
     pending: list[Future[None]] = []
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max(2, cpu_count())) as pool:
         for frame in picked(path, survey, plan, wanted):
             name = f"{first + frame.position:06d}"
             paths.append(folder / f"{name}.{extension}")
