@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.report.verdict import verdict
-from utils.scene.artifacts import json_object
+from utils.scene.json_files import json_object
 from utils.scene.layout import RunLayout, SceneLayout
 
 _STILL_WIDTH = 320
