@@ -65,11 +65,12 @@ def _shown(scene: Scene | None, ids: Sequence[int], words: str) -> tuple[str, ..
     return tuple(picture(scene.images[i], f"frame {i + 1}, {words}") for i in ids if 0 <= i < len(scene))
 
 
-def findings_of_splats(folder: Path, report: dict[str, Any], scene: Scene | None) -> list[Finding]:
+def findings_of_splats(folder: Path, title: str, report: dict[str, Any], scene: Scene | None) -> list[Finding]:
     """Frames that the world shows much worse than most.
 
     Args:
         folder: `gs_<renderer>`.
+        title: of it, empty where there is only one.
         report: its `report.json`.
         scene: its frames, for the pictures; None for none.
     """
@@ -78,13 +79,14 @@ def findings_of_splats(folder: Path, report: dict[str, Any], scene: Scene | None
         return []
     ids = [int(report["frames"][row].get("frame_id", row)) for row in weak]
     named = number_ranges(sorted(i + 1 for i in ids))
-    words = f"Around these frames the world shows another picture than the clip: {named}. Red: where they differ."
     figures = []
     for row, frame_id in list(zip(weak, ids, strict=True))[:_MOST_SHOWN]:
         render = render_of(folder, row)
         if scene is not None and render is not None and 0 <= frame_id < len(scene):
             figures.append(picture(pictures.disagreement(scene.images[frame_id], render), f"frame {frame_id + 1}"))
-    return [Finding(words, tuple(figures))]
+    around = f"round frame{'s' if len(ids) > 1 else ''} {named} the world shows another picture than the clip."
+    words = f"{title}: a{around}" if title else f"A{around}"
+    return [Finding(f"{words} Red: where they differ." if figures else words, tuple(figures))]
 
 
 def render_of(folder: Path, row: int) -> Array | None:

@@ -231,7 +231,7 @@ def _what_went_wrong(stages: list[_Stage], trained: list[Trained], scene: Scene 
         return ""
     aligned = [s for s in stages if "aligned" in s.report or "contradictions" in s.report]
     findings = findings_of_alignment(aligned[-1].report, scene) if aligned else []
-    findings += [finding for one in trained for finding in findings_of_splats(one.folder, one.report, scene)]
+    findings += [finding for one in trained for finding in findings_of_splats(one.folder, one.title, one.report, scene)]
     return wrong_section(findings, _warnings(stages, scene, alignment))
 
 
