@@ -22,6 +22,8 @@ import numpy as np
 
 from configs.preprocess import IMAGE_EXTENSIONS
 from utils.errors import InputError
+from utils.scene.clip.picture import conversion_of, picture, shape_of
+from utils.scene.clip.stream import decoded, facts, pixel_aspect
 from web.clips import ALLOWED_WORDS, FRAMES_TYPE, MIN_FRAMES, THUMBNAIL
 from web.processes import MAX_PIXELS
 
@@ -111,35 +113,30 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 
 def _first_picture(path: Path, name: str) -> tuple[np.ndarray, int, str]:
-    """First frame as (h, w, 3) uint8 RGB, the number of frames, 0 if it is not known, and the clip's length in words."""
+    """First frame as (h, w, 3) uint8 RGB, as stage 0 will show it, the number of frames, 0 if unknown, and the clip's length in words."""
     image, seen = None, 0
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(f"{name} has no video stream", _ADVICE)
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            if stream.codec_context.width and stream.codec_context.height:
-                _check_size(stream.codec_context.width, stream.codec_context.height, name)
-            for frame in container.decode(stream):
-                if image is None:
-                    _check_size(frame.width, frame.height, name)
-                    image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-                seen += 1
-                if seen == MIN_FRAMES:
-                    break
-            seconds = float(container.duration or 0) / av.time_base
-            count = stream.frames or round(seconds * float(stream.average_rate or 0))
-    except (av.error.FFmpegError, OSError) as error:
-        if image is None or isinstance(error, MemoryError):
-            raise InputError(f"{name} cannot be read as a video: {error.strerror or error}", _ADVICE) from error
-        count = seconds = 0
+        about, aspect = facts(path), pixel_aspect(path)
+        if all(about.size):
+            _check_size(about.size[1], about.size[0], name)
+        for item in decoded(path, threads=1):
+            if image is None:
+                _check_size(item.frame.width, item.frame.height, name)
+                image = picture(item.frame, shape_of(item.frame, aspect), conversion_of(item.frame))
+            seen += 1
+            if seen == MIN_FRAMES:
+                break
+    except InputError as error:
+        raise InputError(error.message.replace(path.name, name), _ADVICE if str(path.name) in error.message else error.hint) from error
+    except (av.error.FFmpegError, ValueError, cv2.error) as error:
+        raise InputError(f"{name} cannot be read as a video: {getattr(error, 'strerror', None) or error}", _ADVICE) from error
     if image is None:
         raise InputError(f"{name} holds no picture", _ADVICE)
     if seen < MIN_FRAMES:
         raise InputError(f"{name} has {seen} frames that can be read", f"give a clip of at least {MIN_FRAMES} frames")
+    count = about.frames or round(about.seconds * about.fps)
     words = [f"{count} frames"] if count else []
-    return np.ascontiguousarray(image), count, ", ".join([*words, f"{seconds:.1f} s"] if seconds else words)
+    return image, count, ", ".join([*words, f"{about.seconds:.1f} s"] if about.seconds else words)
 
 
 def _unpack(path: Path, name: str, target: Path, room: int) -> tuple[np.ndarray, int]:

@@ -140,13 +140,14 @@ def pixel_aspect(path: Path) -> float:
         return float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1) or 1.0
 
 
-def decoded(path: Path, damage: Damage | None = None, *, deinterlace: bool = False) -> Iterator[Decoded]:
+def decoded(path: Path, damage: Damage | None = None, *, deinterlace: bool = False, threads: int = 0) -> Iterator[Decoded]:
     """Every frame of a clip that can be decoded, in the order they are shown.
 
     Args:
         path: the file.
         damage: filled with what is lost.
         deinterlace: put whole pictures in the place of interlaced ones, one for each frame.
+        threads: of the decoder, each with frames of its own in memory; 0: as many as it likes.
 
     Raises:
         InputError: as `open_video`.
@@ -155,6 +156,7 @@ def decoded(path: Path, damage: Damage | None = None, *, deinterlace: bool = Fal
     with open_video(path) as container:
         stream = _stream(container)
         stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = threads
         frames = _checked(_frames(container, stream, damage), stream, damage)
         yield from _deinterlaced(frames, stream) if deinterlace else frames
 
