@@ -25,7 +25,7 @@ from utils.exports.check import checked_exports
 from utils.report import pictures
 from utils.report.html import write_report
 from utils.scene import artifacts
-from utils.scene.folders import list_frames
+from utils.scene.folders import frames_of_scene, list_frames
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.lock import one_writer
 from utils.scene.manifest import content_hash, fingerprints, in_scene, is_current, read_manifest, sha256, write_manifest
@@ -194,7 +194,7 @@ def _load_subject(config: EvalConfig, run_layout: RunLayout, checkpoint: Path, d
 def _reference_images(folder: Path | None, scene: Scene, cameras: CameraSet) -> Array:
     """(F, h, w, 3) uint8 frames of the trained cameras at their size, from a folder of originals if there is one."""
     if folder:
-        paths = list_frames(folder)
+        paths = frames_of_scene(folder, len(scene))
         return read_frames([paths[i] for i in cameras.frame_ids], cameras.size)
     return np.stack([resize_area(scene.images[i], cameras.size) for i in cameras.frame_ids])
 

@@ -27,7 +27,7 @@ from train_gs.train import Trainer, train
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse, save_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.device.accelerator import cap_memory
-from utils.errors import ArtifactError, InputError
+from utils.errors import ArtifactError
 from utils.exports.ply import write_splat_ply
 from utils.exports.stage import export_splats
 from utils.exports.view import FOLDER as VIEW
@@ -35,11 +35,12 @@ from utils.exports.view import write_view
 from utils.runtime import seed_everything
 from utils.scene import artifacts
 from utils.scene.checkpoints import forget_parts
-from utils.scene.folders import list_frames
+from utils.scene.folders import frames_of_scene, list_frames
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.lock import one_writer
 from utils.scene.manifest import content_hash, fingerprints, is_current, portable, significant, write_manifest, writing
 from utils.scene.masks import used_pixels
+from utils.scene.media import read_frames
 from utils.scene.transaction import Output, publish, require_replaceable
 from utils.splatting.checkpoint import GS_SCHEMA, MODEL, PREVIEW, TrainedScene, save_checkpoint, unfinished
 from utils.splatting.rasterize.contract import choose_rasterizer, load_rasterizer
@@ -48,7 +49,6 @@ from utils.types import NULL_REPORTER, Alignment, Array, Reporter, Scene, Splats
 
 # Seconds between two previews, or this many times as long as writing one takes if that is longer.
 _PREVIEW_SECONDS, _PREVIEW_PAUSE = 15.0, 50.0
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 @one_writer(lambda config: config.root_path)
@@ -192,18 +192,8 @@ def _original_images(folder: Path, frame_ids: Array, frames: int) -> Array:
     Raises:
         InputError: another number of images, unreadable ones, or mixed sizes.
     """
-    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
-    if len(paths) != frames:
-        raise InputError(
-            f"{folder} holds {len(paths)} images, results.npz has {frames} frames", "give the folder frames_subsampled of the scene"
-        )
-    images: list[Any] = [cv2.imread(str(paths[i])) for i in frame_ids]
-    for i, image in zip(frame_ids, images, strict=True):
-        if image is None:
-            raise InputError(f"{paths[i]} cannot be read as an image", "make the frames again with preprocess_video.py")
-        if image.shape != images[0].shape:
-            raise InputError(f"{paths[i]} is {image.shape[1]}x{image.shape[0]}, others differ", "give frames of one size")
-    return np.stack([cv2.cvtColor(image, cv2.COLOR_BGR2RGB) for image in images])
+    paths = frames_of_scene(folder, frames)
+    return read_frames([paths[i] for i in frame_ids])
 
 
 def _inverse_dir(config: GSConfig, layout: RunLayout) -> Path:

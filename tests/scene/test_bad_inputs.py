@@ -17,6 +17,7 @@ from utils.errors import InputError, V2WError
 from utils.geometry_backend import GEOMETRY
 from utils.scene import media
 from utils.scene.artifacts import load_scene
+from utils.scene.folders import frames_of_scene
 from utils.scene.masks import load_masks
 
 RED, BLUE = (200, 30, 40), (30, 60, 210)
@@ -193,3 +194,16 @@ def test_masks_of_another_aspect_are_refused_and_other_sizes_are_not(tmp_path: P
         with pytest.raises(InputError) as caught:
             load_masks(tmp_path, ["a", "b"], (140, 252), (288, 512))
         explained(caught.value, "all.png", f"{shape[1]}x{shape[0]}", "512x288")
+
+
+def test_originals_are_as_many_as_the_scene_has_frames(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    with pytest.raises(InputError) as caught:
+        frames_of_scene(tmp_path / "own", 3)
+    explained(caught.value, "own", "no images")
+    for i in range(2):
+        media.write_image(tmp_path / "own" / f"{i}.png", moving_frames(1)[0])
+    with pytest.raises(InputError) as caught:
+        frames_of_scene(tmp_path / "own", 3)
+    explained(caught.value, "2 images", "3 frames")
+    assert [path.name for path in frames_of_scene(tmp_path / "own", 2)] == ["0.png", "1.png"]

@@ -92,6 +92,20 @@ def list_frames(folder: Path) -> list[Path]:
     return frame_folder(folder).frames
 
 
+def frames_of_scene(folder: Path, frames: int) -> list[Path]:
+    """The images of a folder that holds one for each frame of a scene, in their order.
+
+    Raises:
+        InputError: as `frame_folder`, or another number of images.
+    """
+    paths = list_frames(folder)
+    if len(paths) != frames:
+        raise InputError(
+            f"{folder} holds {len(paths)} images, results.npz has {frames} frames", "give the folder frames_subsampled of the scene"
+        )
+    return paths
+
+
 def _camera_folders(folder: Path, skipped: list[str]) -> list[Path]:
     subs = sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural)
     named = [p for p in subs if p.name.lower() in _PICTURES]
