@@ -1,5 +1,6 @@
 """The viewer in a real browser: the picture against our own renderer, keys, timeline, comparison, crop, a training that goes on."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,27 @@ def test_what_is_cropped_is_gone_from_picture_and_file(page, tmp_path) -> None:
     assert 0 < browser.run("app.editor.selected.reduce((a, b) => a + b)") < len(whole) / 2
     browser.run("app.open('')")
     assert browser.run("app.viewer.controls.enabled")
+
+
+def test_several_clips_have_a_path_each(page) -> None:
+    browser, world, url = page
+    record = world.root / "preprocess_frames.json"
+    record.write_text(json.dumps({"positions": [0, 4, 8, 12, 16], "clip_frames": [10, 10]}))
+    try:
+        browser.open(f"{url}/")
+        until(lambda: browser.run(READY), 60)
+        assert browser.run("[...document.getElementById('path').options].map((o) => o.text).join()").startswith("All clips,Clip 1,Clip 2")
+        browser.run("app.timeline.choose('clip2')")
+        assert browser.run("document.getElementById('time-words').textContent") == "frame 1 / 2"
+        assert browser.run("app.viewer.pose.c2w.every((v, i) => Math.abs(v - app.description.cameras[3].c2w[i]) < 1e-4)")
+        browser.run("app.timeline.step(1)")
+        assert browser.run("[app.timeline.frame, document.getElementById('time-words').textContent].join()") == "4,frame 2 / 2"
+        record.write_text('{"positions": [0, "x"], "clip_frames": 3}')
+        assert world.clips([0, 1]) == [0, 0]
+    finally:
+        record.unlink()
+        browser.open(f"{url}/")
+        until(lambda: browser.run(READY), 60)
 
 
 def test_a_film_of_a_path_is_made_in_the_browser_at_the_size_that_was_asked_for(page) -> None:

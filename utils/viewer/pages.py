@@ -125,6 +125,7 @@ def _describe(exhibit: Exhibit) -> dict[str, Any]:
         "file": f"splats/{shown.version}",
         "bytes": shown.file.stat().st_size,
         "clouds": clouds,
+        "clips": exhibit.world.clips([camera["frame"] for camera in settings.get("cameras", [])]),
         "frames": frames,
     }
 

@@ -82,6 +82,18 @@ class World:
             return None
         return files[frame_id] if 0 <= frame_id < len(files) else None
 
+    def clips(self, frames: list[int]) -> list[int]:
+        """Number of the clip, from 0, that each of these frames of the scene is from; all 0 where nothing tells."""
+        told = json_object(SceneLayout(self.root).preprocess_json)
+        positions, totals = told.get("positions"), told.get("clip_frames")
+        if not isinstance(positions, list) or not isinstance(totals, list) or max(frames, default=0) >= len(positions):
+            return [0] * len(frames)
+        try:
+            ends = np.cumsum([int(total) for total in totals])
+            return [int(np.searchsorted(ends, int(positions[frame]), side="right")) for frame in frames]
+        except (TypeError, ValueError):
+            return [0] * len(frames)
+
     def clouds(self) -> list[Cloud]:
         """The clouds that can be shown."""
         before = SceneLayout(self.root).results_npz.is_file()

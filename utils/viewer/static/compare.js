@@ -48,7 +48,7 @@ export class Compare {
   moved() {
     if (this._own) return;
     const { timeline } = globalThis.app ?? {};
-    const playing = this.viewer.playing && timeline?.chosen === "clip";
+    const playing = this.viewer.playing && timeline?.alongClip;
     if (playing) this.frame = timeline.frame;
     if (this.standing !== playing || playing) {
       this.standing = playing;

@@ -28,18 +28,26 @@ export class Timeline {
     return Number($("rate").value);
   }
 
-  get cameras() {
-    return this.description.cameras;
+  /** Whether the path is the clip's, or one clip's of several ("clip2" is the second). */
+  get alongClip() {
+    return this.chosen.startsWith("clip");
+  }
+
+  /** Positions of the cameras of "clip", which is all, or of one clip. */
+  rowsOf(which) {
+    const all = [...this.description.cameras.keys()], number = Number(which.slice(4));
+    return number ? all.filter((i) => this.description.clips[i] === number - 1) : all;
   }
 
   /** The chosen frame of the clip under the slider, or -1 if another path is chosen. */
   get frame() {
-    if (this.chosen !== "clip") return -1;
-    return Math.round((this.viewer.time / Math.max(this.viewer.duration, 1e-9)) * (this.cameras.length - 1));
+    return this.alongClip ? this.frameAt(this.viewer.time) : -1;
   }
 
   fill() {
-    const paths = [["clip", "Clip"]];
+    const clips = [...new Set(this.description.clips)].filter((clip) => this.rowsOf(`clip${clip + 1}`).length > 1);
+    const paths = [["clip", clips.length > 1 ? "All clips" : "Clip"]];
+    if (clips.length > 1) paths.push(...clips.map((clip) => [`clip${clip + 1}`, `Clip ${clip + 1}`]));
     if (this.description.path) paths.push(["fly", "Fly-through"]);
     if (this.views.length) paths.push(["own", `My views (${this.views.length})`]);
     $("path").replaceChildren(...paths.map(([value, words]) => new Option(words, value, false, value === this.chosen)));
@@ -48,16 +56,18 @@ export class Timeline {
   poses(which, aspect = this.viewer.aspect) {
     if (which === "fly") return this.description.path;
     if (which === "own") return { poses: eased(this.views), seconds: Math.max(SECONDS_PER_VIEW * (this.views.length - 1), 0.01) };
-    return { poses: this.cameras.map((camera) => poseOf(camera, aspect)), seconds: this.description.seconds };
+    const rows = this.rowsOf(which), { cameras, seconds } = this.description;
+    return { poses: rows.map((i) => poseOf(cameras[i], aspect)), seconds: (seconds * (rows.length - 1)) / Math.max(1, cameras.length - 1) };
   }
 
   choose(which, move = true) {
     this.chosen = which;
+    this.rows = this.alongClip ? this.rowsOf(which) : [];
     this.viewer.stop();
     this.viewer.path = this.poses(which);
     $("time").max = String(this.viewer.path.seconds);
     // Arrow keys go from frame to frame of the clip.
-    this.frameSeconds = this.viewer.path.seconds / Math.max(1, (which === "clip" ? this.cameras.length : 60) - 1);
+    this.frameSeconds = this.viewer.path.seconds / Math.max(1, (this.alongClip ? this.rows.length : 60) - 1);
     if (move) this.go(0);
     this.draw();
   }
@@ -66,7 +76,7 @@ export class Timeline {
   fit() {
     if (Math.abs(this.viewer.aspect - this.aspect) < 1e-3) return;
     this.aspect = this.viewer.aspect;
-    if (this.chosen === "clip") this.viewer.path = this.poses("clip");
+    if (this.alongClip) this.viewer.path = this.poses(this.chosen);
     if (this.atFrame()) this.go(this.viewer.time);
     this.compare.place();
   }
@@ -78,16 +88,16 @@ export class Timeline {
 
   go(seconds) {
     this.viewer.stop();
-    this.compare.moving(() => this.viewer.seek(seconds), this.chosen === "clip" ? this.frameAt(seconds) : -1);
+    this.compare.moving(() => this.viewer.seek(seconds), this.alongClip ? this.frameAt(seconds) : -1);
     this.draw();
   }
 
   frameAt(seconds) {
-    return Math.round((seconds / Math.max(this.viewer.duration, 1e-9)) * (this.cameras.length - 1));
+    return this.rows[Math.round((seconds / Math.max(this.viewer.duration, 1e-9)) * (this.rows.length - 1))];
   }
 
   step(by) {
-    const at = this.chosen === "clip" ? this.frame : Math.round(this.viewer.time / this.frameSeconds);
+    const at = this.alongClip ? this.rows.indexOf(this.frame) : Math.round(this.viewer.time / this.frameSeconds);
     this.go((at + by) * this.frameSeconds);
   }
 
@@ -123,7 +133,7 @@ export class Timeline {
     const { viewer } = this;
     if (document.activeElement !== $("time") || viewer.playing) $("time").value = String(viewer.time);
     const seconds = `${viewer.time.toFixed(1)} / ${viewer.duration.toFixed(1)} s`;
-    const words = this.chosen === "clip" ? `frame ${this.frame + 1} / ${this.cameras.length}` : seconds;
+    const words = this.alongClip ? `frame ${this.rows.indexOf(this.frame) + 1} / ${this.rows.length}` : seconds;
     if ($("time-words").textContent !== words) {
       $("time-words").textContent = words;
       $("time").setAttribute("aria-valuetext", words.replace("/", "of"));
