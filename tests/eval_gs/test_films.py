@@ -63,9 +63,10 @@ def test_films_are_full_size_and_stills_are_not_and_both_last_as_long_as_the_cli
     with_clip(tmp_path, 2.0)
     evaluate(EvalConfig(root_path=tmp_path, max_frames=4, render_optimised_poses=False, metrics=False, device="cpu"))
     folder = run.evaluation(run.gs("3dgs"))
-    assert next(decode(folder / "render_input_poses.mp4")).shape == (720, 1200, 3)
+    assert next(decode(folder / "render_input_poses.mp4")).shape[:2] == SIZE
     assert length(folder / "render_input_poses.mp4") == pytest.approx(FRAMES / 2.0)
     flight = folder / "render_gs_video.mp4"
+    assert next(decode(flight)).shape == (720, 1200, 3)
     assert length(flight) == pytest.approx(len(list(decode(flight))) / 30, abs=0.01)
     stills = sorted((folder / "frames_input_poses").glob("*.png"))
     assert len(stills) == FRAMES and next(decode(stills[0])).shape[:2] == SIZE
