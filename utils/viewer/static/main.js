@@ -59,6 +59,7 @@ class App {
       : "Drag to orbit, wheel to zoom, W A S D to fly, double click to go there, R for home";
     $("hint").textContent = words;
     const off = () => setTimeout(() => $("hint").classList.add("off"), 2500);
+    $("tools").addEventListener("click", () => $("hint").classList.add("off")); // panels and labels need the room
     for (const name of ["pointerdown", "wheel", "keydown"]) $("canvas").addEventListener(name, off, { once: true, passive: true });
   }
 
