@@ -144,7 +144,13 @@ def test_the_web_page_takes_a_batch_as_a_workspace(batch, tmp_path):
     assert words[words.index("--config.input-video") + 1] == str(tmp_path / "clips" / "b.mp4")
 
 
-def test_ctrl_c_ends_stages_and_workers_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "engine"), [(signal.SIGINT, "local"), (signal.SIGTERM, "local"), (signal.SIGINT, "ray"), (signal.SIGTERM, "ray")]
+)
+def test_an_interrupt_ends_stages_and_workers_and_the_same_command_goes_on(tmp_path, number, engine):
+    """Ctrl-C reaches the whole process group, a scheduler's SIGTERM the batch alone."""
+    if engine == "ray":
+        pytest.importorskip("ray", reason="needs the extra `cluster`")
     (tmp_path / "clips").mkdir()
     for name, says in {"a": "slow", "b": "slow", "c": "fine"}.items():
         (tmp_path / "clips" / f"{name}.mp4").write_text(f"clip_{says}")
@@ -152,11 +158,13 @@ def test_ctrl_c_ends_stages_and_workers_and_the_same_command_goes_on(tmp_path):
         "import batch.cli as c, functools, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         f"c.LocalEngine = functools.partial(c.LocalEngine, command={STAND_IN!r})\n"
+        "import batch.engine_ray as r\n"
+        f"r.RayEngine = functools.partial(r.RayEngine, command={STAND_IN!r})\n"
         "c.this_machine = lambda cpus, device: c.Resources(2, 0, 8)\n"
         "c.entry()\n"
     )
-    words = [sys.executable, "-c", code, "clips", "--device", "cpu"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", code, "clips", "--device", "cpu", "--engine", engine]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     options = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     first = subprocess.Popen(words, start_new_session=True, **options)
     until = time.monotonic() + 60
@@ -164,7 +172,7 @@ def test_ctrl_c_ends_stages_and_workers_and_the_same_command_goes_on(tmp_path):
         (tmp_path / "clips" / f"{n}.log").exists() and "alignment" in (tmp_path / "clips" / f"{n}.log").read_text() for n in "ab"
     ):
         time.sleep(0.05)
-    os.killpg(first.pid, signal.SIGINT)
+    os.killpg(first.pid, number) if number == signal.SIGINT else os.kill(first.pid, number)
     said = first.communicate(timeout=60)[0]
     assert first.returncode == 130 and "not finished" in said and "Traceback" not in said
     assert not _children_in(tmp_path)
