@@ -6,14 +6,14 @@ from urllib.parse import quote
 
 from batch.schedule import SceneRun
 from batch.view import duration
-from utils.report.style import PAGE
+from utils.report.style import PAGE, STYLE
 
 _STYLE = (
-    "<style>.worlds { display: grid; gap: 18px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); }"
+    ".worlds { display: grid; gap: 18px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); }"
     ".worlds section { margin: 0; padding: 12px; } .worlds video, .worlds img { width: 100%; aspect-ratio: 16/9; object-fit: cover;"
     " border-radius: 6px; background: #8884; display: block; }"
     " .worlds h2 { font-size: 1.05rem; margin: 8px 0 2px; overflow-wrap: anywhere; }"
-    ".worlds p { margin: 2px 0; font-size: .9rem; overflow-wrap: anywhere; }</style>"
+    ".worlds p { margin: 2px 0; font-size: .9rem; overflow-wrap: anywhere; }"
 )
 _WORDS = {"done": "done", "kept": "done", "failed": "failed", "stopped": "not finished", "waiting": "waiting", "running": "under way"}
 
@@ -27,8 +27,11 @@ def index_page(scenes: Sequence[SceneRun], title: str = "Worlds") -> str:
     words += [f"{failed} failed"] if failed else []
     words += [f"held-out PSNR {values[0]:.1f} to {values[-1]:.1f} dB, median {values[len(values) // 2]:.1f}"] if values else []
     cards = "".join(_card(scene) for scene in scenes)
-    page = PAGE.replace("{title}", escape(title)).replace("{subtitle}", escape(", ".join(words)))
-    return page.replace("{body}", f'{_STYLE}<div class="worlds">{cards}</div>')
+    page = PAGE.replace("<script>{script}</script>", "")
+    body = f'<div class="worlds">{cards}</div>'
+    for name, text in {"title": escape(title), "subtitle": escape(", ".join(words)), "style": STYLE + _STYLE, "body": body}.items():
+        page = page.replace(f"{{{name}}}", text)
+    return page
 
 
 def _card(scene: SceneRun) -> str:

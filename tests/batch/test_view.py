@@ -5,7 +5,7 @@ import re
 
 from batch.engine_simulated import SimulatedEngine
 from batch.page import index_page
-from batch.schedule import Schedule, SceneRun
+from batch.schedule import SceneRun, Schedule
 from batch.storage import Storage
 from batch.tasks import Outcome, Resources, StageTask
 from batch.view import View
@@ -43,7 +43,7 @@ def test_lines_where_there_is_no_terminal(tmp_path):
 def test_a_block_that_is_drawn_anew_on_a_terminal(tmp_path):
     told = shown(Terminal(), tmp_path)
     drawn = [int(n) for n in re.findall(r"\033\[(\d+)F\033\[J", told)]
-    assert drawn and max(drawn) == 3  # the summary and two scenes under way
+    assert drawn and max(drawn) == 2  # the summary and the scene under way
     assert told.endswith("\033[J")  # nothing is left of it
     assert "a: done, 20.50 dB held out" in told
 
@@ -57,4 +57,5 @@ def test_the_page_escapes_names_and_says_what_failed():
     assert "<kitchen" not in page and "&lt;kitchen &amp; co&gt;" in page
     assert 'src="%3Ckitchen%20%26%20co%3E/x%20y/film.mp4"' in page and 'poster="data:image/jpeg;base64,AAAA"' in page
     assert "&lt;no clip&gt;. take another" in page and "1 of 2 scenes done, 1 failed" in page and "12 000 splats" in page
+    assert not re.search(r"\{(title|subtitle|style|script|body)\}", page) and page.count("</style>") == 1
     assert "<script" not in page and "http" not in page.split("</style>", 1)[1]
