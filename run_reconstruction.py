@@ -311,7 +311,7 @@ def configure(argv: list[str]) -> PipelineConfig:
     if "--config-file" in argv:
         at = argv.index("--config-file") + 1
         if at == len(argv):
-            raise ConfigError("--config-file needs a path", "for example: --config-file run_summary_config.json")
+            raise ConfigError("--config-file needs a path", "give a JSON file with settings, for example --config-file mine.json")
         saved = load_config_file(PipelineConfig, Path(argv[at]))
         return parse(PipelineConfig, argv[: at - 1] + argv[at + 1 :], prog="run_reconstruction.py", default=saved)
     mode = _flag_value(argv, "--config.mode") or "fast"

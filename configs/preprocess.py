@@ -11,9 +11,18 @@ IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 
 
 def default_root(input_video: tuple[Path, ...], frames_dir: Path | None) -> Path:
-    """Where the scene of an input goes: the first clip's path without its suffix, or `<folder>_preprocessed`."""
-    source = frames_dir or input_video[0]
-    if source == frames_dir or source.is_dir():
+    """Where the scene of an input goes: the first clip's path without its suffix, or `<folder>_preprocessed`.
+
+    Raises:
+        ConfigError: the input is the root of the file system.
+    """
+    given = input_video[0] if frames_dir is None else frames_dir
+    source = given if given.name not in ("", "..") else given.resolve()  # "." and the like have a name, too
+    if not source.name:
+        raise ConfigError(
+            f"{given} is no clip and no folder of frames", "give the path of one, or say with scene_root where the scene goes"
+        )
+    if frames_dir is not None or source.is_dir():
         return source.with_name(source.name + "_preprocessed")
     return source.with_suffix("")
 

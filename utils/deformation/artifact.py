@@ -9,7 +9,7 @@ from utils.deformation.inverse import FixedPointInverseWarp, IdentityInverseWarp
 from utils.deformation.lattice.reference import LatticeField
 from utils.deformation.network import network_from_state
 from utils.errors import CorruptArtifactError
-from utils.scene.artifacts import load_tensors, save_tensors, write_json
+from utils.scene.artifacts import load_tensors, save_tensors, understood, write_json
 from utils.scene.manifest import read_manifest
 from utils.types import CONVENTIONS
 
@@ -31,7 +31,7 @@ def load_inverse(folder: Path) -> InverseWarp:
     """
     root, run = folder.parent.parent, folder.parent.name
     read_manifest(folder, INVERSE_SCHEMA, f"python -m train_inverse_deformation --config.root-path {root} --config.run {run}")
-    return inverse_from_state(load_tensors(folder / "config.pt"), load_tensors(folder / "inverse_local.pt"))
+    return _read(folder)
 
 
 def trained_inverse(checkpoint: Path, stage_folder: Path) -> InverseWarp:
@@ -42,7 +42,12 @@ def trained_inverse(checkpoint: Path, stage_folder: Path) -> InverseWarp:
     """
     if not (checkpoint / "inverse_local.pt").is_file():
         return load_inverse(stage_folder)
-    return inverse_from_state(load_tensors(checkpoint / "config.pt"), load_tensors(checkpoint / "inverse_local.pt"))
+    return _read(checkpoint)
+
+
+def _read(folder: Path) -> InverseWarp:
+    with understood(folder / "inverse_local.pt", "python -m train_inverse_deformation, then python -m train_gs"):
+        return inverse_from_state(load_tensors(folder / "config.pt"), load_tensors(folder / "inverse_local.pt"))
 
 
 def inverse_from_state(config: dict[str, Any], state: dict[str, Tensor]) -> InverseWarp:

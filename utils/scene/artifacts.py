@@ -1,11 +1,13 @@
 """Reading and writing what stages hand to each other: results.npz, alignments, clouds. One writer and one checked reader each."""
 
+import contextlib
 import errno
 import functools
 import json
 import logging
 import os
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -185,20 +187,26 @@ def load_alignment(folder: Path, made_by: str = "", with_cloud: bool = True) -> 
     read_manifest(folder, ALIGNMENT_SCHEMA, made_by)
     needed = ("K", "size", "frame_ids", "inv_depth_range", "original_w2c", "aligned")
     stored = _read_npz(folder / "alignment.npz", needed, ("color_maps", "heldout"))
-    frames = len(stored["frame_ids"])
-    twists = torch.stack([load_tensors(folder / f"per_frame_global_deform_{i:05d}.pt") for i in range(frames)])
-    nodes = [load_tensors(folder / f"per_frame_local_deform_{i:05d}.pt")["nodes"].numpy() for i in range(frames)]
-    h, w = (int(v) for v in stored["size"])
-    cameras = CameraSet(c2w=se3.exp(twists.double()).numpy(), K=stored["K"], size=(h, w), frame_ids=stored["frame_ids"])
-    return Alignment(
-        cameras=cameras,
-        fields=LatticeFields(nodes=np.stack(nodes), inv_depth_range=stored["inv_depth_range"]),
-        cloud=load_cloud(folder) if with_cloud else _empty_cloud(),
-        original_w2c=stored["original_w2c"],
-        aligned=stored["aligned"],
-        color_maps=stored.get("color_maps"),
-        heldout=stored.get("heldout", np.zeros(0, np.int64)),
-    )
+    with understood(folder, made_by):
+        frames = len(stored["frame_ids"])
+        twists = torch.stack([load_tensors(folder / f"per_frame_global_deform_{i:05d}.pt") for i in range(frames)])
+        nodes = np.stack([load_tensors(folder / f"per_frame_local_deform_{i:05d}.pt")["nodes"].numpy() for i in range(frames)])
+        h, w = (int(v) for v in stored["size"])
+        cameras = CameraSet(c2w=se3.exp(twists.double()).numpy(), K=stored["K"], size=(h, w), frame_ids=stored["frame_ids"])
+        for values in (cameras.c2w, cameras.K, nodes, stored["inv_depth_range"], stored["original_w2c"]):
+            if not np.isfinite(values).all():
+                raise ValueError("some numbers are infinite, or none")
+        if stored["original_w2c"].shape != cameras.c2w.shape or stored["frame_ids"].dtype.kind not in "iu":
+            raise ValueError("poses or numbers of frames of another kind")
+        return Alignment(
+            cameras=cameras,
+            fields=LatticeFields(nodes=nodes, inv_depth_range=stored["inv_depth_range"]),
+            cloud=load_cloud(folder) if with_cloud else _empty_cloud(),
+            original_w2c=stored["original_w2c"],
+            aligned=stored["aligned"],
+            color_maps=stored.get("color_maps"),
+            heldout=stored.get("heldout", np.zeros(0, np.int64)),
+        )
 
 
 def save_cloud(folder: Path, cloud: CanonicalCloud) -> dict[str, str]:
@@ -231,8 +239,10 @@ def _empty_cloud() -> CanonicalCloud:
 
 
 def load_cloud(folder: Path) -> CanonicalCloud:
-    """The cloud of `canonical_points.npz`."""
-    return CanonicalCloud(**_read_npz(folder / "canonical_points.npz", ("points", "colors", "frame", "pixel")))
+    """The cloud of `canonical_points.npz`; raises ArtifactError if it is missing or damaged."""
+    path = folder / "canonical_points.npz"
+    with understood(path, _MADE_BY.get(folder.name, "run_reconstruction.py").format(root=folder.parent.parent, run=folder.parent.name)):
+        return CanonicalCloud(**_read_npz(path, ("points", "colors", "frame", "pixel")))
 
 
 def write_points_ply(path: Path, points: Array, colors: Array) -> None:
@@ -247,6 +257,20 @@ def write_points_ply(path: Path, points: Array, colors: Array) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ tensors and reports
+
+
+@contextlib.contextmanager
+def understood(what: Path, made_by: str) -> Iterator[None]:
+    """Around code that takes stored values for what they should be: whatever it stumbles over, the file is at fault.
+
+    Raises:
+        CorruptArtifactError: values of another type, shape or range.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, ArithmeticError) as error:
+        told = f"{type(error).__name__} {error}"
+        raise CorruptArtifactError(f"{what} does not hold what it should: {told}", f"make it again with: {made_by}") from error
 
 
 def load_tensors(path: Path) -> Any:

@@ -77,8 +77,8 @@ def writing_scene(root: Path, report: Reporter = NULL_REPORTER) -> Iterator[None
         if held is not None:
             yield
             return
-        new = not place.exists()
         with writing(root):
+            new = not place.exists()
             place.mkdir(parents=True, exist_ok=True)
         with _locked(root, place, report):
             recover(place, report)

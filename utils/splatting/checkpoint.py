@@ -118,7 +118,7 @@ def load_checkpoint(path: Path) -> TrainedScene:
             left_out=stored["left_out"].numpy() if "left_out" in stored else np.zeros(0, bool),
             coverage=_coverage(stored),
         )
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise CorruptArtifactError(f"{path} is no checkpoint of trained splats: {error}", "train it again") from error
 
 
