@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.alignment_metrics import evaluate, find_correspondences, removed
+from benchmarks.alignment.metrics import evaluate, find_correspondences, removed
 from configs.evaluation import EvalConfig
 from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig

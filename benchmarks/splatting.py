@@ -32,7 +32,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 import preprocess_video
-from benchmarks.alignment_metrics import Similarity, fit_to_truth
+from benchmarks.alignment.metrics import Similarity, fit_to_truth
 from benchmarks.splatting_oracle import true_registration
 from benchmarks.splatting_tables import COLUMNS, Line, read_lines, tables
 from benchmarks.splatting_variants import BOUNDS, COMPARED, HALF, VARIANTS, Geometry, ablation

@@ -36,14 +36,14 @@ class Appearance(nn.Module):
 
     @torch.no_grad()
     def center(self, views: list[int]) -> None:
-        """Takes the mean deviation of these views out of each of them."""
+        """Subtracts the mean deviation of these views from each of them."""
         mean = torch.stack([self.deviations[v] for v in views]).mean(0)
         for view in views:
             self.deviations[view] -= mean
 
     @torch.no_grad()
     def matrices(self, sources: CorrectionSources) -> Tensor:
-        """(F, 3, 4) maps of all frames; what untrained ones would have learnt is interpolated between their trained neighbours."""
+        """(F, 3, 4) maps of all frames; those of untrained frames are interpolated between their trained neighbours in time."""
         start = self._start.cpu().reshape(-1, 12)
         learnt = torch.stack(list(self.deviations)).cpu().reshape(-1, 12) - start
         identity = torch.eye(3, 4).reshape(12)

@@ -1,4 +1,4 @@
-"""What the splats are fitted to, and which frames take which part."""
+"""Data of a training: cameras, images, masks and depth of the frames, and the role of each frame."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from utils.types import Array, CameraSet
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectionSources:
-    """Where the corrections that training finds come from, frame by frame.
+    """Which frames have corrections (pose, field, colour) of their own, and which take those of their neighbours in time.
 
     Attributes:
         frame_ids: (F,) ascending.

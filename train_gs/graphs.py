@@ -35,7 +35,7 @@ class StepGraphs:
         self.forget()
 
     def forget(self) -> None:
-        """The step changes: every view is recorded anew, after a few steps without graphs."""
+        """Drops all graphs because the step changes; every view is recorded again after a few steps without graphs."""
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._eager = _EAGER_STEPS

@@ -1,4 +1,4 @@
-"""Staying within a GPU's memory: fewer splats, and smaller images where they are large, when the wanted ones do not fit."""
+"""Retries a training that runs out of GPU memory with fewer splats and, where they are large, smaller images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Load:
-    """What a training tries to hold.
+    """Size of a training.
 
     Attributes:
         splats: most splats.
-        scale: of the images, on top of the scale that was asked for.
+        scale: of the images, relative to `image_scale`.
     """
 
     splats: int
@@ -36,9 +36,9 @@ def within_memory(work: Callable[[Load], Result], splats: int, pixels: int, repo
 
     Args:
         work: what may run out of memory.
-        splats: wanted.
-        pixels: of an image as it is wanted.
-        report: told of every further try.
+        splats: `target_num_points`.
+        pixels: of an image at `image_scale`.
+        report: notes every further try.
 
     Raises:
         OptimizationError: not even few splats fit.

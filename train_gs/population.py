@@ -1,4 +1,4 @@
-"""A fixed number of splat slots, shared out again and again: dead splats move to where living ones are dense (MCMC-style relocation).
+"""A fixed number of splat slots: dead (transparent) splats are relocated onto living ones, drawn by opacity (MCMC relocation).
 
 Kheradmand et al., "3D Gaussian Splatting as Markov Chain Monte Carlo", 2024: a splat that has become transparent is placed on another
 one, drawn by opacity, and both are made fainter and smaller such that together they look as the one did before (their eq. 9, for an

@@ -1,8 +1,8 @@
 """Refinement of the deformation while the splats are trained: a coarse lattice of small corrections per frame, none for the reference.
 
-The photometric error sees what the alignment's correspondences did not: a pixel of misplacement blurs the world. The correction adds to
-the forward displacement, so the result is again a lattice field with an exact inverse. It is held small and smooth, since a free field
-would also take up what belongs into the world.
+The photometric loss is sensitive to misalignments of a pixel that correspondences leave and that blur the world. The correction adds to
+the forward displacement, so the result is again a lattice field with an exact inverse. Size and roughness are penalised, since a free
+field would also fit detail that belongs to the splats.
 """
 
 import copy
@@ -85,7 +85,7 @@ class FieldRefinement(nn.Module):
 
     @torch.no_grad()
     def settle(self, view: int) -> Tensor:
-        """(nz, nv, nu, 3) the frame's nodes as they are refined now, written into the warp."""
+        """Writes the frame's refined nodes (nz, nv, nu, 3) into the warp and returns them."""
         nodes = self.warp.field.nodes[view]
         if self._dense is None:
             nodes.copy_(self.nodes(view))
@@ -100,7 +100,7 @@ class FieldRefinement(nn.Module):
         return self._dense is not None
 
     def add_gradient(self, view: int, solved: Tensor, back: Tensor) -> None:
-        """Adds to the gradient of a frame's corrections that through its splats, on a GPU.
+        """Accumulates in `grad` of a frame's corrections the gradient that comes through its splats, on a GPU.
 
         Args:
             view: the frame.
@@ -113,17 +113,17 @@ class FieldRefinement(nn.Module):
         if not correction.requires_grad:
             return
         counts, coarse = tuple(self._aligned.shape[1:4]), tuple(correction.shape[:3])
-        found = triton.correction_vjp(counts, coarse, self._cameras[view], self._layers[view], solved, None, back)  # type: ignore[arg-type]
-        correction.grad = found.contiguous() if correction.grad is None else correction.grad + found
+        gradient = triton.correction_vjp(counts, coarse, self._cameras[view], self._layers[view], solved, None, back)  # type: ignore[arg-type]
+        correction.grad = gradient.contiguous() if correction.grad is None else correction.grad + gradient
 
     def moved(self, means: Tensor, local: LocalWarp, view: int, *, fresh: bool) -> Tensor:
-        """(N, 3) means after what the corrections have moved since `solve` gave `local`, with the gradient of the corrections.
+        """(N, 3) means plus their first-order shift since `solve` gave `local`; differentiable in the corrections.
 
         Args:
             means: (N, 3) camera-space positions that `local` gave.
             local: the frame's warp.
             view: the frame.
-            fresh: `local` was solved for this step, so nothing has moved.
+            fresh: `local` was solved for this step, so the shift is zero.
         """
         if not fresh or self._dense is None or local.jacobian is None:
             return means + self.shift(local, view, fresh=fresh)
@@ -133,7 +133,7 @@ class FieldRefinement(nn.Module):
         )
 
     def shift(self, local: LocalWarp, view: int, *, fresh: bool) -> Tensor:
-        """(N, 3) what the corrections have moved since `solve` gave `local`, with their gradient; `fresh`: it was solved for this step."""
+        """(N, 3) first-order shift of the solved points since `solve` gave `local`, differentiable in the corrections; see `moved`."""
         change = self.nodes(view) - self.warp.field.nodes[view]
         return node_shift(change, local, self._cameras[view], is_zero=fresh)
 
@@ -157,7 +157,7 @@ class FieldRefinement(nn.Module):
 
     @torch.no_grad()
     def center(self, views: list[int]) -> None:
-        """Takes the mean correction of these views out of each of them: what all frames share is a move of the world, not of frames."""
+        """Subtracts the mean correction of these views from each of them: a common correction is a gauge, it moves the whole world."""
         mean = torch.stack([self.corrections[v] for v in views]).mean(0)
         for view in views:
             self.corrections[view] -= mean
@@ -173,7 +173,7 @@ class FieldRefinement(nn.Module):
 
 
 def carried_over(warp: InverseWarp, cameras: CameraSet, sources: CorrectionSources) -> InverseWarp:
-    """The inverse with the fields of blended frames made anew from what training left of those of the frames beside them.
+    """The inverse with the fields of blended frames interpolated again, now from the refined fields of their trained neighbours.
 
     Args:
         warp: of all frames; returned as it is if it is not one of lattices.
@@ -239,7 +239,7 @@ def time_links(cameras: CameraSet, sources: CorrectionSources, depth: float, nod
 
 
 class _WithCorrection(torch.autograd.Function):
-    """Means (N, 3) as they are; the way back also finds the gradient of a frame's corrections, see `node_shift`."""
+    """Identity on the means (N, 3) whose backward also computes the gradient of the frame's corrections, see `node_shift`."""
 
     @staticmethod
     def forward(ctx: Any, means: Tensor, correction: Tensor, *others: Any) -> Tensor:
@@ -253,8 +253,8 @@ class _WithCorrection(torch.autograd.Function):
         from utils.deformation.node_shift import triton
 
         camera, layers, points, jacobian = ctx.saved_tensors
-        found = triton.correction_vjp(ctx.counts, ctx.coarse, camera, layers, points, jacobian, grads[0])
-        return grads[0], found.contiguous(), None, None, None, None, None
+        gradient = triton.correction_vjp(ctx.counts, ctx.coarse, camera, layers, points, jacobian, grads[0])
+        return grads[0], gradient.contiguous(), None, None, None, None, None
 
 
 def roughness(counts: tuple[int, ...]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Coarse to fine: the frames at the size that the present part of the training looks at.
+"""Coarse to fine: the frames at the image size of the current part of the training.
 
 Colours and places settle on small images, where a step costs a fraction; the last part of the steps then only has the fine detail to
 add. (Chen et al., "DashGaussian", 2025, derive how the size may grow; two sizes already save most of it here.)
@@ -51,7 +51,7 @@ def shrunk(planes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def scale_at(progress: float, scales: tuple[float, ...], until: float) -> float:
-    """Size to look at: `scales` one after the other, each for as long, then 1."""
+    """Image scale at a step: each of `scales` for equally many steps, then 1."""
     if progress >= until:
         return 1.0
     return scales[int(progress / until * len(scales))] if scales else 1.0

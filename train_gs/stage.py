@@ -3,7 +3,7 @@
 import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,28 +73,8 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     data = training_data(scene, roles, config)
     cap_memory(device, config.max_gpu_gb)
     settings = replace(config, reference_frame=roles.reference)
-
-    def attempt(load: Load) -> tuple[Trainer, TrainedScene, dict[str, float]]:
-        begun = time.perf_counter()
-        chosen = replace(settings, target_num_points=load.splats, image_scale=settings.image_scale * load.scale)
-        shown = data if load.scale == 1.0 else training_data(scene, roles, chosen)
-        trainer = make_trainer(roles.alignment, shown, roles.warp, backend, device, chosen)
-        report.note(
-            f"splatting: {len(trainer.parameters.means)} splats, {len(trainer.training_views)} frames to train on and "
-            f"{int(shown.heldout.sum())} held out, {shown.cameras.size[1]}x{shown.cameras.size[0]}, {reason}"
-        )
-        resume = ResumeFile(out, content_hash(significant(portable(chosen)), inputs))
-        resume.restore(trainer, report)
-        prepared = time.perf_counter()
-        preview = Preview(out, report)
-        try:
-            with together(trainer, backend):
-                trained = train(trainer, report, resume.save, preview.update)
-        finally:
-            preview.finish()
-        return trainer, trained, {"prepare": prepared - begun, "train": time.perf_counter() - prepared}
-
-    trainer, trained, timings = within_memory(attempt, config.target_num_points, math.prod(data.cameras.size), report)
+    attempts = _Attempts(settings, scene, roles, data, device, backend, reason, out, inputs, report)
+    trainer, trained, timings = within_memory(attempts.train, config.target_num_points, math.prod(data.cameras.size), report)
     timings["load"] = time.perf_counter() - started - sum(timings.values())
     trainer.release()
     warp = carried_over(trainer.trained_warp(), trained.cameras, trainer.data.sources)
@@ -122,6 +102,60 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     forget_parts(out)
     report.note("splatting: " + ", ".join(f"{k} {v:.2f} dB" for k, v in averages(rows).items()))
     return out
+
+
+@dataclass(frozen=True)
+class _Attempts:
+    """Everything that a training needs but its size, see `within_memory`.
+
+    Attributes:
+        config: of the stage, with the reference frame among the frames of `roles`.
+        scene: all frames.
+        roles: of the frames.
+        data: at the image scale of the config.
+        device: to train on.
+        backend: name of the rasteriser.
+        reason: why it was chosen.
+        out: folder of the result, beside which an interrupted run's state lies.
+        inputs: content ids of what the stage reads.
+        report: progress.
+    """
+
+    config: GSConfig
+    scene: Scene
+    roles: Supervision
+    data: TrainingData
+    device: torch.device
+    backend: str
+    reason: str
+    out: Path
+    inputs: dict[str, str]
+    report: Reporter
+
+    def train(self, load: Load) -> tuple[Trainer, TrainedScene, dict[str, float]]:
+        """One training of this size from the start or from where an interrupted run was; its trainer, result and seconds by part.
+
+        Raises:
+            torch.OutOfMemoryError: the device has too little memory for it.
+        """
+        begun = time.perf_counter()
+        config = replace(self.config, target_num_points=load.splats, image_scale=self.config.image_scale * load.scale)
+        data = self.data if load.scale == 1.0 else training_data(self.scene, self.roles, config)
+        trainer = make_trainer(self.roles.alignment, data, self.roles.warp, self.backend, self.device, config)
+        self.report.note(
+            f"splatting: {len(trainer.parameters.means)} splats, {len(trainer.training_views)} frames to train on and "
+            f"{int(data.heldout.sum())} held out, {data.cameras.size[1]}x{data.cameras.size[0]}, {self.reason}"
+        )
+        resume = ResumeFile(self.out, content_hash(significant(portable(config)), self.inputs))
+        resume.restore(trainer, self.report)
+        prepared = time.perf_counter()
+        preview = Preview(self.out, self.report)
+        try:
+            with together(trainer, self.backend):
+                trained = train(trainer, self.report, resume.save, preview.update)
+        finally:
+            preview.finish()
+        return trainer, trained, {"prepare": prepared - begun, "train": time.perf_counter() - prepared}
 
 
 def make_trainer(

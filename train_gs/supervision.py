@@ -16,8 +16,8 @@ from utils.splatting.coverage import measure_coverage
 from utils.types import Alignment, Array, Reporter, Scene
 
 _MOST_CONTRADICTED = 0.15
-"""A frame that alignment left out takes no part if a larger share of what it shows stands where others look through."""
-_EVERY = 4  # pixels, in both directions, of which one is looked at
+"""A frame that alignment left out is not trained on if aligned frames see through a larger share of its points."""
+_EVERY = 4  # stride in pixels, in both directions, of the points of a frame that are tested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def supervision(config: GSConfig, scene: Scene, alignment: Alignment, warp: Inve
         alignment: of some of them.
         warp: the inverse deformation of the aligned frames.
         clips: (F,) clip of each frame of the scene.
-        report: told which frames are left out.
+        report: notes which frames are left out.
 
     Raises:
         ConfigError: there is no such reference frame, or nothing is left to train on.
@@ -99,8 +99,8 @@ def _decided(
         joining = left_out[contradicted_shares(scene, alignment, warp, left_out) < _MOST_CONTRADICTED]
     if len(joining):
         alignment = with_left_out(scene, alignment, joining)
-        told = number_ranges(joining.tolist())
-        report.note(f"splatting: frames {told} were left out of the alignment and contradict nothing: trained on as stage 0 placed them")
+        listed = number_ranges(joining.tolist())
+        report.note(f"splatting: frames {listed} were left out of the alignment and contradict nothing: trained on as stage 0 placed them")
     missing = np.setdiff1d(left_out, joining)
     if len(missing):
         report.note(f"splatting: frames {number_ranges(missing.tolist())} take no part: left out of the alignment, they contradict others")
@@ -108,9 +108,9 @@ def _decided(
 
 
 def contradicted_shares(scene: Scene, alignment: Alignment, warp: InverseWarp, frames: Array) -> Array:
-    """(N,) share of what each of these frames shows that stands where aligned frames look through, and that none of them shows.
+    """(N,) share of the points of each of these frames that no aligned frame confirms and at least one sees through.
 
-    Few matches, for example on a blank wall, are no reason to do without a frame: what it shows need not be in anybody's way.
+    A frame with few matches, for example of a blank wall, may still agree with all others, so matches are no criterion here.
 
     Args:
         scene: all frames.
@@ -126,8 +126,8 @@ def contradicted_shares(scene: Scene, alignment: Alignment, warp: InverseWarp, f
     for row in np.searchsorted(cameras.frame_ids, frames).tolist():
         points = geometry.canonical(row)[::_EVERY, ::_EVERY].reshape(-1, 3)
         points = points[np.isfinite(points).all(1)]
-        found = measure_coverage(torch.from_numpy(points), cameras, own.depth, sound, warp)
-        shares.append(float(found.floating.float().mean()) if len(points) else 1.0)
+        coverage = measure_coverage(torch.from_numpy(points), cameras, own.depth, sound, warp)
+        shares.append(float(coverage.floating.float().mean()) if len(points) else 1.0)
     return np.array(shares)
 
 
@@ -171,5 +171,5 @@ def _can_be_blended(config: GSConfig, warp: InverseWarp, report: Reporter) -> bo
 def _reference(wanted: int, ids: Array, left_out: Array) -> int:
     """Position of the frame whose pose stays: the wanted one, or the first that is trained on if that was left out."""
     sound = np.setdiff1d(ids, left_out)
-    kept = wanted if wanted in sound or not len(sound) else sound[0]
-    return int(np.searchsorted(ids, kept))
+    chosen = wanted if wanted in sound or not len(sound) else sound[0]
+    return int(np.searchsorted(ids, chosen))

@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from benchmarks import alignment, alignment_jobs, alignment_open3d, alignment_time
-from benchmarks.alignment_tables import read_lines, tables
-from benchmarks.alignment_variants import ABLATIONS, VARIANTS, ExactMatcher, PlainFlowMatcher, ProjectiveMatcher, grid_of
+from benchmarks.alignment import __main__ as alignment
+from benchmarks.alignment import jobs, open3d, timing
+from benchmarks.alignment.tables import read_lines, tables
+from benchmarks.alignment.variants import ABLATIONS, VARIANTS, ExactMatcher, PlainFlowMatcher, ProjectiveMatcher, grid_of
 from configs.stage1_align import FrameToModelICPConfig, MatchingConfig, SolverConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.registration import AlignedGeometry
@@ -88,7 +89,7 @@ def test_open3d_undoes_a_pose_error(task):
     c2w = task.world.cameras.c2w.copy()
     c2w[2, :3, 3] += 0.02 * task.world.median_depth
     exact = replace(task.scene, depth=task.world.depth, cameras=replace(task.world.cameras, c2w=c2w))
-    moved = alignment_open3d.align_open3d(exact, task.usable, (1, 2))
+    moved = open3d.align_open3d(exact, task.usable, (1, 2))
     relative = [np.linalg.norm(c.centers[2] - c.centers[0] - (task.world.cameras.centers[2] - task.world.cameras.centers[0]))
                 for c in (moved, exact.cameras)]  # fmt: skip
     assert relative[0] < 0.5 * relative[1]
@@ -132,9 +133,9 @@ def test_ablations_are_rows_with_their_change():
 
 
 def test_job_lines_name_worlds_the_parser_takes(tmp_path, monkeypatch):
-    lines = [job.line(tmp_path) for name in alignment_jobs.TABLES for job in alignment_jobs.TABLES[name]()]
+    lines = [job.line(tmp_path) for name in jobs.TABLES for job in jobs.TABLES[name]()]
     assert len(lines) == len(set(lines)) > 100
-    for line in [*lines, f" benchmarks.alignment {alignment_jobs.WARM_UP} > x"]:
+    for line in [*lines, f" benchmarks.alignment {jobs.WARM_UP} > x"]:
         arguments = line.split("benchmarks.alignment ")[1].split(" > ")[0].split()
         monkeypatch.setattr(sys, "argv", ["alignment", *arguments])
         args = alignment.parse_arguments()
@@ -144,17 +145,17 @@ def test_job_lines_name_worlds_the_parser_takes(tmp_path, monkeypatch):
 def test_time_and_memory_of_a_clip_and_their_plot(monkeypatch):
     stage1 = FrameToModelICPConfig(matching=MATCHING, solver=SOLVER)
     stage2 = GlobalOptimizationConfig(matching=MATCHING, coarse=SOLVER, fine=SOLVER)
-    line = alignment_time.measure("room", 5, (64, 112), stage1, stage2)
+    line = timing.measure("room", 5, (64, 112), stage1, stage2)
     assert line["pairs"] > 5 and 0 < line["seconds"] and line["memory"] >= line["memory_before"] > 0.05
-    assert "5 frames of 112x64" in alignment_time.words(line)
+    assert "5 frames of 112x64" in timing.words(line)
     twice = line | {"frames": 10, "cpu": 2 * line["cpu"]}
-    assert "power of 1.00" in alignment_time.sweep_table([line, twice])
-    root = ElementTree.fromstring(alignment_time.drawing([line, twice]))
+    assert "power of 1.00" in timing.sweep_table([line, twice])
+    root = ElementTree.fromstring(timing.drawing([line, twice]))
     assert len(root.findall(".//{*}polyline")) == 2
 
 
 def test_peak_memory_sees_what_was_freed_again():
-    with alignment_time.PeakMemory() as memory:
+    with timing.PeakMemory() as memory:
         block = np.ones(40_000_000)
         time.sleep(0.1)
         del block

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.alignment_metrics import (
+from benchmarks.alignment.metrics import (
     evaluate,
     find_correspondences,
     fit_similarity,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.alignment_metrics import Similarity
+from benchmarks.alignment.metrics import Similarity
 from benchmarks.splatting import Registered, common_deformation, parse_arguments, without_common
 from benchmarks.splatting_jobs import SETS, commands
 from benchmarks.splatting_oracle import mean_displacement, true_registration

@@ -46,7 +46,7 @@ class CameraRefinement(nn.Module):
 
     @torch.no_grad()
     def refined(self, cameras: CameraSet, sources: CorrectionSources) -> CameraSet:
-        """All cameras refined; what frames that were not trained take over from their neighbours, see `CorrectionSources`."""
+        """All cameras refined; twists of untrained frames come from their neighbours, see `CorrectionSources`."""
         twists = torch.stack(list(self.twists)).double().cpu() * self.scale.double().cpu()
         twists = sources.fill(twists)
         w2c = se3.exp(twists) @ torch.from_numpy(cameras.w2c)

@@ -14,7 +14,7 @@ import torch
 from utils.device.accelerator import accelerator, or_on_cpu
 from utils.types import Array, CameraSet
 
-# Depth is taken as the nearest within so many pixels around, so that an edge that is a little off hides nothing.
+# Window in pixels of the minimum filter on the depth: points at depth edges, which are imprecise, are not removed.
 _AROUND = 5
 
 

@@ -109,7 +109,7 @@ def splat_sizes(make: MakeCells, nearest: Array, own: Array, pixel: float) -> Ar
     place = make(_PLACE * pixel * 2.0**octave, octave).groups()
     seen_from = np.full(place.max() + 1, np.inf)
     np.minimum.at(seen_from, place, own)
-    # Cubes of a few pixels of the nearest view, none in two places: points of one cube are copies, or as near as makes no difference.
+    # Cubes of a few pixels of the nearest view, each within one place: points of one cube count as one observation.
     patch = make((_PATCH * pixel * _level(seen_from)[1])[place], place.astype(np.float64)).groups()
     place_of = np.empty(patch.max() + 1, np.int64)
     place_of[patch] = place
@@ -139,8 +139,8 @@ def _merged(make: MakeCells, nearest: Array, own: Array, pixel: float, budget: i
         low, high = (middle, high) if count > budget else (low, middle)
         if 0.97 * budget <= count <= budget:
             break
-        # Surfaces: the number of occupied cubes falls with the square of their edge; more slowly where cubes are finer than the points
-        # lie, so longer steps until there are few enough. Bisection where that leaves the bracket.
+        # On a surface the number of occupied cubes falls with the square of their edge, more slowly for cubes below the points' spacing:
+        # longer steps until there are few enough. Bisection where a step leaves the bracket.
         middle *= (count / (0.985 * budget)) ** (1.0 if high == _COARSEST else 0.5)
         middle = middle if low < middle < high else float(np.sqrt(low * high))
     return cells.means(high)

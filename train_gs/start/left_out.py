@@ -1,6 +1,6 @@
 """Points of frames that the alignment left out and that are trained on all the same.
 
-Without points of their own to start from, what only they show would have to grow out of splats that belong elsewhere, which ends in fog.
+Without initial splats at the surfaces that only they show, training would move splats from elsewhere there, which blurs both.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ def with_left_out(scene: Scene, alignment: Alignment, frames: Array) -> Alignmen
     joining = np.isin(ids, frames)
     data = AlignmentDataConfig(num_frames=len(scene), stride=1)
     usable = usable_pixels(scene.select(ids), confident_pixels(scene, data)[ids], PointFilterConfig())
-    as_they_are = PointFilterConfig(enabled=False)  # frames beside them do not agree with them, so their vote says nothing
+    as_they_are = PointFilterConfig(enabled=False)  # no vote by neighbours: these frames did not agree with them
     added = build_cloud(scene.select(ids), alignment.cameras, alignment.fields, joining, usable, as_they_are, alignment.color_maps)
     return replace(alignment, cloud=joined(alignment.cloud, added))
 

@@ -1,10 +1,9 @@
-"""Whether fields carry over: what explains a frame that took no part better, the fields of the frames beside it or none.
+"""Whether displacement fields generalise: the reprojection error of held-out frames under fields interpolated from their neighbours.
 
-A frame that was held out has matches with aligned frames, which no solve has seen. Where what the aligned frames found is a deformation
-that lasts, the field interpolated between its neighbours brings the aligned pixels nearer to their matches than no field does. Where the
-fields have fitted noise, or what only one frame shows, it takes them farther away; there fields are weakened, by the factor that explains
-the held-out frame best, so that a world built from them is not worse than one built without. That is one number for every held-out frame;
-nothing else of it is used.
+A held-out frame has matches with aligned frames that no solve has used. Where the fields describe a deformation that is smooth in time,
+the field interpolated from the aligned neighbours lowers the error of these matches; where they have fitted noise or something that a
+single frame shows, it raises the error. Fields are then scaled by the strength in 0..1 with the least held-out error, so that a world
+built with them is not worse than one built without. The strength is one number per held-out frame; nothing else of that frame is used.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0)
 NEAR_GAPS = (1, 2, 4)
 """Aligned frames that a held-out one is matched with: so many steps before and after it."""
 _CAP_PX = 3.0
-"""Errors beyond count as this: what is so far off is a wrong match or was never going to fit."""
+"""Errors are clamped to this: larger ones are wrong matches, whatever the strength."""
 _WORTH = 0.97
 """A weaker field must bring the error below this share of what the full one leaves; else there is no evidence against it."""
 

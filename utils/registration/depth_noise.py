@@ -1,8 +1,8 @@
-"""The part of the alignment's gradient that noise in depth makes up, so that it can be left out.
+"""Bias of the alignment's gradient that is due to noise in depth (errors in variables), to be subtracted from it.
 
-The distance e of a match holds the noise of both its depths, n_i r_i - n_j r_j along the unit rays r. A field that contracts space along
-the rays makes it smaller although no surface comes to lie where it belongs, and the more so the noisier a region is: a solution by
-plain least squares shrinks (attenuation by errors in variables; Fuller, Measurement Error Models, 1987). In the gradient the cause is that
+The distance e of a match contains the noise of both its depths, n_i r_i - n_j r_j along the unit rays r. A field that contracts space
+along the rays makes e smaller without aligning any surface, the more so the noisier a region is: a solution by plain least squares
+shrinks (attenuation by errors in variables; Fuller, Measurement Error Models, 1987). In the gradient the cause is that
 nodes are weighted at noisy depths: a weight a(s + n) differs from a(s) by n da/ds, and its product with e does not vanish on average,
 
     E[n da/ds w e | e] = w da/ds (r . e) d_i^2 / (d_i^2 + (r_i . r_j)^2 d_j^2) r,
@@ -21,8 +21,8 @@ from utils.matching.contract import MatchSet
 from utils.types import Array, CameraSet
 
 _CELLS = (8, 6)  # across and down: within a cell a smooth field moves all points alike, so what scatters there is noise
-_DEPTHS = 6  # depths at which the noise is told apart: that of triangulation grows with depth, that of a network need not
-_LEAST = 200  # matches that tell it at one of them
+_DEPTHS = 6  # depth bins of the noise model: noise of triangulation grows with depth, that of a network need not
+_LEAST = 200  # matches needed in a bin
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class DepthNoise:
 
     def at(self, depth: Array) -> Array:
         """The standard deviation at depths of any shape, as a share of depth; linear in between, constant beyond."""
-        found: Array = np.interp(depth, self.depths, self.shares)
-        return found
+        shares: Array = np.interp(depth, self.depths, self.shares)
+        return shares
 
 
 def measure_noise(matches: list[MatchSet], cameras: CameraSet, sigma: float) -> DepthNoise:

@@ -1,4 +1,4 @@
-"""How far an alignment moves what the frames show."""
+"""How far an alignment moves the points of each frame."""
 
 import numpy as np
 

@@ -1,13 +1,13 @@
-"""The displacement that all frames have in common, which no match can see, brought to the mean of what the frames show.
+"""Gauge of the alignment: the displacement common to all frames, which no match observes, is set to the mean of the given geometries.
 
-Moving every frame's points by one and the same deformation of space changes no distance between matches, so the solver leaves the world
-where its regularisation holds the fields smallest: over whole view frustums, hidden parts too, and relative to depth. Here it is set by
-what is seen: a point of the world comes to lie at the mean of the places where the frames that see it put it, as they were given. The
-errors of the frames are alike only while they are close in time, so the mean over a clip is nearer to the truth than any frame. A
-frame that others are near in time to says little that is new, so it counts less than one at the end of a stretch in view.
+One deformation of space applied to every frame changes no distance between matches (a gauge freedom, as the choice of the coordinate frame
+in bundle adjustment: Triggs et al. 2000, section 9). The solver leaves it where its regularisation makes the fields smallest: over whole
+view frustums, hidden parts included, relative to depth. Here it is set from observations: a point of the world is put at the weighted mean
+of the places where the frames in whose view it lies put it before alignment. Errors of frames are correlated only while they are close in
+time, so the mean over a clip is nearer to the truth than one frame; a frame with close neighbours in time weighs less (`Votes.weight`).
 
-A frame's error is largely a motion of all of it, from its pose and from the scale of its depth. Such motions are told apart by what
-the frames show of the same points, before the mean is taken: they would bend the world where the frames that see it change.
+Much of a frame's error is a motion of the whole frame, from its pose and the scale of its depth. Such motions are estimated from points
+that frames share and subtracted before the mean is taken; else the world would bend where the set of frames in view changes.
 """
 
 from dataclasses import dataclass, replace
@@ -25,16 +25,16 @@ from utils.deformation.lattice_fit import fit_lattice
 from utils.runtime import in_threads
 from utils.types import Array, LatticeFields
 
-VOTERS = 32  # frames that are asked about every point
-PROBES = 125  # points of each frame that they are asked about
+VOTERS = 32  # frames whose displacements are averaged at every point
+PROBES = 125  # points sampled from each frame at which displacements are averaged
 SAMPLES = 1500  # pixels of each frame that its field is fitted to
-NEIGHBOURS = 16  # probes that say what is common at a pixel: the same ones in every frame, so that frames stay agreed
-CORRELATION_FRAMES = 8.0  # over which the frames' errors lose all but 1/e of what they have in common
-MOTION_RIDGE = 0.3  # weight that holds the motions of frames near none, relative to what the probes tell of them
+NEIGHBOURS = 16  # nearest probes averaged at a pixel: the same for every frame that shows the place, so that frames stay consistent
+CORRELATION_FRAMES = 8.0  # distance in frames at which the correlation of their errors has fallen to 1/e
+MOTION_RIDGE = 0.3  # Tikhonov weight of the frames' motions, relative to that of the probes
 _STEPS = 2  # of the projection into a frame
-_NEAR_WHAT_IS_SEEN = 0.5  # a frame is asked about points that are less off its depth there, relative to it, hidden ones too
-_SHARE_OF_VOTES = 0.5  # points in view of fewer frames than this share of what is usual show these rather than the mean
-_LEAST = 50  # points below which a frame's share of the mean cannot be told
+_NEAR_WHAT_IS_SEEN = 0.5  # relative distance from a frame's depth within which it votes on a point, hidden or not
+_SHARE_OF_VOTES = 0.5  # share of the usual number of votes below which a point's mean is not used
+_LEAST = 50  # usable pixels below which a frame takes no part
 _MOTION_PARTS = 7  # translation, rotation and scale about the frame's camera
 
 
@@ -75,7 +75,7 @@ def common_displacement(
 
 @dataclass(frozen=True)
 class _Probes:
-    """Points that frames are asked about.
+    """Points of the canonical world, sampled from the frames, at which the frames' displacements are averaged.
 
     Attributes:
         points: (P, 3) canonical, as the frame that they are taken from puts them.
@@ -90,7 +90,7 @@ class _Probes:
 
 @dataclass(frozen=True)
 class Votes:
-    """What the frames say of the probes: V votes of single frames on single probes.
+    """Votes: V displacements, each of one frame at one probe.
 
     Attributes:
         probe: (V,).
@@ -110,7 +110,7 @@ class Votes:
 
     @cached_property
     def weight(self) -> Array:
-        """(V,) what a vote is worth beside the others on its probe, 1 for one alone.
+        """(V,) weight of each vote among those on its probe; 1 for a single vote.
 
         Weights of the best linear unbiased mean where errors are correlated by rho = exp(-gap / `CORRELATION_FRAMES`) (row sums of the
         inverse covariance of a first-order autoregressive process): 1 / (1 + rho) at an end of the stretch, the sum of this over both
@@ -208,8 +208,8 @@ def motions(votes: Votes) -> Array:
         return (values - root * votes.mean(values / root)[votes.probe]).ravel()
 
     system = LinearOperator(motion.shape, matvec=lambda m: less_mean(motion @ m), rmatvec=lambda r: motion.T @ less_mean(r))
-    found = lsmr(system, less_mean(votes.moved * scale), damp=np.sqrt(MOTION_RIDGE), atol=1e-4, btol=1e-4, maxiter=100)[0]
-    return (motion @ found).reshape(-1, 3) / scale
+    solution = lsmr(system, less_mean(votes.moved * scale), damp=np.sqrt(MOTION_RIDGE), atol=1e-4, btol=1e-4, maxiter=100)[0]
+    return (motion @ solution).reshape(-1, 3) / scale
 
 
 def _motion_parts(arm: Array) -> Array:

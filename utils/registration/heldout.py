@@ -1,7 +1,7 @@
-"""How well an alignment agrees with what it was not solved for: matches of pairs of frames, and of pixels, that were kept out.
+"""Reprojection error of held-out matches: pairs of frames and blocks of pixels that the solve did not use.
 
-Held-out matches start from the geometry before alignment, so what flow cannot decide speaks for the state before and never for the
-result. Reprojection is through both deformations: a pixel is lifted by its own frame and seen by the other one.
+The flow of held-out matches starts from the geometry before alignment, so where the images are ambiguous the figure favours the state
+before and never the result. Reprojection is through both deformations: a pixel is lifted by its own frame and seen by the other one.
 """
 
 from typing import Any
@@ -93,20 +93,20 @@ def measure_heldout(matches: list[MatchSet], before: AlignedGeometry, after: Ali
     return result
 
 
-def heldout_words(found: dict[str, Any]) -> str:
-    """One line about what `measure_heldout` found."""
-    parts = found.get("pairs_and_pixels") or found["pairs"]
-    what = "pairs and pixels" if "pairs_and_pixels" in found else "pairs"
+def heldout_words(measured: dict[str, Any]) -> str:
+    """One line about the result of `measure_heldout`."""
+    parts = measured.get("pairs_and_pixels") or measured["pairs"]
+    what = "pairs and pixels" if "pairs_and_pixels" in measured else "pairs"
     return (
-        f"on {len(found['by_pair'])} {what} kept out of the solve, flow and geometry differ by {parts['after_px']:.2f} px (before "
+        f"on {len(measured['by_pair'])} {what} kept out of the solve, flow and geometry differ by {parts['after_px']:.2f} px (before "
         f"{parts['before_px']:.2f}), depth by {100 * parts['after_depth']:.2f} % (before {100 * parts['before_depth']:.2f})"
     )
 
 
 def _statistics(before: Array, after: Array) -> dict[str, float]:
-    """Of pixel and depth errors (2, M)."""
-    found: dict[str, float] = {"matches": before.shape[1]}
+    """Median and 90th percentile of pixel errors and median of depth errors; `before` and `after` are (2, M): pixels, depth."""
+    statistics: dict[str, float] = {"matches": before.shape[1]}
     for name, (pixels, depth) in (("before", before), ("after", after)):
         median, p90 = np.percentile(pixels, [50, 90])
-        found |= {f"{name}_px": float(median), f"{name}_px_p90": float(p90), f"{name}_depth": float(np.median(depth))}
-    return found
+        statistics |= {f"{name}_px": float(median), f"{name}_px_p90": float(p90), f"{name}_depth": float(np.median(depth))}
+    return statistics

@@ -34,14 +34,14 @@ from utils.registration.result import (
 )
 from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_matches
 from utils.registration.solver import solve
-from utils.registration.solver.problem import LatticeShape, StepsKept, build_problem, from_fields, initial_state, residuals, to_fields
+from utils.registration.solver.problem import LatticeShape, SavedSteps, build_problem, from_fields, initial_state, residuals, to_fields
 from utils.reporting import number_ranges
 from utils.runtime import cpu_count
 from utils.types import NULL_REPORTER, Array, CameraSet, LatticeFields, Reporter, Scene, StepReport
 
 
 class Extras(NamedTuple):
-    """What only the last round does, see the settings of these names."""
+    """Steps of the last round only, see the settings of these names."""
 
     gauge_lattice: tuple[int, int, int] | None
     color_drift: bool
@@ -104,9 +104,9 @@ def align_jointly(
     aligned = np.isin(np.arange(len(scene)), frames)
     current = replace(current, fields=carried(current.fields, current.cameras, aligned, clips))
     ids = scene.cameras.frame_ids
-    told = contradiction_words([(int(ids[p.source]), int(ids[p.target])) for p in current.diagnostics.contradictions()])
-    if told:
-        report.note(f"warning: {told}")
+    words = contradiction_words([(int(ids[p.source]), int(ids[p.target])) for p in current.diagnostics.contradictions()])
+    if words:
+        report.note(f"warning: {words}")
     return replace(current, aligned=aligned)
 
 
@@ -146,18 +146,20 @@ def _round(
     state = initial_state(scene.cameras, shape)
     before = errors_by_pair(problem, state, shape, matches)
     first = _current_distances(geometry, matches)
-    evidence = StepsKept(checkpoints, f"evidence_{index}")
+    evidence = SavedSteps(checkpoints, f"evidence_{index}")
     config = held_or_free(matches, scene, shape.inv_depth, config, samples, first, report, evidence, noise)
-    state = solve(problem, state, shape, config, samples, first, StepsKept(checkpoints, f"solve_{index}"))
-    if extras.gauge_lattice and math.isinf(config.pose_ridge):  # where cameras had to move, what frames show as given is no measure
+    state = solve(problem, state, shape, config, samples, first, SavedSteps(checkpoints, f"solve_{index}"))
+    if extras.gauge_lattice and math.isinf(config.pose_ridge):  # where poses were wrong, the given geometry is no reference for the gauge
         solved = AlignedGeometry(scene, replace(scene.cameras, c2w=state.c2w), to_fields(state, shape))
-        told = np.intersect1d(frames, [frame for m in matches for frame in (m.source, m.target)])  # the others show where they stood
-        common = common_displacement(solved, usable, told, extras.gauge_lattice, clips)
+        matched = np.intersect1d(
+            frames, [frame for m in matches for frame in (m.source, m.target)]
+        )  # without matches a frame votes for its given place
+        common = common_displacement(solved, usable, matched, extras.gauge_lattice, clips)
         first, _ = residuals(problem, state, shape)
-        # The common part of each frame is known to a fraction of a pixel only: one more step makes them agree again, about there.
+        # The common displacement is known to a fraction of a pixel only: one more solve, held near it, makes the frames consistent again.
         state = replace(state, nodes=state.nodes - from_fields(common, solved.cameras, shape))
         strict = replace(config, robust_scales=config.robust_scales[-1:])
-        state = solve(problem, state, shape, strict, samples, first, StepsKept(checkpoints, f"gauge_{index}"), state.nodes)
+        state = solve(problem, state, shape, strict, samples, first, SavedSteps(checkpoints, f"gauge_{index}"), state.nodes)
     after, sigmas = errors_by_pair(problem, state, shape, matches), sigmas_by_pair(problem, state, shape, matches)
     clock.append(time.perf_counter())
     seconds = {"matching": clock[1] - clock[0], "solving": clock[2] - clock[1]}
@@ -185,9 +187,9 @@ def still(fields: LatticeFields) -> LatticeFields:
 
 
 def carried(fields: LatticeFields, cameras: CameraSet, aligned: Array, clips: Array) -> LatticeFields:
-    """The fields, with those of frames that are not aligned blended from their aligned neighbours in time, see `blended_fields`.
+    """The fields, with those of unaligned frames interpolated from their aligned neighbours in time, see `blended_fields`.
 
-    Nothing supports a field of their own, and the world has moved with their neighbours'. None where a clip has no aligned frame.
+    No match supports a field of their own. In a clip without an aligned frame they are zero.
     """
     rows, others = np.flatnonzero(aligned), np.flatnonzero(~aligned)
     if not len(rows) or not len(others):
@@ -207,13 +209,13 @@ def _current_distances(geometry: AlignedGeometry, matches: list[MatchSet]) -> Ar
     pixels, depth = column("source_px", "target_px"), column("source_depth", "target_depth")
     frame = np.repeat([*(m.source for m in matches), *(m.target for m in matches)], 2 * [len(m) for m in matches])
     rows = np.argsort(frame, kind="stable")
-    found, starts = np.unique(frame[rows], return_index=True)
+    present, starts = np.unique(frame[rows], return_index=True)
     placed = np.empty((len(frame), 3), np.float32)
 
     def place(own: Array) -> None:
         placed[own] = geometry.lift(int(frame[own[0]]), pixels[own], depth[own])
 
-    with ThreadPoolExecutor(min(cpu_count(), len(found))) as pool:
+    with ThreadPoolExecutor(min(cpu_count(), len(present))) as pool:
         list(pool.map(place, np.split(rows, starts[1:])))
     source, target = np.split(placed, 2)
     return source - target

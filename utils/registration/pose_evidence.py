@@ -1,8 +1,8 @@
-"""Whether the cameras move: what frames show wrongly can be put down to their poses or to their displacement fields.
+"""Whether to optimise the given poses: a test of how much of the matches' error a solve for the poses alone removes.
 
-Both explain the rigid part of what a frame shows wrongly, and no match tells them apart. Poses that take it up bend the path where it is
-the frames that are bent; fields can take up all of it where poses are nearly right. So the cameras stay at the given ones unless moving
-them alone, without fields, removes much of what matches disagree by: then it is the poses that are wrong.
+The rigid part of a frame's error can be explained by its pose or by its displacement field, and matches cannot tell which. If the frames
+are distorted, refined poses bend the camera path; if the poses are nearly right, fields can take up the rest. So the poses are held fixed
+unless refining them alone, without fields, removes more than `pose_evidence` of the median error: then the poses are wrong.
 """
 
 import itertools
@@ -15,13 +15,13 @@ from configs.stage1_align import SolverConfig
 from utils.matching.contract import MatchSet
 from utils.registration.depth_noise import DepthNoise
 from utils.registration.solver import solve
-from utils.registration.solver.problem import LatticeShape, StepsKept, build_problem, errors_in_sigmas, initial_state
+from utils.registration.solver.problem import LatticeShape, SavedSteps, build_problem, errors_in_sigmas, initial_state
 from utils.types import Array, Reporter, Scene
 
-_MATCHES = 1000  # of a frame, that are looked at
+_MATCHES = 1000  # matches per frame that the test uses
 _LATTICE = (2, 2, 2)  # not used: the fields stay still
-_LEAST_LEFT = 1e-3  # share that even true poses leave: noise
-_RIDGE = 0.01  # of poses that have to explain everything
+_LEAST_LEFT = 1e-3  # share of the error that remains even with true poses: noise
+_RIDGE = 0.01  # `pose_ridge` of the test, in which poses explain all of the error
 
 
 def held_or_free(
@@ -32,12 +32,10 @@ def held_or_free(
     samples: float,
     first: Array | None,
     report: Reporter,
-    kept: StepsKept | None = None,
+    saved: SavedSteps | None = None,
     noise: DepthNoise | None = None,
 ) -> SolverConfig:
-    """The settings, with poses that stay (an infinite `pose_ridge`) unless the matches speak against them, and then as free as these ask.
-
-    Says which.
+    """The settings with `pose_ridge` infinite (poses held fixed) or scaled by the evidence that the poses are wrong; notes which.
 
     Args:
         matches: of any pairs.
@@ -47,18 +45,18 @@ def held_or_free(
         samples: pixels of a pair that were tried as matches.
         first: (M, 3) distances of all matches that set the weights of the first step, if not those of the cameras as given.
         report: told what was decided.
-        kept: steps that an interrupted run finished.
+        saved: steps that an interrupted run finished.
         noise: of depth along the rays.
     """
     if config.rigid_only or config.pose_evidence <= 0 or math.isinf(config.pose_ridge) or not matches:
         return config
-    share = rigid_share(matches, scene, inv_depth, config, samples, first, kept, noise)
+    share = rigid_share(matches, scene, inv_depth, config, samples, first, saved, noise)
     moved = share > config.pose_evidence
     report.note(
         f"cameras {'move' if moved else 'stay'}: moving them alone would remove {100 * max(share, 0.0):.0f} % of what matches disagree by "
         f"(they move above {100 * config.pose_evidence:.0f} %)"
     )
-    # What the cameras explain against what they leave is how much more freedom they get than fields.
+    # The weight falls with the ratio of the error that poses explain to the error that they leave.
     return replace(config, pose_ridge=config.pose_ridge * max(1.0 - share, _LEAST_LEFT) / share if moved else math.inf)
 
 
@@ -69,10 +67,10 @@ def rigid_share(
     config: SolverConfig,
     samples: float,
     first: Array | None,
-    kept: StepsKept | None = None,
+    saved: SavedSteps | None = None,
     noise: DepthNoise | None = None,
 ) -> float:
-    """Part of the median distance of matches, in standard deviations, that goes when only the cameras move, at most 1."""
+    """Share of the median error of matches, in standard deviations, that a solve for the poses alone removes; at most 1."""
     every = max(1, sum(len(m) for m in matches) // (_MATCHES * len(scene)))
     ends = np.cumsum([0, *(len(m) for m in matches)])
     weights = None if first is None else np.concatenate([first[a:b:every] for a, b in itertools.pairwise(ends)])
@@ -80,7 +78,7 @@ def rigid_share(
     rigid = replace(config, lattice=_LATTICE, rigid_only=True, pose_ridge=_RIDGE)
     problem = build_problem([_thinned(m, every) for m in matches], scene.cameras, shape, config.match_sigma, noise=noise)
     start = initial_state(scene.cameras, shape)
-    state = solve(problem, start, shape, rigid, samples / every, weights, kept)
+    state = solve(problem, start, shape, rigid, samples / every, weights, saved)
     before, after = (float(np.median(errors_in_sigmas(problem, s, shape))) for s in (start, state))
     return 1.0 - after / before if before > 0 else 0.0
 

@@ -1,4 +1,4 @@
-"""What an alignment returns besides poses and fields: who is aligned, how well, and where it took its time."""
+"""Result of an alignment: poses and fields, which frames are aligned, residuals by frame and pair, inlier share, time by part."""
 
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
@@ -166,8 +166,8 @@ def sigmas_by_pair(problem: Problem, state: State, shape: LatticeShape, matches:
 def supported_parts(diagnostics: Diagnostics, min_fitness: float) -> list[Array]:
     """Sets of at least `LEAST_PART` frames that pairs of at least `min_fitness` connect, ascending indices, the largest set first."""
     good = [(p.source, p.target) for p in diagnostics.pairs if p.fitness >= min_fitness]
-    found = connected_parts(len(diagnostics.matches), good)
-    return [part for part in found if len(part) >= min(LEAST_PART, len(diagnostics.matches))]
+    parts = connected_parts(len(diagnostics.matches), good)
+    return [part for part in parts if len(part) >= min(LEAST_PART, len(diagnostics.matches))]
 
 
 def connected_parts(frames: int, pairs: list[tuple[int, int]]) -> list[Array]:

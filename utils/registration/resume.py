@@ -1,4 +1,4 @@
-"""Finished parts of an alignment, kept so that a killed run goes on where it was.
+"""Checkpoints of an alignment: finished parts, so that a killed run resumes.
 
 Whoever owns the disk hands in `Checkpoints`; the algorithms only name their parts. Every part depends on earlier parts and the input
 alone, so a resumed run ends with the bits of one that was never stopped.
@@ -64,10 +64,10 @@ class KeptMatches:
         arrays = self._stored(source, target)
         if arrays is not None:
             return MatchSet(source, target, **arrays)
-        found = self._inner.match(source, target, geometry)
+        matches = self._inner.match(source, target, geometry)
         names = ("source_px", "target_px", "source_depth", "target_depth")
-        self._checkpoints.save(self._name(source, target), {n: np.ascontiguousarray(getattr(found, n)) for n in names})
-        return found
+        self._checkpoints.save(self._name(source, target), {n: np.ascontiguousarray(getattr(matches, n)) for n in names})
+        return matches
 
     def _stored(self, source: int, target: int) -> dict[str, Array] | None:
         return self._checkpoints.load(self._name(source, target))

@@ -1,7 +1,7 @@
 """Frame-to-model registration: each frame in turn against the frames before it, which no longer move."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from utils.registration.resume import NO_CHECKPOINTS, Checkpoints, keeping_match
 from utils.registration.solver import solve
 from utils.registration.solver.problem import (
     LatticeShape,
-    StepsKept,
+    SavedSteps,
     build_problem,
     errors_in_sigmas,
     initial_state,
@@ -52,70 +52,99 @@ def align_sequential(
     """
     if config.matching.matcher == "none" and matcher is None:
         return unaligned(scene)
+    frames, start = len(scene), time.perf_counter()
     cameras = replace(scene.cameras, c2w=scene.cameras.c2w.copy())
     fields = zero_fields(scene.depth, scene.valid, config.solver.lattice)
-    frames = len(scene)
-    pairs = choose_pairs(overlaps(AlignedGeometry(scene, cameras, fields), np.arange(frames)), np.arange(frames), config.matching)
+    all_matches, samples = _matched(AlignedGeometry(scene, cameras, fields), usable, config, matcher, checkpoints, report)
+    seconds = {"matching": time.perf_counter() - start, "solving": 0.0}
+    start = time.perf_counter()
+    supported, saved = supported_matches(all_matches, samples), SavedSteps(checkpoints, "evidence")
+    # The frame that all others follow: usually the first, but not one that shares nothing with them.
+    aligned = np.arange(frames) == connected_parts(frames, [(m.source, m.target) for m in supported])[0][0]
+    noise = measure_noise(supported, scene.cameras, config.solver.match_sigma)
+    solver = held_or_free(supported, scene, fields.inv_depth_range, config.solver, samples, None, report, saved, noise)
+    if not aligned[0]:
+        report.note(f"frame {int(cameras.frame_ids[0])} shares too little with the others and is left out for now")
+    residuals = _Residuals()
+    for block in _blocks(frames):
+        reachable = aligned.copy()
+        reachable[block] = True
+        matches = supported_matches([m for m in all_matches if m.source in block and reachable[m.target]], samples)
+        if matches:
+            name = f"frame_{block[0]}" if len(block) == 1 else f"frames_{block[0]}_{block[-1]}"
+            solved = checkpoints.load(name)
+            if solved is None:
+                solved = _register(block, matches, AlignedGeometry(scene, cameras, fields), solver, samples, scene.median_depth, noise)
+                checkpoints.save(name, solved)
+            sigmas = residuals.add(matches, solved)
+            for position, frame in enumerate(block):
+                own = [errors for m, errors in zip(matches, sigmas, strict=True) if m.source == frame]
+                if own and inlier_share(np.concatenate(own)) >= config.min_fitness:
+                    aligned[frame] = True
+                    cameras.c2w[frame], fields.nodes[frame] = solved["c2w"][position], solved["nodes"][position]
+        for frame in block:
+            values = {"matches": float(sum(len(m) for m in matches if m.source == frame))}
+            report.step(StepReport("frame to model", frame - 1, frames - 1, values))
+    seconds["solving"] = time.perf_counter() - start
+    _note_left_out(cameras.frame_ids[1:][~aligned[1:]].tolist(), report)
+    diagnostics = diagnose(frames, residuals.matches, residuals.before, residuals.after, residuals.sigmas, seconds)
+    return Registration(cameras, fields, aligned, diagnostics)
+
+
+@dataclass
+class _Residuals:
+    """Matches that frames were registered by, and the errors of each one's points, (M,) arrays in the same order.
+
+    Attributes:
+        matches: of pairs of frames.
+        before: distance before registration, in depths.
+        after: distance after it, in depths.
+        sigmas: distance after it, in standard deviations.
+    """
+
+    matches: list[MatchSet] = field(default_factory=list)
+    before: list[Array] = field(default_factory=list)
+    after: list[Array] = field(default_factory=list)
+    sigmas: list[Array] = field(default_factory=list)
+
+    def add(self, matches: list[MatchSet], solved: dict[str, Array]) -> list[Array]:
+        """Takes up the matches and result of one `_register`; returns their errors in standard deviations."""
+        ends = np.cumsum([len(m) for m in matches])[:-1]
+        sigmas = np.split(solved["sigmas"], ends)
+        self.matches += matches
+        self.before += np.split(solved["before"], ends)
+        self.after += np.split(solved["after"], ends)
+        self.sigmas += sigmas
+        return sigmas
+
+
+def _matched(
+    geometry: AlignedGeometry,
+    usable: Array,
+    config: FrameToModelICPConfig,
+    matcher: Matcher | None,
+    checkpoints: Checkpoints,
+    report: Reporter,
+) -> tuple[list[MatchSet], float]:
+    """Matches of each frame with frames before it, and the number of samples per pair.
+
+    All start from the geometry before alignment, so that no pair waits for a frame to be aligned; flow finds what drift leaves.
+    """
+    scene, ids = geometry.scene, np.arange(len(geometry.scene))
+    pairs = choose_pairs(overlaps(geometry, ids), ids, config.matching)
     grid = match_grid(scene, len(pairs), config.matching)
     matcher = matcher or MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
     matcher = keeping_matches(matcher, checkpoints, "matches")
     prepare_pairs(matcher, pairs, report)
-    samples = scene.cameras.size[0] * scene.cameras.size[1] / grid**2
-    used: list[MatchSet] = []
-    before: list[Array] = []
-    after: list[Array] = []
-    sigmas: list[Array] = []
-    start = time.perf_counter()
-    geometry = AlignedGeometry(scene, cameras, fields)
-    # From the geometry as it came, so that no pair waits for a frame to be aligned; flow finds what drift leaves.
     on_pair = lambda done: report.step(StepReport("matching", done - 1, len(pairs)))  # noqa: E731
-    found = match_pairs(matcher, [(j, i) for i, j in pairs], geometry, on_pair)
-    seconds = {"matching": time.perf_counter() - start, "solving": 0.0}
-    unit = scene.median_depth
-    start = time.perf_counter()
-    supported, kept = supported_matches(found, samples), StepsKept(checkpoints, "evidence")
-    # The frame that all others follow: usually the first, but not one that shares nothing with them.
-    aligned = np.arange(frames) == connected_parts(frames, [(m.source, m.target) for m in supported])[0][0]
-    noise = measure_noise(supported, scene.cameras, config.solver.match_sigma)
-    solver = held_or_free(supported, scene, fields.inv_depth_range, config.solver, samples, None, report, kept, noise)
-    seconds["solving"] += time.perf_counter() - start
-    if not aligned[0]:
-        report.note(f"frame {int(cameras.frame_ids[0])} shares too little with the others and is left out for now")
-    left_out: list[int] = []
-    for block in _blocks(frames):
-        geometry = AlignedGeometry(scene, cameras, fields)
-        start = time.perf_counter()
-        known = aligned.copy()
-        known[block] = True
-        matches = supported_matches([m for m in found if m.source in block and known[m.target]], samples)
-        if matches:
-            name = f"frame_{block[0]}" if len(block) == 1 else f"frames_{block[0]}_{block[-1]}"
-            done = checkpoints.load(name)
-            if done is None:
-                done = _register(block, matches, geometry, solver, samples, unit, noise)
-                checkpoints.save(name, done)
-            ends = np.cumsum([len(m) for m in matches])[:-1]
-            used += matches
-            before += np.split(done["before"], ends)
-            after += np.split(done["after"], ends)
-            sigmas += np.split(done["sigmas"], ends)
-            for position, frame in enumerate(block):
-                own = [errors for m, errors in zip(matches, sigmas[-len(matches) :], strict=True) if m.source == frame]
-                if own and inlier_share(np.concatenate(own)) >= config.min_fitness:
-                    aligned[frame] = True
-                    cameras.c2w[frame] = done["c2w"][position]
-                    fields.nodes[frame] = done["nodes"][position]
-        seconds["solving"] += time.perf_counter() - start
-        for frame in block:
-            if not aligned[frame]:
-                left_out.append(int(cameras.frame_ids[frame]))
-            values = {"matches": float(sum(len(m) for m in matches if m.source == frame))}
-            report.step(StepReport("frame to model", frame - 1, frames - 1, values))
-    if left_out:
-        words = f"frame {left_out[0]} does" if len(left_out) == 1 else f"frames {number_ranges(left_out)} do"
+    matches = match_pairs(matcher, [(j, i) for i, j in pairs], geometry, on_pair)
+    return matches, scene.cameras.size[0] * scene.cameras.size[1] / grid**2
+
+
+def _note_left_out(frame_ids: list[int], report: Reporter) -> None:
+    if frame_ids:
+        words = f"frame {frame_ids[0]} does" if len(frame_ids) == 1 else f"frames {number_ranges(frame_ids)} do"
         report.note(f"{words} not fit the frames before, left out for now; the joint alignment tries again")
-    diagnostics = diagnose(frames, used, before, after, sigmas, seconds)
-    return Registration(cameras, fields, aligned, diagnostics)
 
 
 def unaligned(scene: Scene) -> Registration:

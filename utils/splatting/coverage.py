@@ -18,19 +18,19 @@ ON_SURFACE = 0.05
 """Share of the depth within which a splat lies on a surface."""
 IN_FRONT = 0.6
 """Nearer than this share of the depth, a splat stands before the surface."""
-_AROUND = 5  # pixels: the nearest depth around counts, so that an edge that is a little off makes nothing float
+_AROUND = 5  # window in pixels of the minimum filter on the depth, so that imprecise edges make no floaters
 APART_DEG = 5.0
 """Directions closer than this to the last one count as the same."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What frames know of N splats.
+    """How training frames observe N splats.
 
     Attributes:
-        views: (N,) int16, frames that know the splat.
-        directions: (N,) int16, directions at least 5 degrees apart that it is known from, in the order of the frames.
-        in_front: (N,) int16, frames that see through the place.
+        views: (N,) int16, frames on whose surface the splat lies (within `ON_SURFACE` of their depth).
+        directions: (N,) int16, viewing directions of these at least `APART_DEG` apart, in the order of the frames.
+        in_front: (N,) int16, frames that see through it: it is nearer than `IN_FRONT` of their depth.
     """
 
     views: Tensor
@@ -46,18 +46,18 @@ class Coverage:
 
     @property
     def floating(self) -> Tensor:
-        """(N,) bool, splats that no frame knows and at least one sees through."""
+        """(N,) bool, splats on no frame's surface that at least one frame sees through."""
         return (self.views == 0) & (self.in_front > 0)
 
 
 @torch.no_grad()
 def measure_coverage(means: Tensor, cameras: CameraSet, depth: Array, frames: Array, warp: InverseWarp | None) -> Coverage:
-    """What these frames know of splats.
+    """Coverage of splats by these frames.
 
     Args:
         means: (N, 3) canonical.
         cameras: of all frames, at any size.
-        depth: (F, h, w) camera z of each frame, 0 where unknown: such pixels know nothing.
+        depth: (F, h, w) camera z of each frame, 0 where unknown: such pixels do not count.
         frames: positions of the frames that count.
         warp: inverse deformation of all frames; None for none.
     """

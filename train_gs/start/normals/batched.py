@@ -8,12 +8,12 @@ _ROWS_AT_ONCE = 200_000
 
 def smallest_axes(points: Tensor, neighbors: Tensor, device: torch.device) -> Tensor:
     """(N, 3) unit directions in which the neighbourhoods (N, k) of points (M, 3) float64 are thinnest, on the CPU."""
-    points, found = points.to(device), []
+    points, axes = points.to(device), []
     for rows in neighbors.split(_ROWS_AT_ONCE):
         near = points[rows.to(device)]
         offsets = near - near.mean(1, keepdim=True)
-        found.append(smallest_eigenvectors(offsets.transpose(1, 2) @ offsets).cpu())
-    return torch.cat(found)
+        axes.append(smallest_eigenvectors(offsets.transpose(1, 2) @ offsets).cpu())
+    return torch.cat(axes)
 
 
 def smallest_eigenvectors(matrices: Tensor) -> Tensor:

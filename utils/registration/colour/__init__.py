@@ -97,8 +97,8 @@ def _sample(image: Array, x: Array, y: Array) -> Array:
     width = 1024
     pad = -len(x) % width
     grid = [np.pad(v, (0, pad)).reshape(-1, width) for v in (x, y)]
-    found: Array = cv2.remap(image.astype(np.float32), grid[0], grid[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return found.reshape(-1, 3)[: len(x)].astype(np.float64)
+    colors: Array = cv2.remap(image.astype(np.float32), grid[0], grid[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return colors.reshape(-1, 3)[: len(x)].astype(np.float64)
 
 
 def _sums_of(matches: list[MatchSet], pairs: list[tuple[Array, Array]]) -> Callable[[Array, float], Iterable[Sums]]:

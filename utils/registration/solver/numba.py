@@ -12,8 +12,8 @@ from utils.registration.solver.problem import (
     TOLERANCE,
     LatticeShape,
     Problem,
+    SavedSteps,
     State,
-    StepsKept,
     corner_weight,
     move_cameras,
     regularisation,
@@ -30,7 +30,7 @@ def solve_on_cpu(
     config: SolverConfig,
     samples: float,
     first: Array | None,
-    kept: StepsKept | None,
+    kept: SavedSteps | None,
     origin: Array,
 ) -> State:
     """See `solve`."""

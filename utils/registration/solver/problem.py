@@ -91,7 +91,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class StepsKept:
+class SavedSteps:
     """States after each reweighting step, kept under the name of their solve."""
 
     checkpoints: Checkpoints

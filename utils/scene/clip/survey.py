@@ -102,6 +102,30 @@ class _Samples:
             self.positions, self.rows, self.step = self.positions[::2], self.rows[::2], self.step * 2
 
 
+def _require_frames(path: Path, damage: Damage, announced: int, read: int) -> None:
+    """Notes a truncation in `damage`.
+
+    Args:
+        path: of the video file.
+        damage: of its decoding.
+        announced: frames that its container announces.
+        read: frames that were decoded.
+
+    Raises:
+        InputError: no frames, or too few before the damage.
+    """
+    if not damage.ended and damage.packets < announced:
+        # FFmpeg ends quietly at a truncation if the index stands in front.
+        damage.ended = f"{announced} frames are announced, {damage.packets} are there"
+    if not read:
+        raise InputError(f"{path.name} holds no frames", "the file may be truncated; play it, or export it again")
+    if (damage.ended or damage.lost) and read < LEAST_OF_DAMAGED:
+        raise InputError(
+            f"{path.name} breaks off after {read} frames: {damage.ended or f'{len(damage.lost)} cannot be decoded'}",
+            f"at least {LEAST_OF_DAMAGED} intact frames are needed; download or export the clip again",
+        )
+
+
 def survey_clip(path: Path, *, sharp: bool = False) -> Survey:
     """Looks at every frame of a video file.
 
@@ -139,16 +163,8 @@ def survey_clip(path: Path, *, sharp: bool = False) -> Survey:
             if conversion.high_range:
                 peak = max(peak, light_peak(frame, conversion))
             samples.add(position, _sample(item, this, conversion))
-    if not damage.ended and damage.packets < known.frames:
-        # FFmpeg ends quietly at a truncation if the index stands in front.
-        damage.ended = f"{known.frames} frames are announced, {damage.packets} are there"
-    if shape is None:
-        raise InputError(f"{path.name} holds no frames", "the file may be truncated; play it, or export it again")
-    if (damage.ended or damage.lost) and len(times) < LEAST_OF_DAMAGED:
-        raise InputError(
-            f"{path.name} breaks off after {len(times)} frames: {damage.ended or f'{len(damage.lost)} cannot be decoded'}",
-            f"at least {LEAST_OF_DAMAGED} intact frames are needed; download or export the clip again",
-        )
+    _require_frames(path, damage, known.frames, len(times))
+    assert shape is not None
     opaque = [row[3] for row in samples.rows]
     return Survey(
         name=path.name,

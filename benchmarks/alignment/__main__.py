@@ -8,7 +8,7 @@ minus the oracle's. Lengths are in percent of the median depth.
     python -m benchmarks.alignment --layouts room --seeds 0 --frames 8 --variants ours exact --json room.jsonl
     python -m benchmarks.alignment --layouts room --seeds 0 --frames 16 --variants ablation
     python -m benchmarks.alignment --table *.jsonl                     # markdown tables of earlier runs
-    python -m benchmarks.alignment_jobs OUT                            # the command lines of all tables, for many cores
+    python -m benchmarks.alignment.jobs OUT                            # the command lines of all tables, for many cores
     python -m benchmarks.alignment --speed 50 --size 280 504           # wall time and memory of one long clip
     python -m benchmarks.alignment --time-sweep 10 25 50 100 200 --size 280 504 --plot time.svg
 """
@@ -21,10 +21,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.alignment_metrics import Correspondences, evaluate, find_correspondences, removed
-from benchmarks.alignment_tables import read_lines, tables
-from benchmarks.alignment_time import measure, sweep, words
-from benchmarks.alignment_variants import ABLATIONS, COMPARED, VARIANTS, Outcome, Task
+from benchmarks.alignment.metrics import Correspondences, evaluate, find_correspondences, removed
+from benchmarks.alignment.tables import read_lines, tables
+from benchmarks.alignment.timing import measure, sweep, words
+from benchmarks.alignment.variants import ABLATIONS, COMPARED, VARIANTS, Outcome, Task
 from configs.stage1_align import FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.errors import MissingDependencyError

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.alignment_variants import Task, both_stages
+from benchmarks.alignment.variants import Task, both_stages
 from benchmarks.gpu_scaling import enlarged
 from configs.stage1_align import FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig

@@ -1,7 +1,7 @@
 """The command lines behind the alignment tables: one world a process, the longest first, so that all cores of a machine end together.
 
-    python -m benchmarks.alignment_jobs OUT --warm-up | sh             # compiles the kernels once
-    python -m benchmarks.alignment_jobs OUT | xargs -P 56 -I{} sh -c '{}'
+    python -m benchmarks.alignment.jobs OUT --warm-up | sh             # compiles the kernels once
+    python -m benchmarks.alignment.jobs OUT | xargs -P 56 -I{} sh -c '{}'
     python -m benchmarks.alignment --table OUT/*.jsonl
 
 Every line ends with its estimated CPU seconds as a comment (one thread of a 2024 server core).

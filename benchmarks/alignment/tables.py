@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.alignment_variants import ABLATIONS, VARIANTS
+from benchmarks.alignment.variants import ABLATIONS, VARIANTS
 
 Line = dict[str, Any]
 

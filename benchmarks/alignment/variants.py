@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.alignment_metrics import true_partners
-from benchmarks.alignment_open3d import align_open3d
+from benchmarks.alignment.metrics import true_partners
+from benchmarks.alignment.open3d import align_open3d
 from configs.icp import FieldName
 from configs.stage1_align import FrameToModelICPConfig, MatchingConfig, SolverConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
@@ -225,7 +225,7 @@ def hashgrid(task: Task) -> Outcome:
 
 
 def open3d(task: Task) -> Outcome:
-    """Coloured ICP between neighbours and over gaps, then a pose graph; see `benchmarks.alignment_open3d`."""
+    """Coloured ICP between neighbours and over gaps, then a pose graph; see `benchmarks.alignment.open3d`."""
     start = time.perf_counter()
     cameras = align_open3d(task.scene, task.usable, task.stage2.matching.gaps)
     result = replace(unaligned(task.scene), cameras=cameras)
