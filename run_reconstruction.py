@@ -389,9 +389,14 @@ def compiling_ahead(config: PipelineConfig, calls: list[StageCall]) -> contextli
     return warming_up(config.renderers)
 
 
+_LOOKING_SECONDS = 8.0
+"""About as long as stage 0 looks at a clip of a hundred frames before it maps it."""
+
+
 def importing_ahead(calls: list[StageCall]) -> None:
     """Imports what later stages need on a thread, while the first one computes in compiled code: seconds, where disks are slow or files
-    many. What cannot be imported is left to its stage, which says so.
+    many. Not at once: stage 0 first looks at the clip in Python, and both would wait for the interpreter's lock. What cannot be
+    imported is left to its stage, which says so.
     """
 
     def load() -> None:
@@ -400,7 +405,9 @@ def importing_ahead(calls: list[StageCall]) -> None:
                 importlib.import_module(module)
             importlib.import_module("torch._dynamo")  # which torch's optimisers ask for at their first step
 
-    threading.Thread(target=load, name="imports", daemon=True).start()
+    thread = threading.Timer(_LOOKING_SECONDS, load)
+    thread.daemon = True
+    thread.start()
 
 
 def run(config: PipelineConfig, only: int | None = None) -> Path:

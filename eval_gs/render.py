@@ -73,7 +73,7 @@ def _views(view: SplatView, cameras: CameraSet, options: FilmOptions) -> tuple[i
 
 
 def write_film(path: Path, film: tuple[int, Iterator[Array]], fps: float, report: Reporter, words: str, small: Path | None = None) -> None:
-    """Encodes pictures while the next ones are made.
+    """Encodes pictures while the next ones are made, each film on a thread of its own.
 
     Args:
         path: of the film.
@@ -84,20 +84,19 @@ def write_film(path: Path, film: tuple[int, Iterator[Array]], fps: float, report
         small: a second film of the same, at most 640 pixels wide (960 for pictures wider than 16:9), for a page.
     """
     count, images = film
-    with ExitStack() as open_films, Behind[None](threads=1) as encoding:
-        films = [open_films.enter_context(Mp4Writer(path, fps, speed="veryfast"))]
-        previews = [] if small is None else [open_films.enter_context(Mp4Writer(small, fps, quality=_PREVIEW_QUALITY))]
+    with ExitStack() as stack:
+        films = [(stack.enter_context(Mp4Writer(path, fps, speed="veryfast")), False)]
+        films += [] if small is None else [(stack.enter_context(Mp4Writer(small, fps, quality=_PREVIEW_QUALITY)), True)]
+        encoding = [(writer, stack.enter_context(Behind[None](threads=1)), preview) for writer, preview in films]
         for i, image in enumerate(images):
-            encoding.do(partial(_encode, films, previews, image))
+            for writer, thread, preview in encoding:
+                thread.do(partial(_encode, writer, image, preview))
             report.step(StepReport(stage=words, step=i, total=count))
 
 
-def _encode(films: list[Mp4Writer], previews: list[Mp4Writer], image: Array) -> None:
-    for film in films:
-        film.add(image)
+def _encode(film: Mp4Writer, image: Array, preview: bool) -> None:
     width = _PREVIEW_WIDTH if image.shape[1] < 2 * image.shape[0] else _WIDE_PREVIEW_WIDTH
-    for preview in previews:
-        preview.add(pictures.fit_width(image, width))
+    film.add(pictures.fit_width(image, width) if preview else image)
 
 
 def _stills(view: SplatView, cameras: CameraSet, folder: Path, words: str, options: FilmOptions, report: Reporter) -> list[PairConsistency]:
