@@ -137,6 +137,17 @@ def test_plane_sweep_finds_the_plane_across_a_blank_patch_and_doubts_what_contra
     assert downweight_contradicted(0.7 * truth, weight, swept, spacing)[blank].max() < 0.1
 
 
+def test_flow_does_not_depend_on_what_its_thread_matched_before() -> None:
+    rng = np.random.default_rng(0)
+    wall = cv2.GaussianBlur(rng.integers(0, 256, (220, 300)).astype(np.uint8), (0, 0), 2)
+    for size in ((140, 252), (90, 120), (140, 252), (120, 90)):
+        a, b = (np.ascontiguousarray(wall[: size[0], x : size[1] + x]) for x in (0, 3))
+        fresh = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        fresh.setFinestScale(0)
+        fresh.setVariationalRefinementAlpha(5.0)
+        np.testing.assert_array_equal(flow_depth.dense_flow(a.size).calc(a, b, None), fresh.calc(a, b, None))
+
+
 def plain_costs(grays: Array, poses: tuple[Array, Array], planes: Array, keep: Array) -> Array:
     """What `plane_sweep._costs` says it computes, in array operations of float64."""
 
