@@ -111,11 +111,11 @@ def folders(root: Path, stage: str) -> list[Path]:
 
 
 def bits(root: Path, stage: str) -> dict[str, str]:
-    """Every file that a stage made -> hash of its content without times."""
+    """Every file that a stage made -> hash of its content without times; films, which x264 writes otherwise now and then, are left out."""
     found = {}
     for top in folders(root, stage):
         for path in [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file()):
-            if stage == "3dgs splats" and "gs_video_eval" in path.parts:
+            if path.suffix == ".mp4" or (stage == "3dgs splats" and "gs_video_eval" in path.parts):
                 continue
             found[path.relative_to(root).as_posix()] = hashlib.sha256(timeless(path)).hexdigest()
     return found
@@ -133,7 +133,7 @@ def _without_times(value: Any) -> Any:
         kept = {k: _without_times(v) for k, v in value.items() if k not in _TIMES}
         files = kept.get("files")
         if isinstance(files, dict):
-            kept["files"] = {k: v for k, v in files.items() if Path(k).name not in _TIMED}
+            kept["files"] = {k: v for k, v in files.items() if Path(k).name not in _TIMED and Path(k).suffix != ".mp4"}
             if len(kept["files"]) < len(files):
                 kept.pop("content_id", None)  # a hash of all of them
         return kept
