@@ -14,6 +14,7 @@ from utils.imports.cameras import read_cameras
 from utils.imports.names import matched
 from utils.scene.artifacts import load_scene
 from utils.scene.layout import SceneLayout
+from utils.scene.media import write_image
 from utils.types import NULL_REPORTER
 
 __all__ = ["world"]
@@ -250,3 +251,23 @@ def test_cameras_of_an_npz_without_images(world, tmp_path):
     scene = ImportGeometry(source=tmp_path / "mini.npz").estimate(clip(world, NAMES), NULL_REPORTER)
     assert len(scene) == 5 and np.allclose(scene.depth, world.true_depth[::2], rtol=1e-3)
     assert np.allclose(scene.cameras.w2c, invert_rigid(world.true.c2w[::2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_masks_that_a_data_set_names_arrive_in_the_scene(world, tmp_path, scale):
+    h, w = world.true.size
+    path = write_transforms(tmp_path / "transforms.json", world, NAMES)
+    content = json.loads(path.read_text())
+    for frame in content["frames"]:
+        frame["mask_path"] = f"masks/{frame['file_path'].split('/')[-1]}"
+        white = np.full((scale * h, scale * w), 255, np.uint8)
+        white[: scale * 20, : scale * 30] = 0
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        write_image(tmp_path / frame["mask_path"], white)
+    path.write_text(json.dumps(content))
+    scene = ImportGeometry(source=path).estimate(clip(world, NAMES), NULL_REPORTER)
+    assert scene.ignored is not None and scene.ignored[:, :20, :30].all() and not scene.ignored[:, 20:].any()
+    assert not scene.valid[:, :20, :30].any() and scene.valid[:, 20:].mean() > 0.9
+    (tmp_path / "masks" / NAMES[0]).unlink()
+    with pytest.raises(InputError, match="no mask file"):
+        ImportGeometry(source=path).estimate(clip(world, NAMES), NULL_REPORTER)

@@ -13,6 +13,7 @@ from utils.cameras.projection import invert_rigid
 from utils.errors import ConfigError, GeometryError
 from utils.geometry_backend import ClipFrames
 from utils.imports.cameras import ImportedCameras, read_cameras
+from utils.scene.masks import apply_masks
 from utils.sfm.flow_depth import agreement
 from utils.sfm.posed_depth import depth_along_poses
 from utils.types import Array, CameraSet, Reporter, Scene
@@ -92,7 +93,23 @@ def _scene(frames: ClipFrames, cameras: ImportedCameras, rows: Array, kept: Arra
     known = shown[refs] & (depth > 0)
     depth, confidence = np.where(known, depth, 0).astype(np.float32), np.where(known, confidence, 1).astype(np.float32)
     placed = CameraSet(c2w=cameras.c2w[chosen_rows], K=np.repeat(K[None], len(refs), axis=0), size=size, frame_ids=kept)
-    return Scene(cameras=placed, images=images[refs], depth=depth, confidence=confidence)
+    scene = Scene(cameras=placed, images=images[refs], depth=depth, confidence=confidence)
+    return _masked(scene, frames, cameras, chosen_rows, refs, report)
+
+
+def _masked(scene: Scene, frames: ClipFrames, cameras: ImportedCameras, rows: Array, refs: Array, report: Reporter) -> Scene:
+    """The scene without what the source's own masks take out.
+
+    Raises:
+        InputError: a mask that is missing, does not fit, or leaves nothing.
+    """
+    size = scene.cameras.size
+    masks = [cameras.keep(int(row), size, scene.cameras.K[0]) for row in rows]
+    if all(mask is None for mask in masks):
+        return scene
+    keep = np.stack([np.ones(size, bool) if mask is None else mask for mask in masks])
+    report.note(f"masks of the data set: {1 - keep.mean():.1%} of the frames is left out")
+    return apply_masks(scene, keep, [frames.names[i] for i in refs])
 
 
 def _require_shape(frames: ClipFrames, cameras: ImportedCameras, rows: Array) -> None:

@@ -17,6 +17,7 @@ from utils.imports import colmap, transforms
 from utils.imports.lens import ImportedLens, through
 from utils.imports.names import matched
 from utils.scene.foreign import read_arrays
+from utils.scene.masks import read_mask
 from utils.scene.media import exists
 from utils.types import Array
 
@@ -111,6 +112,28 @@ class ImportedCameras:
         inside = (x >= 0) & (y >= 0) & (x < stored.shape[1]) & (y < stored.shape[0])
         depth = stored[y.clip(0, stored.shape[0] - 1), x.clip(0, stored.shape[1] - 1)].astype(np.float32) * np.float32(self.depth_unit)
         return np.where(inside & np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
+
+    def keep(self, row: int, size: tuple[int, int], K: Array) -> Array | None:
+        """(h, w) bool pixels to use as a pinhole sees them, those whose mask is white; None if the image has no mask.
+
+        Args:
+            row: of the image.
+            size: (h, w).
+            K: of the pinhole.
+
+        Raises:
+            InputError: the mask is named but not there, unreadable or of another aspect than the image.
+        """
+        path = self.masks[row] if self.masks else None
+        if path is None:
+            return None
+        if not path.is_file():
+            raise InputError(f"{self.names[row]} has no mask file {path}", "add it, or remove its mask_path")
+        height, width = (int(side) for side in self.sizes[row])
+        white = read_mask(path, size, (height, width))
+        if self.lenses[row].plain and np.allclose(K, self.intrinsics(row, size), rtol=0, atol=1e-3):
+            return white
+        return through(self.lenses[row].seen_at(K, size), white.astype(np.uint8), nearest=True)[0] > 0
 
     def _stored_depth(self, row: int) -> Array:
         path = self.depths[row]

@@ -70,7 +70,7 @@ def load_masks(
     if not files:
         raise InputError(f"mask folder {folder} holds no images", f"masks must end in one of {', '.join(sorted(IMAGE_SUFFIXES))}")
     if len(files) == 1:
-        return np.repeat(_read_mask(files[0], size, shown, cut)[None], len(names), axis=0)
+        return np.repeat(read_mask(files[0], size, shown, cut)[None], len(names), axis=0)
     found = _masks_of(folder, files, names)
     missing = [name for name, path in zip(names, found, strict=True) if path is None]
     if missing:
@@ -78,7 +78,7 @@ def load_masks(
             f"{folder} has no mask for {len(missing)} of {len(names)} frames, the first is {missing[0]}",
             "name each mask like its frame, or leave one single image that holds for all frames",
         )
-    return np.stack([_read_mask(path, size, shown, cut) for path in found if path is not None])
+    return np.stack([read_mask(path, size, shown, cut) for path in found if path is not None])
 
 
 def unmasked(folder: Path, names: Sequence[str]) -> list[int]:
@@ -107,8 +107,18 @@ def _masks_of(folder: Path, files: Sequence[Path], names: Sequence[str]) -> list
     return found
 
 
-def _read_mask(path: Path, size: tuple[int, int], shown: tuple[int, int] | None, cut: tuple[tuple[int, int], Crop] | None = None) -> Array:
-    """(H, W) bool."""
+def read_mask(path: Path, size: tuple[int, int], shown: tuple[int, int] | None, cut: tuple[tuple[int, int], Crop] | None = None) -> Array:
+    """(H, W) bool of one mask, True where all of it is white.
+
+    Args:
+        path: the mask.
+        size: (H, W) of the result.
+        shown: (h, w) of the frame, whose aspect differs a little from the result's; default: the result's.
+        cut: see `load_masks`.
+
+    Raises:
+        InputError: no image, or one of another aspect.
+    """
     white = (read_image(path).max(axis=-1) >= 128).astype(np.float32)
     if cut is not None and cut[1]:
         white = _cut_like(white, *cut, shown or size)
