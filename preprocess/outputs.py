@@ -74,14 +74,14 @@ def write_clip_cameras(
     if straight is None or not straight.camera.readout:
         place = os.path.realpath(layout.clip_cameras)
         names = [Path(os.path.relpath(os.path.realpath(source.place(i)), place)).as_posix() for i in shown]
-        write_clip(folder, found, names, size, scene, None if straight is None else straight.camera.lens, called)
+        write_clip(folder, found, names, size, scene, None if straight is None else straight.camera.lens, called, made.offset)
         return
     called = [Path(name).with_suffix(f".{config.image_ext}").as_posix() for name in called]
     names = [f"images/{name}" for name in called]
     for index in np.flatnonzero(found.placed):
         (folder / names[index]).parent.mkdir(parents=True, exist_ok=True)
         write_image(folder / names[index], footage.image(shown[index]))
-    write_clip(folder, found, names, size, scene, None, called)
+    write_clip(folder, found, names, size, scene, None, called, made.offset)
 
 
 def _abridged(names: list[str]) -> str:
@@ -107,6 +107,7 @@ def write_record(config: PreprocessConfig, layout: SceneLayout, path: Path, foot
         "findings": [dataclasses.asdict(finding) for finding in source.findings],
         "clip_frames": source.totals,
         "fps": source.fps,
+        "world_offset": made.offset,
         "camera": None if straight is None else straight.described(source.fps),
     }
     write_json(path, record)

@@ -23,6 +23,11 @@ class Reconstruction:
     positions: list[int]
     provenance: dict[str, str]
 
+    @property
+    def offset(self) -> list[float]:
+        """What was taken off all positions of a geo-referenced input (x, y, z); empty for none."""
+        return [float(value) for value in self.provenance.get("world_offset", "").split()]
+
 
 def reconstruct(config: PreprocessConfig, footage: Footage, backend: str, report: Reporter) -> Reconstruction:
     """Lets the backend estimate the geometry and applies the masks.

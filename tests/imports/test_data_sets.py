@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from configs.preprocess import PreprocessConfig
+from preprocess.stage import run
 from tests.imports.test_importers import GL, NAMES, clip, world, write_colmap, write_transforms
 from utils.cameras.projection import invert_rigid
 from utils.errors import CorruptArtifactError, GeometryError, InputError
+from utils.exports.stage import world_offset
 from utils.imports import colmap
 from utils.imports.backend import ImportGeometry
 from utils.imports.cameras import read_cameras
@@ -271,3 +274,28 @@ def test_masks_that_a_data_set_names_arrive_in_the_scene(world, tmp_path, scale)
     (tmp_path / "masks" / NAMES[0]).unlink()
     with pytest.raises(InputError, match="no mask file"):
         ImportGeometry(source=path).estimate(clip(world, NAMES), NULL_REPORTER)
+
+
+def test_the_offset_of_geo_referenced_cameras_is_in_the_exports_and_comes_back(world, tmp_path):
+    far = np.array([448252.0, 5411932.0, 310.0])
+    path = write_transforms(tmp_path / "transforms.json", world, NAMES)
+    content = json.loads(path.read_text())
+    for frame in content["frames"]:
+        matrix = np.array(frame["transform_matrix"])
+        matrix[:3, 3] += far
+        frame["transform_matrix"] = matrix.tolist()
+    path.write_text(json.dumps(content))
+    (tmp_path / "frames").mkdir()
+    for name, image in zip(NAMES[:5], world.scene.images, strict=False):
+        write_image(tmp_path / "frames" / name, image)
+    config = PreprocessConfig(frames_dir=tmp_path / "frames", scene_root=tmp_path / "scene", process_res=140, cameras=path)
+    layout = SceneLayout(run(config, NULL_REPORTER))
+    assert np.abs(load_scene(layout.root).cameras.centers).max() < 10
+    written = json.loads((layout.clip_cameras / "transforms.json").read_text())
+    at = np.array([frame["transform_matrix"] for frame in written["frames"]])[:, :3, 3] + written["world_offset"]
+    assert np.abs(at - world.true.c2w[:5, :3, 3] - far).max() < 1e-3
+    again = read_cameras(layout.clip_cameras / "transforms.json")
+    assert np.abs(again.c2w[:, :3, 3] + again.offset - world.true.c2w[:5, :3, 3] - far).max() < 1e-3
+    turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    assert np.allclose(world_offset(layout.root, turn, 2.0), 2 * turn @ written["world_offset"])
+    assert not len(world_offset(tmp_path, turn, 2.0))

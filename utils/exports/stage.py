@@ -36,6 +36,7 @@ from utils.exports.spz import LONGEST_LOG_SCALE, SHORTEST_LOG_SCALE, write_spz
 from utils.exports.usd import USD_SUFFIXES, write_usd
 from utils.exports.world_html import Showing, write_world_html
 from utils.scene import artifacts
+from utils.scene.json_files import json_object
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.media import write_image
 from utils.scene.trajectories import extend_path, load_trajectory
@@ -109,6 +110,11 @@ def _write_file(
     path: Path, trained: TrainedScene, rotation: Array, alignment: Path, config: ExportConfig, report: Reporter
 ) -> ExportCheck | None:
     """Writes a format that is a single file; for splats, how it compares with them."""
+    offset = world_offset(config.root_path, rotation, config.scale)
+    if len(offset):
+        report.note(
+            f"export: positions lie around ({', '.join(f'{v:.3f}' for v in offset)}) in the input's coordinates: add that (world_offset)"
+        )
     if config.format in _SPLATS or config.format == "html":
         return _write_splats(path, trained, rotation, config, report)
     if config.format in _MESHES:
@@ -207,6 +213,12 @@ def _showing(view: SplatView, rotation: Array, config: ExportConfig) -> Showing:
     )
 
 
+def world_offset(root: Path, rotation: Array, scale: float) -> Array:
+    """What to add to exported positions to be where a geo-referenced input was; (3,) in the export's axes and unit, (0,) for none."""
+    stored = np.array(json_object(SceneLayout(root).preprocess_json).get("world_offset") or [], np.float64)
+    return scale * rotation @ stored if stored.shape == (3,) and np.isfinite(stored).all() else np.zeros(0)
+
+
 def _write_scene(path: Path, cameras: CameraSet, source: Path, rotation: Array, config: ExportConfig, report: Reporter) -> None:
     """Cameras, images and canonical cloud, or the cloud alone."""
     cloud = artifacts.load_alignment(source).cloud
@@ -224,6 +236,7 @@ def _write_scene(path: Path, cameras: CameraSet, source: Path, rotation: Array, 
         return
     scene = artifacts.load_scene(config.root_path)
     cameras = transform_cameras(cameras, rotation, config.scale).resized(scene.cameras.size)
+    offset = world_offset(config.root_path, rotation, config.scale)
     names = [f"frame_{i:05d}.png" for i in cameras.frame_ids]
     (path / "images").mkdir(parents=True)
     for name, frame_id in zip(names, cameras.frame_ids, strict=True):
@@ -232,7 +245,7 @@ def _write_scene(path: Path, cameras: CameraSet, source: Path, rotation: Array, 
     if config.format == "nerfstudio":
         artifacts.write_points_ply(path / "sparse_pc.ply", points, cloud.colors)
         more = [{"mask_path": f"masks/{name}"} for name in masks]
-        write_transforms(path / "transforms.json", cameras, [f"images/{n}" for n in names], "sparse_pc.ply", more=more)
+        write_transforms(path / "transforms.json", cameras, [f"images/{n}" for n in names], "sparse_pc.ply", more=more, offset=offset)
         return
     model = path / "sparse" / "0"
     model.mkdir(parents=True)

@@ -134,6 +134,8 @@ def _transforms(path: Path, content: dict[str, Any], image_size: tuple[int, int]
     shared = {key: value for key, value in content.items() if key != "frames"}
     merged = [shared | frame for frame in frames]  # a frame's own intrinsics win
     c2w = _matrices([frame["transform_matrix"] for frame in frames]) @ OPENCV_FROM_OPENGL
+    if content.get("world_offset") is not None:  # this program's own export of a geo-referenced scene
+        c2w[:, :3, 3] += np.array(content["world_offset"], np.float64).reshape(3)
     known: dict[str, tuple[int, int]] = {}
     return JsonCameras(
         names=tuple(plain_path(str(frame["file_path"])) for frame in frames),

@@ -25,6 +25,7 @@ def write_clip(
     scene: Scene,
     lens: Lens | None,
     called: Sequence[str] | None = None,
+    offset: Sequence[float] = (),
 ) -> None:
     """Writes `transforms.json`, `points.ply` and `sparse/0/` with every frame that was placed.
 
@@ -38,6 +39,7 @@ def write_clip(
         scene: gives the points.
         lens: distortion that was taken out for the scene, but not of the files.
         called: their names in the COLMAP model, where the files' names do not tell them apart.
+        offset: see `nerfstudio.write_transforms`.
     """
     shown = np.flatnonzero(found.placed).tolist()
     cameras = CameraSet(c2w=found.c2w[shown], K=found.K[shown], size=scene.cameras.size, frame_ids=np.array(shown)).resized(size)
@@ -47,7 +49,7 @@ def write_clip(
     points, colors = _some_points(scene)
     rows = [{} if found.rows[i] < 0 else {"scene_frame": int(found.rows[i])} for i in shown]
     write_points_ply(folder / "points.ply", points, colors)
-    write_transforms(folder / "transforms.json", cameras, [names[i] for i in shown], "points.ply", k1, rows)
+    write_transforms(folder / "transforms.json", cameras, [names[i] for i in shown], "points.ply", k1, rows, offset)
     model = folder / "sparse" / "0"
     model.mkdir(parents=True)
     write_colmap_binary(model, cameras, [PurePosixPath(names[i]).name if called is None else called[i] for i in shown], points, colors, k1)

@@ -14,7 +14,13 @@ OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 def write_transforms(
-    path: Path, cameras: CameraSet, names: Sequence[str], ply_name: str, k1: float = 0.0, more: Sequence[dict[str, Any]] = ()
+    path: Path,
+    cameras: CameraSet,
+    names: Sequence[str],
+    ply_name: str,
+    k1: float = 0.0,
+    more: Sequence[dict[str, Any]] = (),
+    offset: Sequence[float] = (),
 ) -> None:
     """Writes the file.
 
@@ -25,6 +31,7 @@ def write_transforms(
         ply_name: a point cloud in the same world, relative to the file's folder.
         k1: radial distortion of all images.
         more: F further entries, one dict for each frame; other programs skip what they do not know.
+        offset: what was taken off all positions of a geo-referenced input (x, y, z); empty for none.
     """
     h, w = cameras.size
     frames = [
@@ -43,4 +50,6 @@ def write_transforms(
     if more:
         frames = [frame | entries for frame, entries in zip(frames, more, strict=True)]
     content = {"camera_model": "OPENCV", "k1": k1, "ply_file_path": ply_name, "frames": frames}
+    if len(offset):
+        content["world_offset"] = [float(value) for value in offset]
     path.write_text(json.dumps(content, indent=2))
