@@ -9,6 +9,7 @@ import shlex
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -393,10 +394,12 @@ _LOOKING_SECONDS = 8.0
 """About as long as stage 0 looks at a clip of a hundred frames before it maps it."""
 
 
-def importing_ahead(calls: list[StageCall]) -> None:
-    """Imports what later stages need on a thread, while the first one computes in compiled code: seconds, where disks are slow or files
-    many. Not at once: stage 0 first looks at the clip in Python, and both would wait for the interpreter's lock. What cannot be
-    imported is left to its stage, which says so.
+@contextlib.contextmanager
+def importing_ahead(calls: list[StageCall]) -> Iterator[None]:
+    """Inside, a thread imports what later stages need, while the first one computes in compiled code: seconds, where files are many.
+
+    Not at once: stage 0 first looks at the clip in Python, and both would wait for the interpreter's lock. Nothing is imported where the
+    first stage is there already. What cannot be imported is left to its stage, which says so.
     """
 
     def load() -> None:
@@ -405,9 +408,16 @@ def importing_ahead(calls: list[StageCall]) -> None:
                 importlib.import_module(module)
             importlib.import_module("torch._dynamo")  # which torch's optimisers ask for at their first step
 
+    if _created(calls[0].folder) is not None:
+        yield
+        return
     thread = threading.Timer(_LOOKING_SECONDS, load)
-    thread.daemon = True
     thread.start()
+    try:
+        yield
+    finally:
+        thread.cancel()
+        thread.join()  # a program that ends within an import may crash
 
 
 def run(config: PipelineConfig, only: int | None = None) -> Path:
@@ -428,9 +438,11 @@ def run(config: PipelineConfig, only: int | None = None) -> Path:
             require_usable(config, {c.module: c.config for c in calls}, frozenset(c.module for c in calls if _created(c.folder)))
         with writing_scene(config.scene_root, console):
             require_replaceable([Output(SceneLayout(config.scene_root).summary_json, "file", file=True, signature=_SUMMARY)])
-            with computing_on(config), compiling_ahead(config, calls) if only is None else contextlib.nullcontext():
-                if only is None and _created(calls[0].folder) is None:
-                    importing_ahead(calls)
+            with contextlib.ExitStack() as around:
+                around.enter_context(computing_on(config))
+                if only is None:
+                    around.enter_context(compiling_ahead(config, calls))
+                    around.enter_context(importing_ahead(calls))
                 execute(config, calls, progress or console, progress, only)
             if not config.skip_eval and only in (None, len(calls)):
                 from utils.report.html import write_report

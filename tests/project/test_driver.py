@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
+import time
 import typing
 from pathlib import Path
 
@@ -315,3 +317,18 @@ def test_lines_of_stages_do_not_run_into_an_open_bar(monkeypatch: pytest.MonkeyP
         line("[2/5] alignment: done in 3.0 s")
     written = screen.getvalue()[before:]
     assert re.match(r"\r *\r\[2/5\] alignment: done in 3\.0 s\n", written), repr(written)  # the bar's line is wiped first
+
+
+def test_later_stages_are_imported_beside_the_first_and_failures_are_left_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_reconstruction, "_LOOKING_SECONDS", 0.0)
+    (tmp_path / "stage_of_a_test.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("stage_of_a_test", "stage_that_is_not_there")
+    calls = [run_reconstruction.StageCall("a stage", name, f"{name}:run", None, tmp_path / "nothing") for name in names]
+    with run_reconstruction.importing_ahead(calls):
+        for _ in range(500):
+            if "stage_of_a_test" in sys.modules:
+                break
+            time.sleep(0.01)
+    assert sys.modules.pop("stage_of_a_test")
+    assert not [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
