@@ -80,6 +80,7 @@ def test_films_are_full_size_and_stills_are_not_and_both_last_as_long_as_the_cli
     assert previews == {"fly_through.mp4": 640, "clip_and_world.mp4": 960}
     report = (tmp_path / "report.html").read_text()
     assert report.count("<video controls autoplay muted loop playsinline") == 2
+    assert f"At full size: {folder.relative_to(tmp_path).as_posix()}/" in report
 
 
 def test_without_files_of_the_clip_the_frames_of_the_scene_stand_beside_the_world(tmp_path: Path) -> None:

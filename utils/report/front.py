@@ -44,7 +44,9 @@ def verdict_section(trained: list[Trained]) -> str:
         judged = verdict(one.folder)
         title = f"<h3>{escape(one.title)}</h3>" if one.title else ""
         films = "".join(film(one.pictures / name, words) for name, words in FILMS)
-        films = f'<div class="row films">{films}</div>' if films else ""
+        if films:
+            where = RunLayout.evaluation(one.folder).relative_to(one.folder.parent.parent).as_posix()
+            films = f'<div class="row films">{films}</div>' + _caption(f"At full size: {where}/")
         parts.append(title + (_words(judged) if judged else missing("These splats were not measured: python -m eval_gs does.")) + films)
     return "".join(parts) or missing("No stage has trained splats yet, so there is no world to judge.")
 
