@@ -117,7 +117,7 @@ class SolverConfig:
     """Refine poses only, no displacement."""
 
     def __post_init__(self) -> None:
-        check(self, Range(2), "lattice", group="solver")
+        check(self, Range(2, 1000), "lattice", group="solver")
         check(self, SHARE, "pose_evidence", group="solver")
         check(self, NOT_NEGATIVE, "smoothness", "ridge", "temporal", "confidence_power", group="solver")
         check(self, Range(0), "pose_ridge", group="solver")  # infinite: the cameras stay

@@ -75,4 +75,4 @@ class GlobalOptimizationConfig:
         check(self, Range(0, 0.5), "heldout_pixels")
         check(self, SHARE, "min_fitness")
         check(self, Range(1, 2), "rounds")
-        check(self, Range(2), "gauge_lattice")
+        check(self, Range(2, 1000), "gauge_lattice")

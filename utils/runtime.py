@@ -33,10 +33,21 @@ def run_stage(work: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; finished stages are kept, run the same command again to go on", file=sys.stderr)
         sys.exit(130)
-    except Exception as error:  # a fault of this program: one line, and all of it where it can be sent from
+    except Exception as error:
+        if _out_of_memory(error):
+            print(f"error: not enough memory: {_one_line(str(error) or type(error).__name__)}", file=sys.stderr)
+            print("hint: use fewer frames, a lower resolution or smaller settings, or a machine with more memory", file=sys.stderr)
+            sys.exit(2)
+        # a fault of this program: one line, and all of it where it can be sent from
         print(f"error: {_one_line(str(error) or 'no reason given')} ({type(error).__name__})", file=sys.stderr)
         print(f"hint: this is a fault of the program; what led to it is in {_log_of(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory was asked for that is not there; PyTorch has no type of its own for that on a CPU."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
 
 
 def _log_of(error: Exception) -> str:

@@ -86,3 +86,16 @@ def test_a_fault_is_one_line_and_a_log(capsys):
     log = Path(hint.rpartition(" ")[2])
     assert "in work" in log.read_text()
     log.unlink()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes.")]
+)
+def test_too_little_memory_is_no_fault_of_the_program(capsys, error):
+    def work():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_stage(work)
+    error_line, hint = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2 and error_line.startswith("error: not enough memory") and hint.startswith("hint: ")
