@@ -10,7 +10,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from utils.errors import V2WError
 
@@ -31,9 +31,10 @@ def run_stage(work: Callable[[], None]) -> None:
         print_error(error)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted; finished stages are kept, run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        _end_interrupted()
     except Exception as error:
+        if isinstance(error, SystemError) and isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            _end_interrupted()  # Ctrl-C inside of a compiled kernel
         if _out_of_memory(error):
             print(f"error: not enough memory: {_one_line(str(error) or type(error).__name__)}", file=sys.stderr)
             print("hint: use fewer frames, a lower resolution or smaller settings, or a machine with more memory", file=sys.stderr)
@@ -42,6 +43,11 @@ def run_stage(work: Callable[[], None]) -> None:
         print(f"error: {_one_line(str(error) or 'no reason given')} ({type(error).__name__})", file=sys.stderr)
         print(f"hint: this is a fault of the program; what led to it is in {_log_of(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _end_interrupted() -> NoReturn:
+    print("\ninterrupted; finished stages are kept, run the same command again to go on", file=sys.stderr)
+    sys.exit(130)
 
 
 def _out_of_memory(error: Exception) -> bool:

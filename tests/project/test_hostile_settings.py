@@ -99,3 +99,15 @@ def test_too_little_memory_is_no_fault_of_the_program(capsys, error):
         run_stage(work)
     error_line, hint = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == 2 and error_line.startswith("error: not enough memory") and hint.startswith("hint: ")
+
+
+def test_an_interrupt_inside_of_a_kernel_is_an_interrupt(capsys):
+    def work():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as inner:
+            raise SystemError("returned a result with an exception set") from inner
+
+    with pytest.raises(SystemExit) as ended:
+        run_stage(work)
+    assert ended.value.code == 130 and "interrupted" in capsys.readouterr().err
