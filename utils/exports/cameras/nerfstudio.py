@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.types import CameraSet
+from utils.types import Array, CameraSet
 
 # Camera axes: OpenCV (y down, z forward) from OpenGL (y up, z backward); multiplies c2w from the right.
 OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -20,7 +20,7 @@ def write_transforms(
     ply_name: str,
     k1: float = 0.0,
     more: Sequence[dict[str, Any]] = (),
-    offset: Sequence[float] = (),
+    offset: Sequence[float] | Array = (),
 ) -> None:
     """Writes the file.
 
