@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.inputs_clips import CLIPS, Kind, Outcome
+from benchmarks.inputs_folders import FOLDERS
 from configs.preprocess import PreprocessConfig
 from preprocess.source import frames_on_disk, look_at
 from utils.errors import V2WError
@@ -67,7 +68,7 @@ def main() -> None:
     options = parse()
     print("| kind | right | said | wrong |\n|---|---|---|---|")
     right = total = 0
-    for kind in CLIPS:
+    for kind in CLIPS + FOLDERS:
         if options.only not in kind.name:
             continue
         answers = [answer(kind, seed) for seed in range(options.first_seed, options.first_seed + options.seeds)]

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.inputs import answer, look
 from benchmarks.inputs_clips import CLIPS, encode, small_disk
+from benchmarks.inputs_folders import FOLDERS
 from benchmarks.inputs_world import make_cube
 from tests.scene.test_media import moving_frames
 from utils.errors import ArtifactError, InputError
@@ -18,6 +19,11 @@ from utils.scene.clip.survey import survey_clip
 
 @pytest.mark.parametrize("kind", CLIPS, ids=lambda kind: kind.name)
 def test_every_kind_of_clip_has_its_right_answer(kind):
+    assert answer(kind, 0)[0] == ""
+
+
+@pytest.mark.parametrize("kind", FOLDERS, ids=lambda kind: kind.name)
+def test_every_kind_of_frame_folder_has_its_right_answer(kind):
     assert answer(kind, 0)[0] == ""
 
 
