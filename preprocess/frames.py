@@ -76,6 +76,7 @@ def _read(config: PreprocessConfig, source: Source, choice: Choice) -> ClipFrame
         chosen=np.searchsorted(choice.read, choice.scene),
         size=working,
         names=tuple(source.names[i] for i in choice.read),
+        clips=np.repeat(np.arange(len(source.totals)), source.totals)[choice.read],
     )
 
 

@@ -63,6 +63,7 @@ class ClipFrames:
         pictures: (T, H, W, 3) uint8 the same frames at `size`, made from their source and not from `images`. None: from `images`.
         keep: (T, h, w) bool, pixels that may be matched: not an overlay, nothing that moves by itself. None: all.
         mapped: sparse model of the chosen frames, if mapping them was necessary before; None leaves it to the backend.
+        clips: (T,) int64 clip of each frame: frames of different clips are no neighbours. None: all are of one.
     """
 
     images: Array
@@ -72,6 +73,7 @@ class ClipFrames:
     pictures: Array | None = None
     keep: Array | None = None
     mapped: SparseModel | None = None
+    clips: Array | None = None
 
     def __post_init__(self) -> None:
         if len(self.chosen) < 2:

@@ -13,7 +13,8 @@ from utils.errors import MissingDependencyError
 from utils.matching.xfeat import weights
 from utils.matching.xfeat.features import Keypoints
 from utils.sfm import learned_matches
-from utils.sfm.learned_matches import _inliers, add_learned_matches, candidate_pairs, hopeful_pairs
+from utils.sfm.learned_matches import add_learned_matches, candidate_pairs, hopeful_pairs
+from utils.sfm.matches_database import verified_counts
 
 SIZE = (240, 320)
 K = np.array([[300.0, 0, 160], [0, 300, 120], [0, 0, 1]])
@@ -83,7 +84,7 @@ def test_weak_pairs_get_learned_matches_and_strong_ones_keep_their_own(monkeypat
     assert added == 5, "all pairs but the one that SIFT holds"
     with pycolmap.Database.open(database) as stored:
         ids = [1, 2, 3, 4]
-        held = _inliers(stored, ids)
+        held = verified_counts(stored, ids)
         assert held.pop((0, 1)) == 60 and len(held) == 5 and min(held.values()) > 60
         assert len(stored.read_keypoints(1)) == 60 + 135
         assert np.allclose(stored.read_keypoints(3)[:60, :2], pixels[2, :60])
@@ -102,7 +103,7 @@ def test_pairs_without_a_place_in_common_stay_apart(monkeypatch, database):
     learned(monkeypatch, features)
     assert add_learned_matches(database, np.zeros((4, *SIZE, 3), np.uint8), seed=0) == 2
     with pycolmap.Database.open(database) as stored:
-        assert {pair for pair, count in _inliers(stored, [1, 2, 3, 4]).items() if count} <= {(0, 1), (0, 2), (1, 2), (0, 3)}
+        assert {pair for pair, count in verified_counts(stored, [1, 2, 3, 4]).items() if count} <= {(0, 1), (0, 2), (1, 2), (0, 3)}
 
 
 def test_candidates_are_all_pairs_of_short_clips_and_some_of_long_ones():

@@ -87,7 +87,7 @@ def model_of(frames: int, focal: float) -> SparseModel:
 
 
 def stub_mapping(monkeypatch: pytest.MonkeyPatch, free: SparseModel, fixed: SparseModel) -> None:
-    def mapped(database: Path, folder: Path, size: tuple[int, int], seed: int, *, fixed_focal: bool) -> SparseModel:
+    def mapped(database: Path, folder: Path, seed: int, *, fixed_focal: bool) -> SparseModel:
         return fixed if fixed_focal else free
 
     monkeypatch.setattr(sfm_poses, "_match", lambda images, folder, seed, keep: folder)
@@ -129,7 +129,7 @@ def test_frames_that_do_not_match_are_mapped_with_those_in_between(monkeypatch: 
     images, c2w = clip(forward=0.8)
     real, asked = sfm_poses.map_frames, []
 
-    def mapped(images: np.ndarray, *, seed: int, report: Reporter, keep: np.ndarray | None, features: str) -> SparseModel:
+    def mapped(images: np.ndarray, *, seed: int, report: Reporter, features: str, **rest: np.ndarray | None) -> SparseModel:
         asked.append(len(images))
         if len(images) < 10:
             raise sfm_poses.UnmatchedError("poses were found for only 3 of 4 frames", "")

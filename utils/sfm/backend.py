@@ -14,7 +14,7 @@ import numpy as np
 
 from utils.cameras.projection import invert_rigid
 from utils.geometry_backend import ClipFrames, SparseModel
-from utils.sfm.dense_bundle_adjustment import Matches, adjust, join
+from utils.sfm.dense_bundle_adjustment import Matches, adjust, join, picked
 from utils.sfm.depth_completion import (
     LAST_STRENGTH,
     PosedClip,
@@ -30,8 +30,10 @@ from utils.sfm.flow_depth import RayDepth, frame_threads, match_through_depth, t
 from utils.sfm.mapping import (
     Features,
     UnmatchedError,
+    by_point,
     check_parallax,
     focal_prior,
+    hosted,
     map_frames,
     place_between,
     restricted,
@@ -98,14 +100,15 @@ class SfmGeometry:
             return frames.mapped
         report.note(f"poses: mapping {len(frames.chosen)} frames")
         size, everything, keep = frames.images.shape[1:3], len(frames.images) > len(frames.chosen), frames.keep
-        chosen_keep = None if keep is None else keep[frames.chosen]
+        some = None if keep is None else keep[frames.chosen], None if frames.clips is None else frames.clips[frames.chosen]
+        mapped = partial(map_frames, seed=self.seed, report=report, features=self.features)
         try:
-            model = map_frames(frames.images[frames.chosen], seed=self.seed, report=report, keep=chosen_keep, features=self.features)
+            model = mapped(frames.images[frames.chosen], keep=some[0], clips=some[1])
         except UnmatchedError:
             if not everything:
                 raise
             report.note(f"poses: too few match each other, mapping all {len(frames.images)} frames around them")
-            model = settle_focal(map_frames(frames.images, seed=self.seed, report=report, keep=keep, features=self.features), size, report)
+            model = settle_focal(mapped(frames.images, keep=keep, clips=frames.clips), size, report)
             check_parallax(model)
             return restricted(model, frames.images, frames.chosen)
         model = settle_focal(model, size, report)
@@ -130,7 +133,16 @@ def _posed_clip(frames: ClipFrames, model: SparseModel) -> PosedClip:
     keep = frames.keep
     if keep is not None:
         keep = np.stack([shrink_mask(mask, size[::-1]) for mask in keep])
-    return PosedClip(grays=grays, w2c=w2c, K=np.diag([*scale, 1.0]) @ model.K, refs=refs, sparse=sparse, keep=keep)
+    matches, inverse = hosted(by_point(model))
+    matches = replace(
+        matches,
+        host=refs[matches.host],
+        target=refs[matches.target],
+        host_px=matches.host_px * scale,
+        target_px=matches.target_px * scale,
+    )
+    K = np.diag([*scale, 1.0]) @ model.K
+    return PosedClip(grays=grays, w2c=w2c, K=K, refs=refs, sparse=sparse, tracks=(matches, inverse), keep=keep)
 
 
 def choose_neighbours(clip: PosedClip, row: int) -> list[int]:
@@ -204,6 +216,7 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
         images = list(pool.map(lambda ref: frames.picture(int(ref)), clip.refs))
         couplings = list(pool.map(edge_couplings, images))
         neighbours = [choose_neighbours(clip, row) for row in rows]
+        revisits, revisited = far_matches(clip, neighbours)
         inverse = list(pool.map(lambda row: fill_and_smooth(*sparse_layer(clip, row), couplings[row], _FIRST_STRENGTH)[0], rows))
         for number, strength in enumerate(_STRENGTHS):
             improve = partial(_improve, clip, strength=strength)
@@ -214,9 +227,30 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
             inverse = [result.inverse for result in results]
             if number + 1 < len(_STRENGTHS):
                 reprojected = reprojected_layers(clip, [result.ray for result in results], _REPROJECTED_LEAST, pool)
-                clip = _refine_cameras(clip, [r.sample for r in results], [r.sample_inverse for r in results], report)
+                samples = [*(r.sample for r in results), revisits]
+                clip = _refine_cameras(clip, samples, [*(r.sample_inverse for r in results), revisited], report)
         inverse, rays = complete_depth(clip, images, neighbours, [result.ray for result in results], inverse, couplings, pool)
     return clip, inverse, rays
+
+
+def far_matches(clip: PosedClip, neighbours: list[list[int]]) -> tuple[Matches, Array]:
+    """Sparse points seen again by frames that dense matching does not join, and their 1/z: they keep loops closed.
+
+    Dense matches join each frame with its neighbours in time only. Without the sparse ones a small error of the focal length opens an
+    orbit by as much for every step.
+
+    Args:
+        clip: with its tracks.
+        neighbours: of every ref, positions in the clip.
+    """
+    matches, inverse = clip.tracks
+    reach = np.zeros(len(clip.w2c), int)
+    for own, ref in zip(neighbours, clip.refs, strict=True):
+        reach[ref] = max((abs(k - int(ref)) for k in own), default=0)
+    far = np.abs(matches.host - matches.target) > np.maximum(reach[matches.host], reach[matches.target])
+    wanted = np.zeros(len(inverse), bool)
+    wanted[matches.point[far]] = True
+    return picked(matches, wanted), inverse[wanted]
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,15 @@ class Matches:
     target_px: Array
 
 
+NO_MATCHES = Matches(
+    host=np.zeros(0, np.int64),
+    target=np.zeros(0, np.int64),
+    point=np.zeros(0, np.int64),
+    host_px=np.zeros((0, 2)),
+    target_px=np.zeros((0, 2)),
+)
+
+
 @dataclass(frozen=True)
 class FocalPrior:
     """What is believed of the focal length before looking.
@@ -131,6 +140,18 @@ def join(parts: list[Matches]) -> Matches:
         point=np.concatenate(points),
         host_px=np.concatenate([p.host_px for p in parts]),
         target_px=np.concatenate([p.target_px for p in parts]),
+    )
+
+
+def picked(matches: Matches, wanted: Array) -> Matches:
+    """The matches of the wanted points (P,) bool, renumbered."""
+    rows = wanted[matches.point]
+    return Matches(
+        host=matches.host[rows],
+        target=matches.target[rows],
+        point=(np.cumsum(wanted) - 1)[matches.point[rows]],
+        host_px=matches.host_px[rows],
+        target_px=matches.target_px[rows],
     )
 
 

@@ -5,12 +5,13 @@ the same frames contradict them; the rest is reprojected between the frames and 
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
 from utils.cameras.projection import invert_rigid
+from utils.sfm.dense_bundle_adjustment import NO_MATCHES, Matches
 from utils.sfm.depth_filling import fill_robust, scatter_weight
 from utils.sfm.flow_depth import RayDepth, agreement, reproject_depth
 from utils.sfm.plane_sweep import downweight_contradicted, sweep
@@ -36,6 +37,7 @@ class PosedClip:
         K: (3, 3) pixels of (H, W), shared.
         refs: (R,) int64 positions of the frames that get depth.
         sparse: for each ref, (M, 3) column, row and 1/z of the sparse points it sees.
+        tracks: matches of the sparse points in pixels of (H, W), and the (P,) 1/z of these points in their hosts.
         keep: (T, H, W) bool, pixels that may be matched; None: all.
     """
 
@@ -44,6 +46,7 @@ class PosedClip:
     K: Array
     refs: Array
     sparse: list[Array]
+    tracks: tuple[Matches, Array] = field(default_factory=lambda: (NO_MATCHES, np.zeros(0)))
     keep: Array | None = None
 
 

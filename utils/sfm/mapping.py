@@ -4,6 +4,7 @@ One camera of unknown focal length is shared by all frames. Further frames are r
 COLMAP's pixel centres are at +0.5, as ours.
 """
 
+import shutil
 import signal
 import tempfile
 import threading
@@ -24,7 +25,9 @@ from utils.reporting import number_ranges
 from utils.runtime import cpu_count
 from utils.sfm.dense_bundle_adjustment import Bundle, FocalPrior, Matches, adjust
 from utils.sfm.flow_depth import frame_threads
+from utils.sfm.flow_tracks import add_flow_tracks
 from utils.sfm.learned_matches import add_learned_matches
+from utils.sfm.path_breaks import is_broken, path_breaks, worst_break
 from utils.types import Array, Reporter
 
 # Between a fish-eye's and a long telephoto's; a focal length outside means that mapping went wrong.
@@ -58,7 +61,15 @@ def _quiet() -> Iterator[None]:
         pycolmap.logging.minloglevel = before
 
 
-def map_frames(images: Array, *, seed: int, report: Reporter, keep: Array | None = None, features: Features = "sift") -> SparseModel:
+def map_frames(
+    images: Array,
+    *,
+    seed: int,
+    report: Reporter,
+    keep: Array | None = None,
+    features: Features = "sift",
+    clips: Array | None = None,
+) -> SparseModel:
     """Poses, focal length and sparse points from images of one moving camera.
 
     Global mapping first estimates the focal length from a prior of `FOCAL_PRIOR` times the longest side. If it registers too
@@ -70,6 +81,7 @@ def map_frames(images: Array, *, seed: int, report: Reporter, keep: Array | None
         report: told which frames are missing and whether the focal length was fixed.
         keep: (F, h, w) bool, where features may lie; None: everywhere.
         features: `xfeat` adds learned matches to those of SIFT, which need their weights.
+        clips: (F,) clip of each frame; None: all are of one.
 
     Raises:
         MissingDependencyError: the weights are not installed.
@@ -83,10 +95,12 @@ def map_frames(images: Array, *, seed: int, report: Reporter, keep: Array | None
         if features == "xfeat":
             helped = add_learned_matches(database, images, seed=seed, keep=keep)
             report.note(f"poses: {helped} more pairs of frames are held together by learned matches (XFeat)")
-        model = _map(database, Path(folder), images.shape[1:3], seed, fixed_focal=False)
+        model = _map(database, Path(folder), seed, fixed_focal=False)
         if model is None or len(model.frames) < needed or not _plausible(model, images):
             report.note("poses: mapping with a free focal length failed, trying again with a fixed one")
-            model = _map(database, Path(folder), images.shape[1:3], seed, fixed_focal=True)
+            model = _map(database, Path(folder), seed, fixed_focal=True)
+        if model is not None and len(model.frames) >= needed and is_broken(model, clips):
+            model = _map_broken(model, database, images, seed, keep, clips, report)
     if model is None or len(model.frames) < needed:
         raise _explain(images, 0 if model is None else len(model.frames))
     missing = sorted(set(range(len(images))) - set(model.frames.tolist()))
@@ -164,12 +178,67 @@ def sparse_pairs(count: int) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
-def _map(database: Path, folder: Path, size: tuple[int, int], seed: int, *, fixed_focal: bool) -> SparseModel | None:
+def _map(database: Path, folder: Path, seed: int, *, fixed_focal: bool) -> SparseModel | None:
     """The largest model of global mapping, `None` if there is none."""
     reconstruction = _reconstruct(database, folder, seed, fixed_focal=fixed_focal)
     return None if reconstruction is None else supported(_to_model(reconstruction))
 
 
+# Focal lengths that are tried where the path still breaks, times the one found: an orbit closes with the right one only.
+_OTHER_FOCALS = (1.2, 1.4, 0.85)
+
+
+def _map_broken(
+    model: SparseModel, database: Path, images: Array, seed: int, keep: Array | None, clips: Array | None, report: Reporter
+) -> SparseModel:
+    """The model whose path breaks least: global mapping's, or one of those that add frame after frame, with points followed by flow.
+
+    Global mapping places all cameras at once, and where few tracks lead from one part of a clip to the next it leaves their relative scale
+    and place open. Adding frames one after another keeps the scale. Where an orbit does not close with the focal length that fits the
+    single steps best, the gap ends in one step; another focal length closes it.
+    """
+    report.note(f"poses: the path breaks {worst_break(model, clips)}, mapping again frame after frame")
+    add_flow_tracks(database, images, seed=seed, keep=keep)
+
+    def badness(candidate: SparseModel) -> tuple[float, int]:
+        return float(path_breaks(candidate, clips).sum()), -len(candidate.frames)
+
+    best, focal = model, None
+    for factor in (None, *_OTHER_FOCALS):
+        candidate = _map_incrementally(database, seed, None if factor is None or focal is None else factor * focal)
+        if candidate is None or not _plausible(candidate, images) or len(candidate.frames) < 0.9 * len(best.frames):
+            continue
+        focal = focal or candidate.focal
+        best = min(best, candidate, key=badness)
+        if not path_breaks(best, clips).any():
+            return best
+    report.note(f"warning: poses still jump {worst_break(best, clips)}: few matches join the parts before and after")
+    return best
+
+
+def _map_incrementally(database: Path, seed: int, focal: float | None) -> SparseModel | None:
+    """The largest model of incremental mapping, `None` if there is none; with this focal length (pixels) held, or a free one."""
+    with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder:
+        copy = Path(folder) / "database.db"
+        shutil.copy(database, copy)
+        if focal is not None:
+            with pycolmap.Database.open(copy) as stored:
+                camera = stored.read_all_cameras()[0]
+                camera.params = np.r_[focal, camera.params[1:]]
+                stored.update_camera(camera)
+        options = pycolmap.IncrementalPipelineOptions()
+        options.random_seed, options.num_threads = seed, 1  # one thread: repeatable, see `_reconstruct`
+        options.min_model_size = 3
+        options.mapper.abs_pose_min_num_inliers, options.mapper.abs_pose_min_inlier_ratio = _LEAST_RESECTED
+        options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = focal is None
+        models = pycolmap.incremental_mapping(copy, database.with_name("images"), Path(folder), options)
+        if not models:
+            return None
+        return supported(_to_model(max(models.values(), key=lambda model: model.num_reg_images())))
+
+
+# Points by which incremental mapping places a frame: least number and share that agree.
+_LEAST_RESECTED = (15, 0.15)
 # Points that a frame must see: with fewer its pose, six numbers, rests on chance.
 _LEAST_SEEN = 10
 
@@ -215,7 +284,7 @@ def map_distorted(images: Array, *, seed: int, keep: Array | None = None) -> Spa
         GeometryError: too few frames could be placed.
     """
     with tempfile.TemporaryDirectory(prefix="v2w_lens_") as folder, _quiet():
-        model = _map(_match(images, Path(folder), seed, keep), Path(folder), images.shape[1:3], seed, fixed_focal=False)
+        model = _map(_match(images, Path(folder), seed, keep), Path(folder), seed, fixed_focal=False)
     if model is None or len(model.frames) < min(MIN_REGISTERED, len(images)):
         raise GeometryError("too few frames could be placed to estimate the lens", "give it as FOCAL,K or leave it at none")
     return model
