@@ -13,6 +13,7 @@ from torch import Tensor
 from configs.stage3_gs import GSConfig
 from train_gs.data import TrainingData
 from train_gs.population import EMPTY_LOGIT, SplatRows, living
+from train_gs.start.clear_views import in_the_way_between
 from utils.deformation.inverse import InverseWarp
 from utils.splatting.checkpoint import TrainedScene
 from utils.splatting.coverage import Coverage, measure_coverage
@@ -20,18 +21,28 @@ from utils.types import CameraSet
 
 
 @torch.no_grad()
-def hide_floating(rows: SplatRows, cameras: CameraSet, data: TrainingData, warp: InverseWarp | None) -> int:
-    """Sets the opacity of floaters to that of an empty slot, in place; returns how many. Does nothing without depth.
+def hide_floating(rows: SplatRows, cameras: CameraSet, data: TrainingData, warp: InverseWarp | None, share: float) -> int:
+    """Sets the opacity of splats that float, or hide the view from between two frames, to that of an empty slot, in place; how many.
+
+    Does nothing without depth.
 
     Args:
         rows: of the splats.
         cameras: of all frames as they are now.
         data: depth, and the frames that count.
         warp: inverse deformation of all frames as it is now; None for none.
+        share: of the depth there, below which a splat hides the view from between two frames; 0: such splats stay.
     """
     if data.depth is None:
         return 0
-    floating = coverage_of(rows.means, cameras, data, warp).floating & (rows.logit_opacities > EMPTY_LOGIT)
+    floating = coverage_of(rows.means, cameras, data, warp).floating
+    if share > 0:
+        views = np.flatnonzero(data.trained)
+        clips = None if data.clips is None else data.clips[views]
+        means = rows.means.detach().cpu().numpy()
+        blocking = in_the_way_between(means, cameras.select(views), data.depth[views], share, clips)
+        floating |= torch.from_numpy(blocking).to(floating.device)
+    floating &= rows.logit_opacities > EMPTY_LOGIT
     rows.logit_opacities.masked_fill_(floating, EMPTY_LOGIT)
     return int(floating.sum())
 

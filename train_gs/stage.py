@@ -19,7 +19,7 @@ from train_gs.memory import Load, within_memory
 from train_gs.population import with_spare_slots
 from train_gs.refine import carried_over
 from train_gs.shared import SharedTrainer, share_of, together
-from train_gs.start.clear_views import in_the_way
+from train_gs.start.clear_views import in_the_way, in_the_way_between
 from train_gs.start.initialize import initial_splats
 from train_gs.start.shell import joined, shell_splats
 from train_gs.supervision import Supervision, supervision
@@ -177,6 +177,8 @@ def starting_splats(alignment: Alignment, data: TrainingData, config: GSConfig) 
     cameras = data.cameras.select(views)
     if config.clear_views > 0 and data.depth is not None:
         cloud = cloud.select(~in_the_way(cloud.points, cameras, data.depth[views], config.clear_views))
+        clips = None if data.clips is None else data.clips[views]
+        cloud = cloud.select(~in_the_way_between(cloud.points, cameras, data.depth[views], config.clear_views, clips))
     shell = None
     if config.shell_share > 0:
         used = None if data.used is None else data.used.numpy()[views]

@@ -7,7 +7,7 @@ import torch
 
 from tests.train_gs.test_train_gs import build, data_of, make_config, make_world
 from train_gs.stage import starting_splats
-from train_gs.start.clear_views import in_the_way
+from train_gs.start.clear_views import in_the_way, in_the_way_between
 from utils.cameras.projection import transform
 from utils.synthetic.inconsistency import rotation_matrices
 from utils.types import CameraSet, CanonicalCloud
@@ -74,3 +74,40 @@ def test_training_starts_without_them_and_held_out_frames_have_no_say() -> None:
 
 def test_a_world_without_such_points_starts_as_it_did() -> None:
     assert len(build(make_config(clear_views=0.3)).parameters.means) == len(build(make_config(clear_views=0.0)).parameters.means)
+
+
+def beside_the_path() -> tuple[CameraSet, np.ndarray, np.ndarray]:
+    """Two cameras side by side, 1 apart, a wall at 4 before both; points before the place midway between them, 0.4 and 3 away."""
+    c2w = np.tile(np.eye(4), (2, 1, 1))
+    c2w[:, 0, 3] = [-0.5, 0.5]
+    K = np.tile(np.array([[30.0, 0, 15], [0, 30.0, 10], [0, 0, 1]]), (2, 1, 1))
+    cameras = CameraSet(c2w=c2w, K=K, size=SIZE, frame_ids=np.arange(2))
+    return cameras, np.full((2, *SIZE), 4.0, np.float32), np.array([[0, 0, 0.4], [0, 0, 3.0]])
+
+
+def test_what_hides_the_view_from_between_two_frames_is_in_the_way() -> None:
+    cameras, depth, points = beside_the_path()
+    assert not in_the_way(points, cameras, depth, 0.3).any()
+    assert in_the_way_between(points, cameras, depth, 0.3).tolist() == [True, False]
+    # Where one of the frames has something near, or does not know, the view from between is not known to be free.
+    for seen in (0.5, 0.0):
+        depth[1, 8:12, 13:15] = seen
+        assert not in_the_way_between(points, cameras, depth, 0.3).any()
+
+
+def test_what_one_of_the_frames_shows_does_not_hide_the_view_from_between() -> None:
+    """A thing 1 before the cameras, at the edge of the first one's picture: it has moved by half a picture in the view from between."""
+    cameras, depth, _ = beside_the_path()
+    thing = np.array([[-0.05, 0.0, 1.0]])
+    assert in_the_way_between(thing, cameras, depth, 0.3).all()
+    column = int(np.floor((thing[0, 0] + 0.5) * 30 + 15))
+    depth[0, 10, column] = 1.0
+    assert not in_the_way_between(thing, cameras, depth, 0.3).any()
+
+
+def test_nothing_lies_between_two_clips_or_far_frames() -> None:
+    cameras, depth, points = beside_the_path()
+    assert not in_the_way_between(points, cameras, depth, 0.3, np.array([0, 1])).any()
+    c2w = cameras.c2w.copy()
+    c2w[:, 0, 3] *= 6
+    assert not in_the_way_between(points, replace(cameras, c2w=c2w), depth, 0.3).any()

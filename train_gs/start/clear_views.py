@@ -2,20 +2,29 @@
 
 On an orbit the background of one side lies where the cameras of the other side travel; wherever its depth is taken too short, it hides
 their views. Training fades the splats made of such points for the frames it sees, not for the places between them. A frame's own depth
-says that the space before it is empty.
+says that the space before it is empty. What stands right beside a camera's path is outside the pictures of the cameras on either side of
+it, and hides the view from between them: so views between consecutive frames are asked as well.
 """
 
 import functools
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import torch
 
+from utils.cameras import se3
 from utils.device.accelerator import accelerator, or_on_cpu
 from utils.types import Array, CameraSet
 
 # Window in pixels of the minimum filter on the depth: points at depth edges, which are imprecise, are not removed.
 _AROUND = 5
+# Shares of the way from one frame to the next at which the view is asked, and how far apart (degrees, depths) such frames may be.
+_BETWEEN, _MOST_TURN, _MOST_MOVE = (0.25, 0.5, 0.75), 25.0, 0.6
+# What lies between two frames may have moved by this share of the picture in either: its depth is the least within.
+_MOVED = 0.15
+# A point this near to a frame's depth, as a share of it, lies on what the frame shows.
+_SAME_SURFACE = 0.15
 
 
 def in_the_way(points: Array, cameras: CameraSet, depth: Array, share: float) -> Array:
@@ -30,6 +39,55 @@ def in_the_way(points: Array, cameras: CameraSet, depth: Array, share: float) ->
     host, device = torch.device("cpu"), accelerator()
     work = functools.partial(_in_the_way, points, cameras.resized((depth.shape[1], depth.shape[2])), depth, share)
     return work(host) if device is None else or_on_cpu(lambda: work(device), lambda: work(host), "clear views")
+
+
+def in_the_way_between(points: Array, cameras: CameraSet, depth: Array, share: float, clips: Array | None = None) -> Array:
+    """(N,) bool, points that hide the view from between two consecutive frames, and that neither of the two has on a surface.
+
+    Args:
+        points: (N, 3).
+        cameras: of F frames in the order of the clip, at any size.
+        depth: (F, h, w) camera z of these frames, 0 where unknown.
+        share: of the least depth that both frames have around, 0..1.
+        clips: (F,) clip of each camera: there is nothing between clips. None: all are of one.
+    """
+    cameras = cameras.resized((depth.shape[1], depth.shape[2]))
+    kernel = np.ones((max(3, round(_MOVED * max(depth.shape[1:]))),) * 2, np.uint8)
+    least = [cv2.erode(own.astype(np.float32), kernel) for own in depth]
+    blocking = np.zeros(len(points), bool)
+    for first in _steps(cameras, depth, clips):
+        pair = [first, first + 1]
+        twist = se3.log(torch.from_numpy(cameras.w2c[first + 1] @ cameras.c2w[first]))
+        w2c = np.stack([se3.exp(along * twist).numpy() @ cameras.w2c[first] for along in _BETWEEN])
+        views = replace(cameras.select([first] * len(_BETWEEN)), c2w=np.linalg.inv(w2c))
+        shown = np.repeat(np.minimum(least[first], least[first + 1])[None], len(_BETWEEN), axis=0)
+        rows = np.flatnonzero(in_the_way(points, views, shown, share))
+        blocking[rows[~_on_a_surface(points[rows], cameras.select(pair), depth[pair])]] = True
+    return blocking
+
+
+def _steps(cameras: CameraSet, depth: Array, clips: Array | None) -> Array:
+    """First of each two consecutive frames that are near each other."""
+    motion = cameras.w2c[1:] @ cameras.c2w[:-1]
+    cosine = (np.trace(motion[:, :3, :3], axis1=1, axis2=2) - 1) / 2
+    middle = np.array([np.median(own[own > 0]) if (own > 0).any() else 0.0 for own in depth])
+    near = np.linalg.norm(np.diff(cameras.centers, axis=0), axis=1) < _MOST_MOVE * np.minimum(middle[1:], middle[:-1])
+    near &= np.degrees(np.arccos(np.clip(cosine, -1, 1))) < _MOST_TURN
+    return np.flatnonzero(near if clips is None else near & (np.diff(clips) == 0))
+
+
+def _on_a_surface(points: Array, cameras: CameraSet, depth: Array) -> Array:
+    """(N,) bool, points about where one of the frames has a surface."""
+    found = np.zeros(len(points), bool)
+    for w2c, K, own in zip(cameras.w2c, cameras.K, depth, strict=True):
+        camera = points @ w2c[:3, :3].T + w2c[:3, 3]
+        z = np.where(camera[:, 2] > 0, camera[:, 2], np.nan)
+        with np.errstate(invalid="ignore"):
+            column, row = np.nan_to_num(np.floor((camera[:, :2] @ K[:2, :2].T) / z[:, None] + K[:2, 2]), nan=-1, posinf=-1, neginf=-1).T
+        inside = (column >= 0) & (column < own.shape[1]) & (row >= 0) & (row < own.shape[0])
+        there = own[row[inside].astype(int), column[inside].astype(int)]
+        found[inside] |= np.abs(z[inside] - there) < _SAME_SURFACE * there
+    return found
 
 
 def _in_the_way(places: Array, cameras: CameraSet, depth: Array, share: float, device: torch.device) -> Array:
