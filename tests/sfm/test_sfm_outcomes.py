@@ -19,6 +19,8 @@ from utils.sfm import backend as geometry_sfm
 from utils.sfm import mapping as sfm_poses
 from utils.sfm.backend import SfmGeometry
 from utils.sfm.captured_camera import estimate_camera
+from utils.sfm.flow_tracks import add_flow_tracks
+from utils.sfm.path_breaks import path_breaks
 from utils.synthetic.captured import bent
 from utils.synthetic.world import WorldConfig, make_world
 from utils.types import NULL_REPORTER, Reporter, Scene
@@ -122,6 +124,21 @@ def test_frames_placed_by_next_to_no_points_do_not_count() -> None:
     assert kept.frames.tolist() == [0, 2, 3] and len(kept.w2c) == 3
     assert np.bincount(kept.seen_by).tolist() == [20, 10, 30]
     np.testing.assert_array_equal(kept.seen_at[kept.seen_by == 2], model.seen_at[seen_by == 3])
+
+
+def test_frames_added_one_after_another_lie_where_they_should(tmp_path: Path) -> None:
+    """Incremental mapping with points followed by flow; with a focal length given, that one is held."""
+    images = clip(forward=0.8)[0]
+    database = sfm_poses._match(images, tmp_path, 0)
+    assert add_flow_tracks(database, images, seed=0) > 0
+    for focal in (None, 200.0):
+        model = sfm_poses._map_incrementally(database, 0, focal)
+        assert model is not None and model.frames.tolist() == list(range(10))
+        assert focal is None or model.focal == focal
+        centers = np.linalg.inv(model.w2c)[:, :3, 3]
+        steps = np.linalg.norm(np.diff(centers, axis=0), axis=1)
+        np.testing.assert_allclose(steps, steps.mean(), rtol=0.1)
+        assert not path_breaks(model).any()
 
 
 def test_frames_that_do_not_match_are_mapped_with_those_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
