@@ -14,7 +14,7 @@ from utils.geometry_backend import ClipFrames, SparseModel
 from utils.scene.artifacts import load_scene
 from utils.scene.masks import SKY_CONFIDENCE, is_sky, mark_sky
 from utils.scene.media import write_image
-from utils.sfm.backend import MEDIAN_DEPTH, _to_scene
+from utils.sfm.backend import MEDIAN_DEPTH, _to_scene, _with_shell
 from utils.sfm.depth_completion import PosedClip
 from utils.sfm.flow_depth import RayDepth
 from utils.sfm.posed_depth import _finished
@@ -56,7 +56,7 @@ def test_what_shows_no_parallax_lands_on_the_far_shell() -> None:
         frames=np.arange(FRAMES), w2c=world.true.w2c, K=world.true.K[0], points=np.zeros((0, 3)), seen_by=empty, seen_point=empty,
         seen_at=np.zeros((0, 2)), error_px=0.0,
     )  # fmt: skip
-    scene = _to_scene(frames, model, clip, list(inverse), rays)
+    scene = _to_scene(frames, model, clip, *_with_shell(clip, list(inverse), rays))
     scale = MEDIAN_DEPTH / np.median(np.where(inverse > 0.002, truth, truth.max() * 1.5))
     sky = np.stack([ray.far for ray in rays])
     assert np.ptp(scene.depth[sky]) == 0 and (scene.confidence[sky] == SKY_CONFIDENCE).all()

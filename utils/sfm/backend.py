@@ -339,6 +339,11 @@ def _refine_cameras(clip: PosedClip, samples: list[Matches], starts: list[Array]
 def depth_of(clip: PosedClip, frames: ClipFrames, report: Reporter = NULL_REPORTER) -> tuple[PosedClip, Array, Array]:
     """Refined cameras, and depth with its far shell and confidence from agreement between the frames, (R, H, W) float32 each."""
     clip, inverse, rays = _depth_rounds(clip, frames, report)
+    return clip, *_with_shell(clip, inverse, rays)
+
+
+def _with_shell(clip: PosedClip, inverse: list[Array], rays: list[RayDepth]) -> tuple[Array, Array]:
+    """Depth, where nothing shows parallax that of a far shell, and confidence from agreement between the frames, (R, H, W) float32 each."""
     measured = np.stack([(ray.weight > 0) & ~ray.far for ray in rays])
     stacked = np.stack(inverse)
     known = stacked[measured] if measured.any() else stacked
@@ -346,7 +351,7 @@ def depth_of(clip: PosedClip, frames: ClipFrames, report: Reporter = NULL_REPORT
     own = np.stack([2 * ray.weight / (ray.weight + 0.5) for ray in rays])
     with frame_threads() as pool:
         smooth = np.stack(list(pool.map(planarity, inverse)))
-    return clip, *depth_and_confidence(stacked, measured, own, lowest, clip.w2c[clip.refs], clip.K, smooth)
+    return depth_and_confidence(stacked, measured, own, lowest, clip.w2c[clip.refs], clip.K, smooth)
 
 
 def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, depth: Array, confidence: Array) -> Scene:
