@@ -34,6 +34,7 @@ from batch.view import table
 from benchmarks.reliability.runs import timeless
 from configs.batch import BatchConfig
 from utils.scene import artifacts
+from utils.scene.manifest import MARK
 from video_to_world.warm_up import tiny_scene
 
 FLAGS = (
@@ -60,6 +61,7 @@ ASSUMED = (
     "geometry takes as many core seconds on fewer cores; stages beside a GPU take 4 cores; 5 s a stage for start, imports and files; "
     "times vary by a factor of 0.75 to 1.25 between scenes; all machines see one folder; no machine fails"
 )
+_SECONDS_AT_WORK = 0.5
 _GEOMETRY_CORES, _SECONDS_TO_START, _VARIATION = 16, 5.0, 0.25
 
 
@@ -74,7 +76,7 @@ def make_sources(folder: Path, scenes: int) -> Path:
 
 def bits(root: Path) -> dict[str, str]:
     """Every file that the stages made -> hash of its content without times."""
-    files = [p for p in sorted(root.rglob("*")) if p.is_file() and p.name not in _ABOUT]
+    files = [p for p in sorted(root.rglob("*")) if p.is_file() and p.name not in _ABOUT and p != root / MARK]
     return {p.relative_to(root).as_posix(): hashlib.sha256(timeless(p)).hexdigest() for p in files}
 
 
@@ -91,7 +93,7 @@ def one_by_one(sources: Path, out: Path) -> float:
 
 
 class _Killing:
-    """Kills a simulated machine when half of the stages are done.
+    """Kills a simulated machine when half of the stages are done and both machines are at work.
 
     Args:
         cluster: Ray's.
@@ -104,7 +106,8 @@ class _Killing:
 
     def __call__(self, schedule: Schedule) -> None:
         done, of = sum(s.at for s in schedule.scenes), sum(len(s.tasks) for s in schedule.scenes)
-        if self._node is not None and done >= of / 2:
+        at_work = [s for s in schedule.scenes if s.state == "running" and schedule.engine.now() - s.begun > _SECONDS_AT_WORK]
+        if self._node is not None and done >= of / 2 and len(at_work) == 2:
             self._cluster.remove_node(self._node, allow_graceful=False)
             self._node, self.lost_at = None, done / of
 
