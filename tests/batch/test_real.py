@@ -1,5 +1,6 @@
-"""A batch with the real stages makes the same bits as the command for one scene."""
+"""A batch with the real stages makes what the command for one scene makes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,11 +16,17 @@ from video_to_world.warm_up import tiny_scene
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = "--gs.num-iters 20 --gs.target-num-points 400 --eval.max-frames 3 --eval.no-render-input-poses".split()
-COMPARED = ("canonical_points.npz", "alignment.npz", "inverse_local.pt", "model_final.pt")
+# Splats are left out: kernels of the training that were just compiled differ in the last digits from the same ones out of the cache.
+COMPARED = ("canonical_points.npz", "alignment.npz", "inverse_local.pt")
 
 
 def results(root: Path) -> dict[str, bytes]:
-    return {p.relative_to(root).as_posix(): p.read_bytes() for name in COMPARED for p in root.rglob(name)}
+    return {p.relative_to(root).as_posix(): p.read_bytes() for name in COMPARED for p in root.rglob(name) if "gs_3dgs" not in p.parts}
+
+
+def heldout(root: Path) -> float:
+    [metrics] = root.rglob("metrics.json")
+    return json.loads(metrics.read_text())["heldout"]["psnr"]
 
 
 @pytest.mark.slow
@@ -33,8 +40,13 @@ def test_a_batch_makes_the_bits_of_one_by_one(tmp_path, capsys):
     config = BatchConfig(scenes=str(tmp_path / "results.npz"), out=str(tmp_path / "worlds"), engine="local", device="cpu", stage_cpus=1)
     [scene] = cli.run(config, FLAGS)
     wanted = results(alone)
-    assert len(wanted) >= 5 and results(tmp_path / "worlds" / "results") == wanted
-    assert scene.state == "done" and scene.figures["psnr"] > 5 and scene.figures["still"] and scene.peak_memory_mb > 50
+    assert len(wanted) == 5 and results(tmp_path / "worlds" / "results") == wanted
+    assert (
+        scene.state == "done"
+        and scene.figures["psnr"] == pytest.approx(heldout(alone), abs=0.05)
+        and scene.figures["still"]
+        and scene.peak_memory_mb > 50
+    )
     assert list(scene.took) == [task.title for task in scene.tasks]
     assert (tmp_path / "worlds" / "results" / "report.html").is_file() and scene.figures["report"] == "report.html"
     page = (tmp_path / "worlds" / "index.html").read_text()
