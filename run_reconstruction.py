@@ -217,12 +217,12 @@ def _created(folder: Path) -> str | None:
     return f"{manifest.get('created')} {manifest.get('content_id')}" if manifest else None
 
 
-_SUMMARY = b'"stages": ['  # near the beginning of every summary
+_STAGES = b'"stages": ['  # near the beginning of every summary and progress file
 
 
 def _write_summary(layout: SceneLayout, config: PipelineConfig, stages: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     summary = {"seconds": round(seconds, 1), "stages": stages, "config": portable(config)}
-    with publish_file(layout.summary_json, signature=_SUMMARY) as path:
+    with publish_file(layout.summary_json, signature=_STAGES) as path:
         path.write_text(json.dumps(summary, indent=1))
     return summary
 
@@ -433,11 +433,13 @@ def run(config: PipelineConfig, only: int | None = None) -> Path:
     calls = plan(config)
     with ConsoleReporter() as console:
         watched = config.progress_file
+        if watched is not None:
+            require_replaceable([Output(watched, "file", file=True, signature=_STAGES)])
         progress = ProgressFileReporter(watched, [c.title for c in calls], console) if watched is not None else None
         with computing_on(config):
             require_usable(config, {c.module: c.config for c in calls}, frozenset(c.module for c in calls if _created(c.folder)))
         with writing_scene(config.scene_root, console):
-            require_replaceable([Output(SceneLayout(config.scene_root).summary_json, "file", file=True, signature=_SUMMARY)])
+            require_replaceable([Output(SceneLayout(config.scene_root).summary_json, "file", file=True, signature=_STAGES)])
             with contextlib.ExitStack() as around:
                 around.enter_context(computing_on(config))
                 if only is None:

@@ -26,7 +26,7 @@ from configs.stage3_gs import GSConfig
 from configs.stage3_inverse_deformation import InverseDeformationConfig
 from frame_to_model_icp.selection import select_frames
 from run_reconstruction import command_of, configure, plan
-from utils.errors import ConfigError, CorruptArtifactError
+from utils.errors import ArtifactError, ConfigError, CorruptArtifactError
 from utils.reporting import ConsoleReporter, line
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import read_manifest, to_plain
@@ -170,6 +170,14 @@ def test_user_errors_are_one_line_a_hint_and_exit_2(args):
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1 and done.stderr.count("hint:") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_progress_file_replaces_no_file_of_the_users(tmp_path):
+    mine = tmp_path / "keep.txt"
+    mine.write_text("mine")
+    with pytest.raises(ArtifactError, match=r"keep\.txt"):
+        run_reconstruction.run(configure(["--config.root-path", str(tmp_path / "scene"), "--config.progress-file", str(mine)]))
+    assert mine.read_text() == "mine" and not (tmp_path / "scene").exists()
 
 
 def test_progress_file_says_where_a_run_is(tmp_path, monkeypatch):
