@@ -131,7 +131,7 @@ class FullDisk:
     """Writes of `job.json` that fail while it is on."""
 
     def __init__(self, monkeypatch):
-        self.on, self.refused, write = False, 0, jobs._write
+        self.on, self.refused, write = False, 0, jobs.write_job
 
         def refusing(path, job):
             if self.on:
@@ -139,7 +139,7 @@ class FullDisk:
                 raise OSError(28, "No space left on device")
             write(path, job)
 
-        monkeypatch.setattr(jobs, "_write", refusing)
+        monkeypatch.setattr(jobs, "write_job", refusing)
         monkeypatch.setattr("web.runner._SECONDS_BETWEEN_TRIES", 0.05)
 
 
