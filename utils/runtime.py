@@ -10,6 +10,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from utils.errors import V2WError
@@ -132,3 +133,8 @@ def cuda_device_present() -> bool:
         count = ctypes.c_int(0)
         return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
     return False
+
+
+def ffmpeg_name(path: Path) -> str:
+    """A path as FFmpeg takes it: absolute, so that a colon in it (`a:b.mp4`) does not make it an address."""
+    return os.path.abspath(path)

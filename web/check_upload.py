@@ -22,6 +22,7 @@ import numpy as np
 
 from configs.preprocess import IMAGE_EXTENSIONS
 from utils.errors import InputError
+from utils.runtime import ffmpeg_name
 from utils.scene.clip.picture import conversion_of, picture, shape_of
 from utils.scene.clip.stream import decoded, facts, pixel_aspect
 from web.clips import ALLOWED_WORDS, FRAMES_TYPE, MIN_FRAMES, THUMBNAIL
@@ -182,7 +183,7 @@ def _first_frame(file: Path, member: str, name: str) -> np.ndarray:
     """(h, w, 3) uint8 RGB; its size is read from its header first."""
     unreadable = InputError(f"{member} in {name} is no readable image", "pack the frames again")
     try:
-        with av.open(str(file)) as container:  # reads the header and decodes nothing
+        with av.open(ffmpeg_name(file)) as container:  # reads the header and decodes nothing
             context = container.streams.video[0].codec_context
             if context.width and context.height:
                 _check_size(context.width, context.height, f"{member} in {name}")

@@ -8,6 +8,7 @@ import pytest
 
 from utils.errors import ArtifactError, InputError
 from utils.scene import media
+from utils.scene.clip import stream
 from utils.scene.folders import list_frames
 
 
@@ -30,6 +31,14 @@ def test_written_clip_plays_in_browsers_and_keeps_colours(tmp_path: Path) -> Non
     assert raw.index(b"moov") < raw.index(b"mdat"), "the index must stand in front for a browser to start at once"
     decoded = np.stack(list(media.decode(tmp_path / "flat.mp4")))
     assert np.abs(decoded[:, :33, :47].astype(int) - flat).max() <= 4
+
+
+def test_a_colon_in_a_name_makes_no_address_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("a:b") / "http:clip.mp4"
+    path.parent.mkdir()
+    media.write_mp4(path, moving_frames(4), 12)
+    assert len(list(stream.decoded(path))) == 4
 
 
 def test_files_that_are_no_video(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from utils.errors import ConfigError, InputError
-from utils.runtime import cpu_count
+from utils.runtime import cpu_count, ffmpeg_name
 from utils.scene.clip.colour import light_to_srgb
 from utils.scene.clip.picture import conversion_of, picture, shape_of
 from utils.scene.clip.stream import decoded, pixel_aspect
@@ -278,7 +278,7 @@ class Mp4Writer:
     def add(self, image: Array) -> None:
         """The next frame, (h, w, 3) uint8; all have the size of the first."""
         if self._container is None or self._stream is None:
-            self._container = av.open(str(self._path), "w", format="mp4", options={"movflags": "+faststart"})
+            self._container = av.open(ffmpeg_name(self._path), "w", format="mp4", options={"movflags": "+faststart"})
             self._stream = _add_h264(self._container, pad_to_even(image).shape[:2], self._fps, self._options)
         _encode(self._container, self._stream, image)
 

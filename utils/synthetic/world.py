@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from utils.errors import ConfigError, CorruptArtifactError, MissingArtifactError
+from utils.runtime import ffmpeg_name
 from utils.synthetic.inconsistency import (
     Inconsistency,
     corrupt_depth,
@@ -366,7 +367,7 @@ def write_clip(path: FilePath, images: Array) -> None:
     if height % 2 or width % 2:
         raise ConfigError(f"an MP4 cannot be {width}x{height}", "choose an even width and height")
     partial = path.with_name(f".{path.name}.partial")
-    with av.open(str(partial), "w", format="mp4") as container:
+    with av.open(ffmpeg_name(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": CRF})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for image in images:

@@ -16,8 +16,8 @@ _LEAST_FRAMES = 8
 _EDGE, _OVER_CHANGE = 4.0, 0.8
 # Parts of the clip that must each show it, at this share of its strength.
 _PARTS, _AGREE = 4, 0.6
-# Edges of a mark stay where they are to this many pixels over the clip. Measured on marks blended into eleven clips: mostly 0.03 to 0.4, more
-# where they merge with edges of the scene; edges near what a camera turns about or zooms on: 0.5 to 2.6.
+# Edges of a mark stay where they are to this many pixels over the clip. Measured on marks blended into eleven clips: mostly 0.03 to 0.4,
+# more where they merge with edges of the scene; edges near what a camera turns about or zooms on: 0.5 to 2.6.
 _STANDS, _REACH = 0.42, 3
 # ... while the picture changes by this many grey levels on both sides: behind a mark it goes on. A horizon or a dashboard is still.
 _CHANGES = 1.5

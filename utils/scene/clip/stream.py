@@ -19,6 +19,7 @@ import av.video
 import numpy as np
 
 from utils.errors import InputError
+from utils.runtime import ffmpeg_name
 from utils.types import Array
 
 # Decoders that give the transparency of VP8 and VP9, which FFmpeg's own leave out.
@@ -92,7 +93,7 @@ def open_video(path: Path) -> "av.container.InputContainer":
     if not regular:
         raise InputError(f"{path} is no file", "pass a clip: MP4, MOV, WebM, MKV, AVI or GIF")
     try:
-        container = av.open(str(path))
+        container = av.open(ffmpeg_name(path))
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise InputError(
             f"{path.name} cannot be read as a video: {getattr(error, 'strerror', None) or error}",
