@@ -76,8 +76,8 @@ class GSConfig:
     prune_floating_at: float = 0.5
     """Share of the steps after which splats go that no frame has on a surface of its own and some see through; 0: they stay."""
     clear_views: float = 0.3
-    """Start without points that stand before a training camera, nearer than this share of the depth that its frame has there; 0: keep
-    all."""
+    """Start without points that stand before a training camera, nearer than this share of the depth that its frame has there, and without
+    those that hide the view from between two frames; 0: keep all."""
     shell_share: float = 0.0
     """Most splats of a shell far around the world, as a share of the budget: sky, where pixels see none of the cloud. 0: no shell."""
     initial_fill: float = 1.0

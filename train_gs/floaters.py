@@ -21,7 +21,7 @@ from utils.types import CameraSet
 
 
 @torch.no_grad()
-def hide_floating(rows: SplatRows, cameras: CameraSet, data: TrainingData, warp: InverseWarp | None, share: float) -> int:
+def hide_floating(rows: SplatRows, cameras: CameraSet, data: TrainingData, warp: InverseWarp | None, between: bool) -> int:
     """Sets the opacity of splats that float, or hide the view from between two frames, to that of an empty slot, in place; how many.
 
     Does nothing without depth.
@@ -31,16 +31,16 @@ def hide_floating(rows: SplatRows, cameras: CameraSet, data: TrainingData, warp:
         cameras: of all frames as they are now.
         data: depth, and the frames that count.
         warp: inverse deformation of all frames as it is now; None for none.
-        share: of the depth there, below which a splat hides the view from between two frames; 0: such splats stay.
+        between: also hide what hides the view from between two frames.
     """
     if data.depth is None:
         return 0
     floating = coverage_of(rows.means, cameras, data, warp).floating
-    if share > 0:
+    if between:
         views = np.flatnonzero(data.trained)
         clips = None if data.clips is None else data.clips[views]
         means = rows.means.detach().cpu().numpy()
-        blocking = in_the_way_between(means, cameras.select(views), data.depth[views], share, clips)
+        blocking = in_the_way_between(means, cameras.select(views), data.depth[views], clips)
         floating |= torch.from_numpy(blocking).to(floating.device)
     floating &= rows.logit_opacities > EMPTY_LOGIT
     rows.logit_opacities.masked_fill_(floating, EMPTY_LOGIT)

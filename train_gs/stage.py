@@ -178,7 +178,7 @@ def starting_splats(alignment: Alignment, data: TrainingData, config: GSConfig) 
     if config.clear_views > 0 and data.depth is not None:
         cloud = cloud.select(~in_the_way(cloud.points, cameras, data.depth[views], config.clear_views))
         clips = None if data.clips is None else data.clips[views]
-        cloud = cloud.select(~in_the_way_between(cloud.points, cameras, data.depth[views], config.clear_views, clips))
+        cloud = cloud.select(~in_the_way_between(cloud.points, cameras, data.depth[views], clips))
     shell = None
     if config.shell_share > 0:
         used = None if data.used is None else data.used.numpy()[views]

@@ -298,7 +298,7 @@ class Trainer:
         config, rows = self.config, self.parameters.rows()
         if config.prune_floating_at and self.hidden is None and self.progress >= config.prune_floating_at:
             poses = self.poses.refined(self.data.cameras, self.data.sources)
-            self.hidden = hide_floating(rows, poses, self.data, self.trained_warp() if config.deform else None, config.clear_views)
+            self.hidden = hide_floating(rows, poses, self.data, self.trained_warp() if config.deform else None, config.clear_views > 0)
         if config.noise > 0 and rows.means.requires_grad:
             seeded = torch.Generator(self.device).manual_seed(config.seed * 1_000_003 + self.iteration)
             shake(rows, config.noise * self._decay(), seeded)

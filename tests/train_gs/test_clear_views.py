@@ -88,26 +88,26 @@ def beside_the_path() -> tuple[CameraSet, np.ndarray, np.ndarray]:
 def test_what_hides_the_view_from_between_two_frames_is_in_the_way() -> None:
     cameras, depth, points = beside_the_path()
     assert not in_the_way(points, cameras, depth, 0.3).any()
-    assert in_the_way_between(points, cameras, depth, 0.3).tolist() == [True, False]
+    assert in_the_way_between(points, cameras, depth).tolist() == [True, False]
     # Where one of the frames has something near, or does not know, the view from between is not known to be free.
     for seen in (0.5, 0.0):
         depth[1, 8:12, 13:15] = seen
-        assert not in_the_way_between(points, cameras, depth, 0.3).any()
+        assert not in_the_way_between(points, cameras, depth).any()
 
 
 def test_what_one_of_the_frames_shows_does_not_hide_the_view_from_between() -> None:
     """A thing 1 before the cameras, at the edge of the first one's picture: it has moved by half a picture in the view from between."""
     cameras, depth, _ = beside_the_path()
     thing = np.array([[-0.05, 0.0, 1.0]])
-    assert in_the_way_between(thing, cameras, depth, 0.3).all()
+    assert in_the_way_between(thing, cameras, depth).all()
     column = int(np.floor((thing[0, 0] + 0.5) * 30 + 15))
     depth[0, 10, column] = 1.0
-    assert not in_the_way_between(thing, cameras, depth, 0.3).any()
+    assert not in_the_way_between(thing, cameras, depth).any()
 
 
 def test_nothing_lies_between_two_clips_or_far_frames() -> None:
     cameras, depth, points = beside_the_path()
-    assert not in_the_way_between(points, cameras, depth, 0.3, np.array([0, 1])).any()
+    assert not in_the_way_between(points, cameras, depth, np.array([0, 1])).any()
     c2w = cameras.c2w.copy()
     c2w[:, 0, 3] *= 6
-    assert not in_the_way_between(points, replace(cameras, c2w=c2w), depth, 0.3).any()
+    assert not in_the_way_between(points, replace(cameras, c2w=c2w), depth).any()

@@ -23,6 +23,8 @@ _AROUND = 5
 _BETWEEN, _MOST_TURN, _MOST_MOVE = (0.25, 0.5, 0.75), 25.0, 0.6
 # What lies between two frames may have moved by this share of the picture in either: its depth is the least within.
 _MOVED = 0.15
+# What is nearer than this share of that depth hides the view. Higher than for the frames themselves, since what they show is spared.
+_FREE = 0.7
 # A point this near to a frame's depth, as a share of it, lies on what the frame shows.
 _SAME_SURFACE = 0.15
 
@@ -41,14 +43,13 @@ def in_the_way(points: Array, cameras: CameraSet, depth: Array, share: float) ->
     return work(host) if device is None else or_on_cpu(lambda: work(device), lambda: work(host), "clear views")
 
 
-def in_the_way_between(points: Array, cameras: CameraSet, depth: Array, share: float, clips: Array | None = None) -> Array:
+def in_the_way_between(points: Array, cameras: CameraSet, depth: Array, clips: Array | None = None) -> Array:
     """(N,) bool, points that hide the view from between two consecutive frames, and that neither of the two has on a surface.
 
     Args:
         points: (N, 3).
         cameras: of F frames in the order of the clip, at any size.
         depth: (F, h, w) camera z of these frames, 0 where unknown.
-        share: of the least depth that both frames have around, 0..1.
         clips: (F,) clip of each camera: there is nothing between clips. None: all are of one.
     """
     cameras = cameras.resized((depth.shape[1], depth.shape[2]))
@@ -61,7 +62,7 @@ def in_the_way_between(points: Array, cameras: CameraSet, depth: Array, share: f
         w2c = np.stack([se3.exp(along * twist).numpy() @ cameras.w2c[first] for along in _BETWEEN])
         views = replace(cameras.select([first] * len(_BETWEEN)), c2w=np.linalg.inv(w2c))
         shown = np.repeat(np.minimum(least[first], least[first + 1])[None], len(_BETWEEN), axis=0)
-        rows = np.flatnonzero(in_the_way(points, views, shown, share))
+        rows = np.flatnonzero(in_the_way(points, views, shown, _FREE))
         blocking[rows[~_on_a_surface(points[rows], cameras.select(pair), depth[pair])]] = True
     return blocking
 
