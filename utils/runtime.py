@@ -40,6 +40,9 @@ def run_stage(work: Callable[[], None]) -> None:
             print(f"error: not enough memory: {_one_line(str(error) or type(error).__name__)}", file=sys.stderr)
             print("hint: use fewer frames, a lower resolution or smaller settings, or a machine with more memory", file=sys.stderr)
             sys.exit(2)
+        if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Python before 3.13 raises no OSError
+            print_error(V2WError(_one_line(str(error)), "remove one of the links, or give another path"))
+            sys.exit(2)
         # a fault of this program: one line, and all of it where it can be sent from
         print(f"error: {_one_line(str(error) or 'no reason given')} ({type(error).__name__})", file=sys.stderr)
         print(f"hint: this is a fault of the program; what led to it is in {_log_of(error)}", file=sys.stderr)

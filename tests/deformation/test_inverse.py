@@ -167,5 +167,10 @@ def test_state_round_trip_and_damage() -> None:
     torch.testing.assert_close(again.linearize(y, 1).q0, warp.linearize(y, 1).q0)
     with pytest.raises(CorruptArtifactError, match="no tensor"):
         inverse_from_state(warp.config(), {})
+    for name in ("nodes", "inv_depth_range", "K", "size"):
+        for damaged in (warp.state_dict()[f"field.{name}"][:1], torch.zeros(())):
+            if damaged.shape != warp.state_dict()[f"field.{name}"].shape:
+                with pytest.raises(CorruptArtifactError, match="has shape"):
+                    inverse_from_state(warp.config(), {**warp.state_dict(), f"field.{name}": damaged})
     with pytest.raises(CorruptArtifactError, match="unknown method"):
         inverse_from_state({"method": "magic"}, {})

@@ -64,7 +64,19 @@ def inverse_from_state(config: dict[str, Any], state: dict[str, Tensor]) -> Inve
             parts = {name: state[f"field.{name}"] for name in ("nodes", "inv_depth_range", "K", "size")}
         except KeyError as error:
             raise CorruptArtifactError(f"inverse_local.pt has no tensor {error}", "re-run train_inverse_deformation") from error
+        _require_shapes(parts)
         return FixedPointInverseWarp(LatticeField(**parts))
     if method == "network":
         return network_from_state(config, state)
     raise CorruptArtifactError(f"inverse deformation of unknown method {method!r}", "re-run train_inverse_deformation")
+
+
+def _require_shapes(parts: dict[str, Tensor]) -> None:
+    """Raises CorruptArtifactError if the tensors of a lattice field (F frames) do not fit each other."""
+    nodes = parts["nodes"]
+    frames = nodes.shape[0] if nodes.ndim else 0
+    expected = {"nodes": (frames, *nodes.shape[1:4], 3), "inv_depth_range": (frames, 2), "K": (frames, 3, 3), "size": (2,)}
+    for name, shape in expected.items():
+        found = tuple(parts[name].shape)
+        if found != shape or (name == "nodes" and (len(found) != 5 or frames == 0)):
+            raise CorruptArtifactError(f"inverse_local.pt: {name} has shape {found}, expected {shape}", "re-run train_inverse_deformation")
