@@ -27,6 +27,7 @@ from utils.sfm.dense_bundle_adjustment import Bundle, FocalPrior, Matches, adjus
 from utils.sfm.flow_depth import frame_threads
 from utils.sfm.flow_tracks import add_flow_tracks
 from utils.sfm.learned_matches import add_learned_matches
+from utils.sfm.matches_database import frame_ids
 from utils.sfm.path_breaks import is_broken, path_breaks, worst_break
 from utils.types import Array, Reporter
 
@@ -99,7 +100,7 @@ def map_frames(
         if model is None or len(model.frames) < needed or not _plausible(model, images):
             report.note("poses: mapping with a free focal length failed, trying again with a fixed one")
             model = _map(database, Path(folder), seed, fixed_focal=True)
-        if model is not None and len(model.frames) >= needed and is_broken(model, clips):
+        if model is not None and len(model.frames) >= needed and is_broken(_breaks(model, clips, database)):
             model = _map_broken(model, database, images, seed, keep, clips, report)
     if model is None or len(model.frames) < needed:
         raise _explain(images, 0 if model is None else len(model.frames))
@@ -184,6 +185,8 @@ def _map(database: Path, folder: Path, seed: int, *, fixed_focal: bool) -> Spars
     return None if reconstruction is None else supported(_to_model(reconstruction))
 
 
+# A step is confirmed by matches that turn the camera by the same, to so many degrees or this share of the turn.
+_CONFIRMED_DEG, _CONFIRMED_SHARE = 4.0, 0.35
 # Focal lengths that are tried where the path still breaks, times the one found: an orbit closes with the right one only.
 _OTHER_FOCALS = (1.2, 1.4, 0.85)
 
@@ -197,11 +200,11 @@ def _map_broken(
     and place open. Adding frames one after another keeps the scale. Where an orbit does not close with the focal length that fits the
     single steps best, the gap ends in one step; another focal length closes it.
     """
-    report.note(f"poses: the path breaks {worst_break(model, clips)}, mapping again frame after frame")
+    report.note(f"poses: the path breaks {worst_break(model, _breaks(model, clips, database))}, mapping again frame after frame")
     add_flow_tracks(database, images, seed=seed, keep=keep)
 
     def badness(candidate: SparseModel) -> tuple[float, int]:
-        return float(path_breaks(candidate, clips).sum()), -len(candidate.frames)
+        return float(_breaks(candidate, clips, database).sum()), -len(candidate.frames)
 
     best, focal = model, None
     for factor in (None, *_OTHER_FOCALS):
@@ -210,10 +213,39 @@ def _map_broken(
             continue
         focal = focal or candidate.focal
         best = min(best, candidate, key=badness)
-        if not path_breaks(best, clips).any():
+        if not badness(best)[0]:
             return best
-    report.note(f"warning: poses still jump {worst_break(best, clips)}: few matches join the parts before and after")
+    report.note(
+        f"warning: poses still jump {worst_break(best, _breaks(best, clips, database))}: few matches join the parts before and after"
+    )
     return best
+
+
+def _breaks(model: SparseModel, clips: Array | None, database: Path) -> Array:
+    """`path_breaks` without those steps that the two frames' own matches confirm: there the camera did move so far."""
+    breaks = path_breaks(model, clips)
+    if breaks.any() and database.is_file():
+        with pycolmap.Database.open(database) as stored:
+            ids = frame_ids(stored, int(model.frames[-1]) + 1)
+            for step in np.flatnonzero(breaks).tolist():
+                if _confirmed(stored, [ids[frame] for frame in model.frames[step : step + 2]], model, step):
+                    breaks[step] = 0
+    return breaks
+
+
+def _confirmed(stored: "pycolmap.Database", pair: list[int], model: SparseModel, step: int) -> bool:
+    """Whether the matches of a pair of images (ids) turn the camera by about as much as the model's step does."""
+    if not stored.exists_two_view_geometry(*pair):
+        return False
+    camera, geometry = stored.read_all_cameras()[0], stored.read_two_view_geometry(*pair)
+    camera.params = np.r_[model.focal, camera.params[1:]]
+    first, second = (stored.read_keypoints(image)[:, :2].astype(np.float64) for image in pair)
+    if not pycolmap.estimate_two_view_geometry_pose(camera, first, camera, second, geometry):
+        return False
+    assert geometry.cam2_from_cam1 is not None
+    turned = model.w2c[step + 1, :3, :3] @ model.w2c[step, :3, :3].T
+    difference = np.linalg.norm(cv2.Rodrigues(turned @ geometry.cam2_from_cam1.rotation.matrix().T)[0])
+    return bool(np.degrees(difference) < max(_CONFIRMED_DEG, _CONFIRMED_SHARE * np.degrees(np.linalg.norm(cv2.Rodrigues(turned)[0]))))
 
 
 def _map_incrementally(database: Path, seed: int, focal: float | None) -> SparseModel | None:

@@ -9,6 +9,7 @@ from utils.types import Array
 _BREAK_RATIO, _BREAK_DEG, _BREAK_MOVE = 2.5, 8.0, 0.15
 # Steps on either side that it is compared with.
 _AROUND = 3
+_ENDS = 2
 # Frames whose path breaks more often, as a share of them, are no clip: they may lie anywhere.
 _MOST_BREAKS = 0.15
 
@@ -16,7 +17,7 @@ _MOST_BREAKS = 0.15
 def path_breaks(model: SparseModel, clips: Array | None = None) -> Array:
     """(R - 1,) how many times the limit the steps between registered frames exceed what the path does around them; 0 where they do not.
 
-    Steps from one clip, of the frames (F,), to the next count for nothing.
+    Steps from one clip, of the frames (F,), to the next count for nothing, nor do the first and last two: too little is around them.
 
     A clip's camera speeds up and slows down over several frames. One step that turns or moves several times as far as those before and
     after it is where mapping has joined two parts that hardly share points.
@@ -38,13 +39,13 @@ def path_breaks(model: SparseModel, clips: Array | None = None) -> Array:
             ratio = rate[step] / max(float(np.median(around)), 1e-9) if len(around) else 0.0
             if ratio > _BREAK_RATIO:
                 breaks[step] = max(breaks[step], ratio / _BREAK_RATIO)
+    breaks[:_ENDS] = breaks[-_ENDS:] = 0
     return breaks
 
 
-def is_broken(model: SparseModel, clips: Array | None) -> bool:
-    """Whether the path breaks, in a few places."""
-    count = int(np.count_nonzero(path_breaks(model, clips)))
-    return 0 < count <= max(1, _MOST_BREAKS * len(model.frames))
+def is_broken(breaks: Array) -> bool:
+    """Whether a path with these `path_breaks` breaks, in a few places."""
+    return 0 < int(np.count_nonzero(breaks)) <= max(1, _MOST_BREAKS * len(breaks))
 
 
 def _distances(model: SparseModel, centers: Array) -> Array:
@@ -56,7 +57,7 @@ def _distances(model: SparseModel, centers: Array) -> Array:
     return np.minimum(own[1:], own[:-1])
 
 
-def worst_break(model: SparseModel, clips: Array | None) -> str:
+def worst_break(model: SparseModel, breaks: Array) -> str:
     """Between which frames the path breaks most."""
-    at = int(np.argmax(path_breaks(model, clips)))
+    at = int(np.argmax(breaks))
     return f"between frames {model.frames[at]} and {model.frames[at + 1]}"
