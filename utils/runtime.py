@@ -1,6 +1,7 @@
 """What surrounds a stage: errors to exit codes, logging, seeds and threads. Imports nothing heavy, so `--help` stays quick."""
 
 import ctypes
+import errno
 import io
 import logging
 import os
@@ -40,8 +41,8 @@ def run_stage(work: Callable[[], None]) -> None:
             print(f"error: not enough memory: {_one_line(str(error) or type(error).__name__)}", file=sys.stderr)
             print("hint: use fewer frames, a lower resolution or smaller settings, or a machine with more memory", file=sys.stderr)
             sys.exit(2)
-        if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Python before 3.13 raises no OSError
-            print_error(V2WError(_one_line(str(error)), "remove one of the links, or give another path"))
+        if _unusable_path(error):
+            print_error(V2WError(_one_line(str(error)), "give another path"))
             sys.exit(2)
         # a fault of this program: one line, and all of it where it can be sent from
         print(f"error: {_one_line(str(error) or 'no reason given')} ({type(error).__name__})", file=sys.stderr)
@@ -58,6 +59,13 @@ def _out_of_memory(error: Exception) -> bool:
     """Whether memory was asked for that is not there; PyTorch has no type of its own for that on a CPU."""
     words = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+
+
+def _unusable_path(error: Exception) -> bool:
+    """Whether a path was asked for that no file system has: a name too long, links in a loop (no OSError before Python 3.13)."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+    return isinstance(error, RuntimeError) and str(error).startswith("Symlink loop")
 
 
 def _log_of(error: Exception) -> str:

@@ -27,6 +27,7 @@ from utils.errors import (
 )
 from utils.registry import Registry
 from utils.reporting import number_ranges
+from utils.runtime import run_stage
 from utils.scene.artifacts import artifact_id, load_alignment, load_scene, save_alignment, save_results
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import is_current, read_manifest, require_fresh, write_manifest
@@ -327,3 +328,13 @@ def test_config_from_plain_is_strict():
 
 def test_runs_of_numbers_are_told_short():
     assert number_ranges([3, 4, 5, 9]) == "3-5, 9" and number_ranges([0]) == "0" and number_ranges([]) == ""
+
+
+@pytest.mark.parametrize("kind", ["long", "loop"])
+def test_paths_that_no_file_system_has_end_in_two_lines(kind, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    path = tmp_path / ("a" * 300 if kind == "long" else "loop")
+    with pytest.raises(SystemExit) as caught:
+        run_stage(lambda: path.stat() and None)
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.count("error:") == said.count("hint:") == 1
