@@ -14,7 +14,7 @@ from batch.page import index_page
 from batch.plan import command_of, planned, shares
 from batch.scenes import read_scenes
 from batch.schedule import SceneRun, Schedule
-from batch.storage import Storage, fetch_source
+from batch.storage import MADE_BY, Storage, fetch_source
 from batch.tasks import Resources
 from batch.view import View, duration, table
 from configs.base import parse
@@ -92,6 +92,10 @@ def run(config: BatchConfig, common: Sequence[str] = ()) -> list[SceneRun]:
         if config.dry_run:
             _tell_plan(scenes, storage, place, expected)
             return scenes
+        for name in (INDEX, TIMES):
+            storage.require_own("", name)
+        for scene in scenes:
+            storage.require_own(scene.name, records.RECORD)
         _work(scenes, storage, place.engine, config.retries, expected)
     failed = [scene.name for scene in scenes if scene.state == "failed"]
     if failed:
@@ -202,7 +206,8 @@ def _remember_times(storage: Storage, scenes: Sequence[SceneRun]) -> None:
         seen = [scene.took[title] for scene in scenes if title in scene.took]
         means[title] = round(sum(seen) / len(seen), 3)
     earlier = storage.read_json("", TIMES).get("seconds")
-    storage.put_file("", TIMES, json.dumps({"seconds": {**(earlier if isinstance(earlier, dict) else {}), **means}}, indent=1).encode())
+    seconds = {**(earlier if isinstance(earlier, dict) else {}), **means}
+    storage.put_file("", TIMES, json.dumps({"made_by": MADE_BY, "seconds": seconds}, indent=1).encode())
 
 
 def _tell_plan(scenes: Sequence[SceneRun], storage: Storage, place: Place, expected: dict[str, float]) -> None:

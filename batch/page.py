@@ -5,6 +5,7 @@ from html import escape
 from urllib.parse import quote
 
 from batch.schedule import SceneRun
+from batch.storage import MADE_BY
 from batch.view import duration
 from utils.report.style import PAGE, STYLE
 
@@ -27,7 +28,7 @@ def index_page(scenes: Sequence[SceneRun], title: str = "Worlds") -> str:
     words += [f"{failed} failed"] if failed else []
     words += [f"held-out PSNR {values[0]:.1f} to {values[-1]:.1f} dB, median {values[len(values) // 2]:.1f}"] if values else []
     cards = "".join(_card(scene) for scene in scenes)
-    page = PAGE.replace("<script>{script}</script>", "")
+    page = PAGE.replace("<script>{script}</script>", "").replace("<head>", f'<head><meta name="generator" content="{MADE_BY}">')
     body = f'<div class="worlds">{cards}</div>'
     for name, text in {"title": escape(title), "subtitle": escape(", ".join(words)), "style": STYLE + _STYLE, "body": body}.items():
         page = page.replace(f"{{{name}}}", text)

@@ -10,7 +10,7 @@ from typing import Any
 
 from batch.scenes import SceneEntry
 from batch.schedule import SceneRun
-from batch.storage import Storage, file_system
+from batch.storage import MADE_BY, Storage, file_system
 from utils.scene.manifest import MANIFEST
 from utils.version import VERSION
 from web.clips import THUMBNAIL
@@ -55,14 +55,21 @@ def write(storage: Storage, scene: SceneRun) -> None:
         ArtifactError: the place cannot be written.
     """
     if scene.state == "done":
-        record = {**scene.facts, "results": results(storage, scene), "figures": scene.figures, "seconds": scene.took}
+        record = {"made_by": MADE_BY, **scene.facts, "results": results(storage, scene), "figures": scene.figures, "seconds": scene.took}
         storage.put_file(scene.name, RECORD, json.dumps(record, indent=1).encode())
     if storage.shared and scene.state in ("done", "failed") and scene.tasks and storage.root(scene.name).is_dir():
-        _write_job(storage.root(scene.name), scene)
+        _write_job(storage, scene)
 
 
-def _write_job(root: Path, scene: SceneRun) -> None:
-    """A scene folder is a run of the web page (`python -m web --workspace`), to be looked at, gone on with, or exported."""
+def _write_job(storage: Storage, scene: SceneRun) -> None:
+    """A scene folder is a run of the web page (`python -m web --workspace`), to be looked at, gone on with, or exported.
+
+    Files of these names that are no run's stay as they are.
+    """
+    root = storage.root(scene.name)
+    again = {"id", "state", "stage"} <= storage.read_json(scene.name, JOB_FILE).keys()
+    if not again and ((root / JOB_FILE).exists() or (root / THUMBNAIL).exists()):
+        return
     now, task = time.time(), scene.tasks[min(scene.at, len(scene.tasks) - 1)]
     source = next((str(s["path"]) for s in scene.facts["sources"]), scene.name)
     job = Job(

@@ -19,6 +19,9 @@ from utils.scene.lock import LOCK
 from utils.scene.manifest import MANIFEST, MARK, writing
 
 _INDEX = ".video_to_world.synced.json"  # beside a local copy: what the store held when both were last the same
+MADE_BY = "video_to_world batch"
+"""Stands near the beginning of every small file that a batch writes, so that it replaces its own only."""
+_BEGINNING = 4096  # bytes in which it is looked for
 # Names of what is on its way in a scene folder, and of no use elsewhere.
 _PASSING = (".partial", ".failed-", ".old-", ".video_to_world.commit-")
 
@@ -105,11 +108,12 @@ class Storage:
             _remember(root, self._list(scene))
 
     def put_file(self, scene: str, name: str, content: bytes) -> None:
-        """Writes one small file of a scene, or beside the scenes (`scene` empty), in one step.
+        """Writes one small file of a scene, or beside the scenes (`scene` empty), in one step; `content` begins with `MADE_BY`.
 
         Raises:
-            ArtifactError: it cannot be written.
+            ArtifactError: it cannot be written, or another program's or the user's file stands there.
         """
+        self.require_own(scene, name)
         path = self.folder / scene / name
         with writing(path) if self.shared else self._answering():
             if self.shared:
@@ -119,6 +123,17 @@ class Storage:
                 beside.replace(path)
             else:
                 self._fs.pipe_file(self._key(scene, name), content)
+
+    def require_own(self, scene: str, name: str) -> None:
+        """Checks that writing a small file replaces nothing that a batch has not made.
+
+        Raises:
+            ArtifactError: it would.
+        """
+        there = self.read_file(scene, name)
+        if there and MADE_BY.encode() not in there[:_BEGINNING]:
+            what = "/".join(part for part in (self.out.rstrip("/"), scene, name) if part)
+            raise ArtifactError(f"{what} exists and was not made by this program", "move it away, or choose another folder for the worlds")
 
     def read_file(self, scene: str, name: str) -> bytes | None:
         """One small file; None if it is not there.

@@ -16,7 +16,7 @@ import pytest
 from batch import cli
 from batch.engine import LocalEngine
 from batch.tasks import Resources
-from utils.errors import ConfigError, V2WError
+from utils.errors import ArtifactError, ConfigError, V2WError
 from web.jobs import JobStore
 from web.processes import Commands
 from web.runner import pipeline_command
@@ -142,6 +142,27 @@ def test_the_web_page_takes_a_batch_as_a_workspace(batch, tmp_path):
     words = pipeline_command(Commands(pipeline=("run",)), store, jobs["b"])
     assert words[words.index("--config.root-path") + 1] == str(tmp_path / "worlds" / "b")
     assert words[words.index("--config.input-video") + 1] == str(tmp_path / "clips" / "b.mp4")
+
+
+@pytest.mark.parametrize("name", ["index.html", "batch.json", "a/batch.json"])
+def test_files_of_the_users_are_not_replaced(batch, tmp_path, name):
+    mine = tmp_path / "worlds" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"mine": 1}')
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").write_text("clip_fine")
+    with pytest.raises(ArtifactError, match=r"was not made by this program"):
+        cli.main(["clips", "--device", "cpu"])
+    assert mine.read_text() == '{"mine": 1}' and not (tmp_path / "clips" / "a.log").exists()
+
+
+@pytest.mark.parametrize("name", ["job.json", "thumbnail.jpg"])
+def test_what_the_web_page_would_want_leaves_files_of_the_users_alone(batch, tmp_path, name):
+    mine = tmp_path / "worlds" / "a" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"mine": 1}')
+    assert batch(clips={"a": "fine"})["a"].state == "done"
+    assert mine.read_text() == '{"mine": 1}'
 
 
 @pytest.mark.parametrize(
