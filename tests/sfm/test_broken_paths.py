@@ -78,6 +78,7 @@ def test_parts_of_different_scale_break_a_path() -> None:
     w2c[:, :3, 3] = -np.einsum("nij,nj->ni", w2c[:, :3, :3], centers)
     parts = replace(model, w2c=w2c)
     assert np.argmax(path_breaks(parts)) == 14
+    assert np.argmax(mapping._breaks(parts, None, Path("not asked"))) == 14  # matches know no scale, so they cannot confirm it
     assert not path_breaks(parts, np.repeat([0, 1], [15, 16])).any()  # of two clips it is nothing strange
 
 
@@ -95,6 +96,7 @@ def test_broken_paths_are_mapped_again_until_they_are_whole(monkeypatch: pytest.
     monkeypatch.setattr(mapping, "_map", lambda database, folder, seed, *, fixed_focal: broken)
     monkeypatch.setattr(mapping, "add_flow_tracks", lambda database, images, *, seed, keep: 3)
     monkeypatch.setattr(mapping, "_map_incrementally", incremental)
+    monkeypatch.setattr(mapping, "_breaks", lambda model, clips, database: path_breaks(model, clips))  # no matches confirm a turn
     notes = Notes()
     model = mapping.map_frames(np.zeros((31, 60, 100, 3), np.uint8), seed=0, report=notes)
     assert model is whole and any("breaks between frames 12 and 13" in line for line in notes.lines)

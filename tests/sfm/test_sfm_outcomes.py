@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pycolmap
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from utils.sfm import mapping as sfm_poses
 from utils.sfm.backend import SfmGeometry
 from utils.sfm.captured_camera import estimate_camera
 from utils.sfm.flow_tracks import add_flow_tracks
+from utils.sfm.matches_database import frame_ids
 from utils.sfm.path_breaks import path_breaks
 from utils.synthetic.captured import bent
 from utils.synthetic.world import WorldConfig, make_world
@@ -139,6 +141,11 @@ def test_frames_added_one_after_another_lie_where_they_should(tmp_path: Path) ->
         steps = np.linalg.norm(np.diff(centers, axis=0), axis=1)
         np.testing.assert_allclose(steps, steps.mean(), rtol=0.1)
         assert not path_breaks(model).any()
+        with pycolmap.Database.open(database) as stored:
+            ids = frame_ids(stored, 10)
+            assert all(sfm_poses._confirmed(stored, ids[step : step + 2], model, step) for step in range(9))
+            # 2.5 degrees the other way round are not what the matches say.
+            assert not any(sfm_poses._confirmed(stored, ids[step : step + 2][::-1], model, step) for step in range(9))
 
 
 def test_frames_that_do_not_match_are_mapped_with_those_in_between(monkeypatch: pytest.MonkeyPatch) -> None:

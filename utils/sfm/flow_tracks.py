@@ -26,7 +26,7 @@ _CELL = 1 / 48
 _LEAST_EIGENVALUE = 4.0
 # Largest disagreement (pixels) of the flow there and back.
 _CYCLE_PX = 0.7
-# A verified pair holds at least so many matches.
+# A verified pair holds at least so many matches, and this share of those tried.
 _LEAST_MATCHES = 30
 _LEAST_SHARE = 0.3
 
@@ -69,27 +69,27 @@ def follow(images: Array, keep: Array | None = None) -> list[Array]:
         keep: (F, h, w) bool, where points may lie.
     """
     grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
-    masks = [None if keep is None else mask for mask in (keep if keep is not None else grays)]
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        flows = list(pool.map(_there_and_back, grays[:-1], grays[1:]))
-        corners = list(pool.map(_corners, grays, masks))
+    masks = [None] * len(grays) if keep is None else list(keep)
     points: list[Array] = []
     count = 0
-    for frame, own in enumerate(corners):
-        alive = points[-1] if points else np.zeros((0, 4))
-        if frame:
-            alive = _moved(alive, *flows[frame - 1], None if keep is None else keep[frame])
-        going_on = alive[alive[:, 3] < _LONGEST]  # a track that ends here leaves its place to a new one
-        fresh = own[~_near(own, going_on[:, 1:3], grays[frame].shape)]
-        numbered = np.column_stack([count + np.arange(len(fresh)), fresh, np.ones(len(fresh))])
-        count += len(fresh)
-        points.append(np.concatenate([alive, numbered]))
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        # One after another, since the flows of a whole clip need not fit into memory.
+        steps = zip([None, *grays[:-1]], grays, masks, strict=True)
+        for (flows, own), mask in zip(pool.map(_flow_and_corners, *zip(*steps, strict=True)), masks, strict=True):
+            alive = np.zeros((0, 4)) if flows is None else _moved(points[-1], *flows, mask)
+            going_on = alive[alive[:, 3] < _LONGEST]  # a track that ends here leaves its place to a new one
+            fresh = own[~_near(own, going_on[:, 1:3], grays[0].shape)]
+            points.append(np.concatenate([alive, np.column_stack([count + np.arange(len(fresh)), fresh, np.ones(len(fresh))])]))
+            count += len(fresh)
     return [own[:, :3] for own in points]
 
 
-def _there_and_back(a: Array, b: Array) -> tuple[Array, Array]:
+def _flow_and_corners(before: Array | None, gray: Array, keep: Array | None) -> tuple[tuple[Array, Array] | None, Array]:
+    """Flow (h, w, 2) from the frame before to this one and back, None for the first frame, and where points may start in this one."""
+    if before is None:
+        return None, _corners(gray, keep)
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return flow.calc(a, b, None), flow.calc(b, a, None)
+    return (flow.calc(before, gray, None), flow.calc(gray, before, None)), _corners(gray, keep)
 
 
 def _cell(shape: tuple[int, ...]) -> int:
@@ -117,8 +117,8 @@ def _moved(alive: Array, forward: Array, backward: Array, keep: Array | None) ->
     """Tracks (M, 4) number, x, y, length in the next frame, those that flow leads there and back."""
     alive = alive[alive[:, 3] < _LONGEST]
     at = alive[:, 1:3].astype(np.float32)
-    to = at + _sample(forward, at)
-    back = to + _sample(backward, to)
+    to = at + sample_field(forward, at)
+    back = to + sample_field(backward, to)
     h, w = forward.shape[:2]
     good = (np.abs(back - at).max(1, initial=0) < _CYCLE_PX) & (to > 1).all(1) & (to[:, 0] < w - 1) & (to[:, 1] < h - 1)
     if keep is not None:
@@ -137,8 +137,8 @@ def _near(own: Array, taken: Array, shape: tuple[int, ...]) -> Array:
     return used[row, column]
 
 
-def _sample(field: Array, at: Array) -> Array:
-    """(M, 2) bilinear values of an (h, w, 2) field at places (M, 2); far off outside."""
+def sample_field(field: Array, at: Array) -> Array:
+    """(M, 2) bilinear values of an (h, w, 2) field at places (M, 2), pixel centres at +0.5; 1e4 outside."""
     if not len(at):
         return np.zeros((0, 2), np.float32)
     x, y = (np.ascontiguousarray(at[None, :, axis]) - 0.5 for axis in (0, 1))

@@ -25,10 +25,10 @@ from utils.reporting import number_ranges
 from utils.runtime import cpu_count
 from utils.sfm.dense_bundle_adjustment import Bundle, FocalPrior, Matches, adjust
 from utils.sfm.flow_depth import frame_threads
-from utils.sfm.flow_tracks import add_flow_tracks
+from utils.sfm.flow_tracks import add_flow_tracks, sample_field
 from utils.sfm.learned_matches import add_learned_matches
 from utils.sfm.matches_database import frame_ids
-from utils.sfm.path_breaks import is_broken, path_breaks, worst_break
+from utils.sfm.path_breaks import is_broken, path_breaks, turn_breaks, worst_break
 from utils.types import Array, Reporter
 
 # Between a fish-eye's and a long telephoto's; a focal length outside means that mapping went wrong.
@@ -206,12 +206,13 @@ def _map_broken(
     def badness(candidate: SparseModel) -> tuple[float, int]:
         return float(_breaks(candidate, clips, database).sum()), -len(candidate.frames)
 
-    best, focal = model, None
+    best, focal = model, model.focal
     for factor in (None, *_OTHER_FOCALS):
-        candidate = _map_incrementally(database, seed, None if factor is None or focal is None else factor * focal)
+        candidate = _map_incrementally(database, seed, None if factor is None else factor * focal)
         if candidate is None or not _plausible(candidate, images) or len(candidate.frames) < 0.9 * len(best.frames):
             continue
-        focal = focal or candidate.focal
+        if factor is None:
+            focal = candidate.focal
         best = min(best, candidate, key=badness)
         if not badness(best)[0]:
             return best
@@ -222,19 +223,23 @@ def _map_broken(
 
 
 def _breaks(model: SparseModel, clips: Array | None, database: Path) -> Array:
-    """`path_breaks` without those steps that the two frames' own matches confirm: there the camera did move so far."""
+    """`path_breaks` without the turns that the two frames' own matches confirm: there the camera did turn so far.
+
+    Of a step that is too long but turns no more than those around it matches say nothing: they know no scale.
+    """
     breaks = path_breaks(model, clips)
-    if breaks.any() and database.is_file():
+    turned = (breaks > 0) & (turn_breaks(model, clips) > 0)
+    if turned.any():
         with pycolmap.Database.open(database) as stored:
             ids = frame_ids(stored, int(model.frames[-1]) + 1)
-            for step in np.flatnonzero(breaks).tolist():
+            for step in np.flatnonzero(turned).tolist():
                 if _confirmed(stored, [ids[frame] for frame in model.frames[step : step + 2]], model, step):
                     breaks[step] = 0
     return breaks
 
 
 def _confirmed(stored: "pycolmap.Database", pair: list[int], model: SparseModel, step: int) -> bool:
-    """Whether the matches of a pair of images (ids) turn the camera by about as much as the model's step does."""
+    """Whether the rotation of a pair of images (ids), second from first, by its own matches is about that of the model's step."""
     if not stored.exists_two_view_geometry(*pair):
         return False
     camera, geometry = stored.read_all_cameras()[0], stored.read_two_view_geometry(*pair)
@@ -546,15 +551,7 @@ def _tracked(grays: list[Array], frame: int, source: int, row: int, model: Spars
     forward, backward = flow.calc(grays[source], grays[frame], None), flow.calc(grays[frame], grays[source], None)
     mine = model.seen_by == row
     at = model.seen_at[mine].astype(np.float32)
-    moved = at + _sample(forward, at)
-    back = moved + _sample(backward, moved)
+    moved = at + sample_field(forward, at)
+    back = moved + sample_field(backward, moved)
     consistent = np.abs(back - at).max(-1) < 1.0
     return model.points[model.seen_point[mine]][consistent], moved[consistent].astype(np.float64)
-
-
-def _sample(field: Array, at: Array) -> Array:
-    """(M, 2) bilinear values of an (h, w, 2) field at pixel coordinates; outside is far off."""
-    picked = cv2.remap(
-        field, at[None, :, 0] - 0.5, at[None, :, 1] - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(1e4, 1e4)
-    )
-    return picked[0]
