@@ -6,12 +6,13 @@ says that the space before it is empty. What stands right beside a camera's path
 it, and hides the view from between them: so views between consecutive frames are asked as well.
 """
 
-import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from utils.cameras import se3
 from utils.device.accelerator import accelerator, or_on_cpu
@@ -38,9 +39,8 @@ def in_the_way(points: Array, cameras: CameraSet, depth: Array, share: float) ->
         depth: (F, h, w) camera z of these frames, 0 where unknown: such pixels say nothing.
         share: of the depth, 0..1.
     """
-    host, device = torch.device("cpu"), accelerator()
-    work = functools.partial(_in_the_way, points, cameras.resized((depth.shape[1], depth.shape[2])), depth, share)
-    return work(host) if device is None else or_on_cpu(lambda: work(device), lambda: work(host), "clear views")
+    cameras = cameras.resized((depth.shape[1], depth.shape[2]))
+    return _on_the_device(points, lambda there: _hidden_by(there, cameras, depth, share).cpu().numpy())
 
 
 def in_the_way_between(points: Array, cameras: CameraSet, depth: Array, clips: Array | None = None) -> Array:
@@ -55,16 +55,28 @@ def in_the_way_between(points: Array, cameras: CameraSet, depth: Array, clips: A
     cameras = cameras.resized((depth.shape[1], depth.shape[2]))
     kernel = np.ones((max(3, round(_MOVED * max(depth.shape[1:]))),) * 2, np.uint8)
     least = [cv2.erode(own.astype(np.float32), kernel) for own in depth]
-    blocking = np.zeros(len(points), bool)
-    for first in _steps(cameras, depth, clips):
-        pair = [first, first + 1]
-        twist = se3.log(torch.from_numpy(cameras.w2c[first + 1] @ cameras.c2w[first]))
-        w2c = np.stack([se3.exp(along * twist).numpy() @ cameras.w2c[first] for along in _BETWEEN])
-        views = replace(cameras.select([first] * len(_BETWEEN)), c2w=np.linalg.inv(w2c))
-        shown = np.repeat(np.minimum(least[first], least[first + 1])[None], len(_BETWEEN), axis=0)
-        rows = np.flatnonzero(in_the_way(points, views, shown, _FREE))
-        blocking[rows[~_on_a_surface(points[rows], cameras.select(pair), depth[pair])]] = True
-    return blocking
+    steps = _steps(cameras, depth, clips)
+
+    def work(there: Tensor) -> Array:
+        blocking = np.zeros(len(points), bool)
+        for first in steps:
+            pair = [first, first + 1]
+            # w2c of the views: exp(share * log(second from first)) after the first frame's.
+            twist = se3.log(torch.from_numpy(cameras.w2c[first + 1] @ cameras.c2w[first]))
+            w2c = np.stack([se3.exp(along * twist).numpy() @ cameras.w2c[first] for along in _BETWEEN])
+            views = replace(cameras.select([first] * len(_BETWEEN)), c2w=np.linalg.inv(w2c))
+            shown = np.repeat(np.minimum(least[first], least[first + 1])[None], len(_BETWEEN), axis=0)
+            rows = torch.nonzero(_hidden_by(there, views, shown, _FREE))[:, 0].cpu().numpy()
+            blocking[rows[~_on_a_surface(points[rows], cameras.select(pair), depth[pair])]] = True
+        return blocking
+
+    return _on_the_device(points, work)
+
+
+def _on_the_device(points: Array, work: Callable[[Tensor], Array]) -> Array:
+    """What `work` makes of points (N, 3), which are sent once to the accelerator if there is one, and to the CPU if that is too small."""
+    places, device = torch.from_numpy(points.astype(np.float32, copy=False)), accelerator()
+    return work(places) if device is None else or_on_cpu(lambda: work(places.to(device)), lambda: work(places), "clear views")
 
 
 def _steps(cameras: CameraSet, depth: Array, clips: Array | None) -> Array:
@@ -91,9 +103,9 @@ def _on_a_surface(points: Array, cameras: CameraSet, depth: Array) -> Array:
     return found
 
 
-def _in_the_way(places: Array, cameras: CameraSet, depth: Array, share: float, device: torch.device) -> Array:
-    points = torch.from_numpy(places.astype(np.float32, copy=False)).to(device)
-    blocking = torch.zeros(len(points), dtype=torch.bool, device=device)
+def _hidden_by(points: Tensor, cameras: CameraSet, depth: Array, share: float) -> Tensor:
+    """(N,) bool on the points' device, `in_the_way` of points (N, 3) for cameras of the depth's size."""
+    blocking = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for w2c, K, z_shown in zip(cameras.w2c, cameras.K, depth, strict=True):
         limit = share * cv2.erode(z_shown.astype(np.float32), np.ones((_AROUND, _AROUND), np.uint8))
         projection = torch.from_numpy(K @ w2c[:3]).to(points)
@@ -103,5 +115,5 @@ def _in_the_way(places: Array, cameras: CameraSet, depth: Array, share: float, d
         column, row = ((points[near] @ projection[:2, :3].T + projection[:2, 3]) / z[near, None]).floor().unbind(1)
         inside = (column >= 0) & (column < depth.shape[2]) & (row >= 0) & (row < depth.shape[1])
         near, pixel = near[inside], (row[inside] * depth.shape[2] + column[inside]).long()
-        blocking[near[z[near] < torch.from_numpy(limit).to(device).view(-1)[pixel]]] = True
-    return blocking.cpu().numpy()
+        blocking[near[z[near] < torch.from_numpy(limit).to(points.device).view(-1)[pixel]]] = True
+    return blocking
