@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.errors import V2WError
 from utils.report import pictures
-from utils.runtime import print_error
+from utils.runtime import error_lines
 from utils.scene.artifacts import load_scene
 from utils.scene.media import resize_area, write_image
 from utils.splatting.checkpoint import load_checkpoint
@@ -54,7 +54,7 @@ def main() -> None:
     try:
         write_image(args.out, sheet(args.scene_root, args.run, args.checkpoint_dir, args.frames, args.width))
     except V2WError as error:
-        print_error(error)
+        print(error_lines(error), file=sys.stderr)
         sys.exit(2)
     print(args.out)
 

@@ -12,8 +12,20 @@ import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
+from utils.ending import (
+    INTERRUPTED,
+    INTERRUPTED_LINES,
+    NO_READER,
+    Interrupts,
+    flush_output,
+    open_streams,
+    polite_interrupts,
+    reader_gone,
+    say_no_more,
+    unwritable,
+)
 from utils.errors import V2WError
 
 T = TypeVar("T")
@@ -22,37 +34,79 @@ _LONGEST = 1200
 
 
 def run_stage(work: Callable[[], None]) -> None:
-    """Runs `work`; a `V2WError` prints `error:` and `hint:` and exits with 2, an interrupt with 130, a fault with 1."""
+    """Runs `work` as a command: what ends it is told in two lines at most.
+
+    A `V2WError` prints `error:` and `hint:` and exits with 2, an interrupt with 130, a fault with 1; where nobody reads what is printed
+    (`| head`), the exit is quiet.
+    """
+    open_streams()
     configure_logging()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
             stream.reconfigure(errors="backslashreplace")
+    with polite_interrupts() as interrupts:
+        code = _ended(work, interrupts)
+    if code:
+        sys.exit(code)
+
+
+def _ended(work: Callable[[], None], interrupts: Interrupts) -> int:
+    """Runs `work` and tells what ended it; the exit code."""
+    code = 0
     try:
-        work()
-    except V2WError as error:
-        print_error(error)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        _end_interrupted()
-    except Exception as error:
-        if isinstance(error, SystemError) and isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
-            _end_interrupted()  # Ctrl-C inside of a compiled kernel
-        if _out_of_memory(error):
-            print(f"error: not enough memory: {_one_line(str(error) or type(error).__name__)}", file=sys.stderr)
-            print("hint: use fewer frames, a lower resolution or smaller settings, or a machine with more memory", file=sys.stderr)
-            sys.exit(2)
-        if _unusable_path(error):
-            print_error(V2WError(_one_line(str(error)), "give another path"))
-            sys.exit(2)
-        # a fault of this program: one line, and all of it where it can be sent from
-        print(f"error: {_one_line(str(error) or 'no reason given')} ({type(error).__name__})", file=sys.stderr)
-        print(f"hint: this is a fault of the program; what led to it is in {_log_of(error)}", file=sys.stderr)
-        sys.exit(1)
+        try:
+            work()
+        except SystemExit as ended:  # --help
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        flush_output()
+        return code
+    except BaseException as error:
+        if isinstance(error, BrokenPipeError) and reader_gone():
+            say_no_more(sys.stdout, sys.stderr)
+            return NO_READER
+        code, lines = _told(_of_output(error), interrupts)
+        try:
+            print(lines, file=sys.stderr, flush=True)
+        except OSError:  # nor can that be read
+            say_no_more(sys.stdout, sys.stderr)
+        return code
 
 
-def _end_interrupted() -> NoReturn:
-    print("\ninterrupted; finished stages are kept, run the same command again to go on", file=sys.stderr)
-    sys.exit(130)
+def _of_output(error: BaseException) -> BaseException:
+    """The error, or that of a standard stream where that is what cannot be written: then another line cannot, either."""
+    if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF):
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                print(file=stream, flush=True)
+            except BrokenPipeError:
+                return error
+            except OSError as told:
+                return unwritable(told, stream)
+    return error
+
+
+def _told(error: BaseException, interrupts: Interrupts) -> tuple[int, str]:
+    """The exit code of what ended a command, and what is said."""
+    if interrupts.seen or _from_interrupt(error):
+        return INTERRUPTED, INTERRUPTED_LINES
+    if isinstance(error, V2WError):
+        return 2, error_lines(error)
+    if not isinstance(error, Exception):
+        raise error
+    if _out_of_memory(error):
+        hint = "use fewer frames, a lower resolution or smaller settings, or a machine with more memory"
+        return 2, error_lines(V2WError(f"not enough memory: {str(error) or type(error).__name__}", hint))
+    if _unusable_path(error):
+        return 2, error_lines(V2WError(str(error), "give another path"))
+    # a fault of this program: one line, and all of it where it can be sent from
+    told = f"{_one_line(str(error) or 'no reason given')} ({type(error).__name__})"
+    return 1, error_lines(V2WError(told, f"this is a fault of the program; what led to it is in {_log_of(error)}"))
+
+
+def _from_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C ended it: compiled kernels that it meets say SystemError."""
+    inner = error.__cause__ or error.__context__
+    return isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemError) and isinstance(inner, KeyboardInterrupt))
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -86,11 +140,10 @@ def _one_line(text: str) -> str:
     return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 4] + " ..."
 
 
-def print_error(error: V2WError) -> None:
+def error_lines(error: V2WError) -> str:
     """One line of what is wrong and one of what to do."""
-    print(f"error: {_one_line(error.message)}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {_one_line(error.hint)}", file=sys.stderr)
+    lines = [f"error: {_one_line(error.message)}"]
+    return "\n".join([*lines, f"hint: {_one_line(error.hint)}"] if error.hint else lines)
 
 
 def configure_logging(verbose: bool = False) -> None:

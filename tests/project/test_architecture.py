@@ -19,7 +19,17 @@ STAGES = ("preprocess", "frame_to_model_icp", "global_optimization", "train_inve
 LAYERS_ABOVE = (*STAGES, "video_to_world", "web", "batch")
 # From the bottom up; a module imports from its own folder and from the layers before it.
 LAYERS = (
-    ("utils.types", "utils.errors", "utils.runtime", "utils.reporting", "utils.registry", "utils.version", "utils.third_party", "configs"),
+    (
+        "utils.types",
+        "utils.errors",
+        "utils.ending",
+        "utils.runtime",
+        "utils.reporting",
+        "utils.registry",
+        "utils.version",
+        "utils.third_party",
+        "configs",
+    ),
     ("utils.device", "utils.cameras", "utils.viewer_bundle", "utils.serving"),
     ("utils.scene", "utils.points", "utils.synthetic"),
     ("utils.deformation", "utils.geometry_backend"),
