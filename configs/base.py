@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import io
 import json
+import math
 import sys
 import types
 import typing
@@ -15,12 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from configs.ranges import all_at_once
 from utils.errors import ConfigError
 
 T = TypeVar("T")
-
-# No setting means anything beyond; the farthest plane is at 1e10.
-_LARGEST = 1e11
 
 
 def from_plain(cls: type[T], plain: dict[str, Any], where: str = "config", default: T | None = None) -> T:
@@ -134,31 +133,32 @@ def load_config_file(cls: type[T], path: Path) -> T:
         plain = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read --config-file {path}: {str(error)[:200]}", "give a JSON file with settings") from error
-    return sensible(from_plain(cls, plain))
+    with all_at_once():
+        config = from_plain(cls, plain)
+    return sensible(config)
 
 
 def sensible(config: T) -> T:
-    """The settings themselves if every number in them is finite and of a size that can be meant; all that are not are named at once.
+    """The settings themselves if every number in them is finite; all that are not are named at once.
 
     Raises:
-        ConfigError: numbers that are infinite, no numbers, or far beyond any use.
+        ConfigError: numbers that are infinite, or none: a program may set some of them so, a person hardly means it.
     """
-    wrong = [f"{name} is {value}" for name, value in _numbers(config, "") if not abs(value) <= _LARGEST]
-    wrong += [f"{name} is {value}" for name, value in _numbers(config, "") if name.endswith("seed") and not 0 <= value < 1 << 32]
+    wrong = dict.fromkeys(f"{name} is {value}" for name, value in _numbers(config, "") if not math.isfinite(value))
     if wrong:
-        raise ConfigError("; ".join(dict.fromkeys(wrong)), f"give numbers of at most {_LARGEST:g}, and seeds from 0 to {(1 << 32) - 1}")
+        raise ConfigError("; ".join(wrong), "give finite numbers")
     return config
 
 
 def _numbers(value: Any, name: str) -> typing.Iterator[tuple[str, float]]:
-    """Every number in nested settings with its path; seeds are as large as 32 bits."""
+    """Every number with a point in nested settings, with its path."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from _numbers(getattr(value, field.name), f"{name}.{field.name}".lstrip("."))
     elif isinstance(value, (tuple, list)):
         for entry in value:
             yield from _numbers(entry, name)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif isinstance(value, float):
         yield name, value
 
 
@@ -201,14 +201,18 @@ def parse(
     main.__doc__ = description or cls.__doc__
     if default is not None:
         main.__defaults__ = (default,)
-    return sensible(typing.cast(T, explained(lambda: tyro.cli(main, args=without_aliases(cls, args), prog=prog), prog)))
+    with all_at_once():
+        config = typing.cast(T, explained(lambda: tyro.cli(main, args=without_aliases(cls, args), prog=prog), prog))
+    return sensible(config)
 
 
 def parse_flat(cls: type[T], args: list[str], *, prog: str, description: str, underscores: bool = True) -> T:
     """The config from a command line whose flags have no `--config.` before them; help spells them with underscores or hyphens."""
     import tyro
 
-    return sensible(explained(lambda: tyro.cli(cls, args=args, prog=prog, description=description, use_underscores=underscores), prog))
+    with all_at_once():
+        config = explained(lambda: tyro.cli(cls, args=args, prog=prog, description=description, use_underscores=underscores), prog)
+    return sensible(config)
 
 
 def cli(cls: type[Any], target: str, prog: str, parser: Callable[[], Any] | None = None) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.pipeline import Device
-from configs.ranges import NOT_NEGATIVE, SHARE, Range, check
+from configs.ranges import MEMORY_GB, Range, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class BatchConfig:
     """Say what would be done and about how long it takes, and do nothing."""
 
     def __post_init__(self) -> None:
-        check(self, NOT_NEGATIVE, "cpus", "stage_cpus", "stage_memory_gb", "retries")
-        check(self, SHARE, "gpu_share")
-        check(self, Range(0.01), "gpu_share")
+        check(self, Range(0, 4096), "cpus", "stage_cpus")
+        check(self, Range(0, 1000), "retries")
+        check(self, MEMORY_GB, "stage_memory_gb")
+        check(self, Range(0.01, 1), "gpu_share")

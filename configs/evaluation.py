@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from configs.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range, check
+from configs.ranges import AT_MOST, MEMORY_GB, NOT_NEGATIVE, POSITIVE, SIDE, Range, check, refuse
 from utils.errors import ConfigError
 
 
@@ -108,13 +108,16 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         if (self.override_width > 0) != (self.override_height > 0):
-            raise ConfigError("override_width and override_height go together", "give both, or neither")
+            refuse(ConfigError("override_width and override_height go together", "give both, or neither"))
         if self.override_width > 0 and self.original_images_dir:
-            raise ConfigError("override_width/height and original_images_dir both set the size", "give the size or the images, not both")
-        check(self, POSITIVE, "off_path_degrees")
-        check(self, COUNT, "fps", "extra_path_frames")
+            refuse(ConfigError("override_width/height and original_images_dir both set the size", "give the size or the images, not both"))
+        check(self, Range(0, 90, above=True), "off_path_degrees")
+        check(self, Range(1, 1000), "fps")
+        check(self, Range(1, 100_000), "extra_path_frames")
         check(self, Range(0, 4320), "film_height")
-        check(self, NOT_NEGATIVE, "max_gpu_gb")
+        check(self, Range(high=SIDE), "override_width", "override_height")
+        check(self, AT_MOST, "max_frames")
+        check(self, MEMORY_GB, "max_gpu_gb")
 
 
 ExportFormat = Literal[
@@ -188,9 +191,10 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check(self, POSITIVE, "scale")
-        check(self, Range(16), "mesh_resolution")
+        check(self, Range(high=1e8), "max_points")
+        check(self, Range(16, 2048), "mesh_resolution")
         check(self, Range(64, 16384), "texture_size")
-        check(self, NOT_NEGATIVE, "mesh_triangles")
+        check(self, Range(0, 1e8), "mesh_triangles")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +251,7 @@ class ViewerConfig:
 
     def __post_init__(self) -> None:
         check(self, Range(1, 65535), "port")
-        check(self, POSITIVE, "training_cameras_scale", "far_plane")
+        check(self, POSITIVE, "training_cameras_scale")
+        check(self, Range(0, 1e11, above=True), "far_plane")
         check(self, NOT_NEGATIVE, "near_plane")
-        check(self, Range(16), "max_side", "moving_side")
+        check(self, Range(16, 65536), "max_side", "moving_side")

@@ -6,7 +6,23 @@ Lengths named "units" are thirds of the scene's median depth: about metres in a 
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.ranges import COUNT, NOT_NEGATIVE, PERCENT, POSITIVE, SHARE, Range, check
+from configs.ranges import (
+    COUNT,
+    LAYERS,
+    NEAREST,
+    NOT_NEGATIVE,
+    PERCENT,
+    POSITIVE,
+    RATE,
+    SAMPLES,
+    SEED,
+    SHARE,
+    WIDTH,
+    Range,
+    check,
+    check_lattice,
+    refuse,
+)
 from utils.errors import ConfigError
 
 Method = Literal["lattice", "parity"]
@@ -48,11 +64,15 @@ class TwistFieldConfig:
     """Of the initial weights; all frames start alike."""
 
     def __post_init__(self) -> None:
-        check(self, COUNT, "levels", "neurons", "hidden_layers", group="twists")
-        check(self, Range(2), "min_resolution", "max_resolution", "lattice", "stored_lattice", group="twists")
-        check(self, Range(3, 24), "log2_table_size", group="twists")
+        check(self, WIDTH, "neurons", group="twists")
+        check(self, LAYERS, "levels", "hidden_layers", group="twists")
+        check(self, Range(2, 1 << 16), "min_resolution", "max_resolution", group="twists")
+        check(self, Range(3, 22), "log2_table_size", group="twists")
+        check(self, SEED, "seed", group="twists")
+        for name in ("lattice", "stored_lattice"):
+            check_lattice(self, name, group="twists")
         if self.max_resolution < self.min_resolution:
-            raise ConfigError(f"hash grid from {self.min_resolution} to {self.max_resolution}", "give growing levels")
+            refuse(ConfigError(f"hash grid from {self.min_resolution} to {self.max_resolution}", "give growing levels"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,18 +153,23 @@ class IcpConfig:
     """A frame of whose points a smaller share has a neighbour in the model is reported and left out, 0..1."""
 
     def __post_init__(self) -> None:
+        check(self, RATE, "lr", group="icp")
         check(self, POSITIVE, "max_corr_dist", "lr", "rigid_radii", "smoothness_step", "color_gate", "match_max_dist", group="icp")
-        check(self, COUNT, "rigid_iters", "smoothness_every", "match_references", "match_samples", "filter_min_frames", group="icp")
+        check(self, COUNT, "rigid_iters", "smoothness_every", "match_references", "filter_min_frames", group="icp")
+        check(self, SAMPLES, "match_samples", group="icp")
         weights = ("data_weight", "color_weight", "smoothness_weight", "magnitude_weight", "match_weight")
         check(self, NOT_NEGATIVE, *weights, "n_iter", "max_points", "start_corr_dist", "robust_scale", group="icp")
         check(self, NOT_NEGATIVE, "early_stopping_patience", "early_stopping_min_iters", "early_stopping_min_delta", group="icp")
         check(self, NOT_NEGATIVE, "filter_geom_sigma", "filter_color_sigma", group="icp")
         check(self, SHARE, "min_normal_cos", "smoothness_samples", "filter_worst_pct", "min_fitness", group="icp")
-        check(self, Range(3), "color_neighbors", "normal_neighbors", group="icp")
+        check(self, Range(3, NEAREST), "color_neighbors", "normal_neighbors", group="icp")
         check(self, PERCENT, "filter_base_percentile", group="icp")
         if len(self.rigid_radii) != len(self.rigid_iters):
-            raise ConfigError(
-                f"icp.rigid_radii has {len(self.rigid_radii)} entries, icp.rigid_iters {len(self.rigid_iters)}", "give one of each per pass"
+            refuse(
+                ConfigError(
+                    f"icp.rigid_radii has {len(self.rigid_radii)} entries, icp.rigid_iters {len(self.rigid_iters)}",
+                    "give one of each per pass",
+                )
             )
 
 
@@ -191,12 +216,14 @@ class LeaveOneOutConfig:
 
     def __post_init__(self) -> None:
         weights = ("loo_weight", "thin_shell_weight", "color_weight", "anchor_weight", "smoothness_weight")
-        check(self, NOT_NEGATIVE, "n_iters", "anchor_samples", *weights, group="loo")
+        check(self, NOT_NEGATIVE, "n_iters", *weights, group="loo")
+        check(self, Range(0, SAMPLES.high), "anchor_samples", group="loo")
+        check(self, RATE, "lr", group="loo")
         check(self, POSITIVE, "lr", "color_gate", "smoothness_step", "max_corr_dist", "max_grad_norm", group="loo")
         check(self, COUNT, "rebuild_every", "max_pairs", group="loo")
         check(self, SHARE, "smoothness_samples", group="loo")
-        check(self, Range(2), "neighbors", group="loo")
-        check(self, Range(3), "color_neighbors", "normal_neighbors", group="loo")
+        check(self, Range(2, NEAREST), "neighbors", group="loo")
+        check(self, Range(3, NEAREST), "color_neighbors", "normal_neighbors", group="loo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,5 +247,6 @@ class MatchedFieldConfig:
 
     def __post_init__(self) -> None:
         check(self, NOT_NEGATIVE, "n_iters", "smoothness_weight", "magnitude_weight", group="refine")
+        check(self, RATE, "lr", group="refine")
         check(self, POSITIVE, "lr", "robust_scale", "smoothness_step", group="refine")
         check(self, COUNT, "max_pairs", group="refine")

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from configs.evaluation import EvalConfig
 from configs.preprocess import PreprocessConfig, default_root
-from configs.ranges import NOT_NEGATIVE, check
+from configs.ranges import MEMORY_GB, check, refuse
 from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from configs.stage3_gs import GSConfig
@@ -86,13 +86,15 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         if self.input_video and self.frames_dir is not None:
-            raise ConfigError("both --config.input-video and --config.frames-dir are given", "give one of them")
+            refuse(ConfigError("both --config.input-video and --config.frames-dir are given", "give one of them"))
         if self.stage0.input_video or self.stage0.frames_dir != _HERE or self.stage0.scene_root is not None:
-            raise ConfigError(
-                "the input or the scene root is given for stage 0 alone",
-                "give --config.input-video, --config.frames-dir, --config.root-path",
+            refuse(
+                ConfigError(
+                    "the input or the scene root is given for stage 0 alone",
+                    "give --config.input-video, --config.frames-dir, --config.root-path",
+                )
             )
-        check(self, NOT_NEGATIVE, "max_gpu_gb")
+        check(self, MEMORY_GB, "max_gpu_gb")
 
     @property
     def renderers(self) -> tuple[Literal["2dgs", "3dgs"], ...]:

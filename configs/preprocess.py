@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from configs.ranges import COUNT, NOT_NEGATIVE, check
+from configs.ranges import AT_MOST, COUNT, SEED, SIDE, Range, check, refuse
 from utils.errors import ConfigError
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
@@ -82,21 +82,24 @@ class PreprocessConfig:
 
     def __post_init__(self) -> None:
         if bool(self.input_video) == (self.frames_dir is not None):
-            raise ConfigError("give either a clip or a folder of frames", "pass --input_video CLIP or --frames_dir FOLDER")
+            refuse(ConfigError("give either a clip or a folder of frames", "pass --input_video CLIP or --frames_dir FOLDER"))
         if self.cameras is not None and self.backend not in ("auto", "import"):
-            raise ConfigError(f"cameras are given, but the backend {self.backend} estimates its own", "leave backend at auto")
+            refuse(ConfigError(f"cameras are given, but the backend {self.backend} estimates its own", "leave backend at auto"))
         if self.backend == "import" and self.cameras is None:
-            raise ConfigError("the backend import needs cameras", "pass --cameras with a COLMAP model or a transforms.json")
+            refuse(ConfigError("the backend import needs cameras", "pass --cameras with a COLMAP model or a transforms.json"))
         if self.cameras is not None and self.lens != "none":
-            raise ConfigError("a lens is given, but cameras from files hold for the frames as they are", "leave lens at none")
+            refuse(ConfigError("a lens is given, but cameras from files hold for the frames as they are", "leave lens at none"))
         if self.max_frames < 2:
-            raise ConfigError(f"max_frames is {self.max_frames}", "at least 2 frames are needed, 24 or more are sensible")
+            refuse(ConfigError(f"max_frames is {self.max_frames}", "at least 2 frames are needed, 24 or more are sensible"))
+        check(self, AT_MOST, "max_frames")
         check(self, COUNT, "max_stride")
-        check(self, NOT_NEGATIVE, "between_frames", "seed")
+        check(self, Range(0, 1000), "between_frames")
+        check(self, SEED, "seed")
         if self.process_res < 56:
-            raise ConfigError(f"process_res is {self.process_res}", "give at least 56 pixels, 252 or 504 are sensible")
+            refuse(ConfigError(f"process_res is {self.process_res}", "give at least 56 pixels, 252 or 504 are sensible"))
+        check(self, Range(high=SIDE), "process_res")
         if self.image_ext not in IMAGE_EXTENSIONS:
-            raise ConfigError(f"image_ext '{self.image_ext}' is unknown", f"choose one of: {', '.join(IMAGE_EXTENSIONS)}")
+            refuse(ConfigError(f"image_ext '{self.image_ext}' is unknown", f"choose one of: {', '.join(IMAGE_EXTENSIONS)}"))
 
     @property
     def root(self) -> Path:

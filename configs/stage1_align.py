@@ -1,11 +1,12 @@
 """Settings of stage 1 (`python -m frame_to_model_icp`), and the groups it shares with stage 2."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from configs.icp import FieldName, IcpConfig, Method, TwistFieldConfig
-from configs.ranges import COUNT, NOT_NEGATIVE, PERCENT, POSITIVE, SHARE, Range, check
+from configs.ranges import COUNT, MEMORY_GB, NOT_NEGATIVE, PERCENT, POSITIVE, SHARE, Range, check, check_lattice, refuse
 from utils.errors import ConfigError
 
 ConfidenceMode = Literal["global", "per_frame", "per_frame_guided", "voxel", "voxel_guided", "voxel_or"]
@@ -43,7 +44,7 @@ class AlignmentDataConfig:
         check(self, COUNT, "num_frames", "stride", group="alignment")
         check(self, NOT_NEGATIVE, "offset", "holdout_every", "holdout_frames", group="alignment")
         if self.holdout_every == 1:
-            raise ConfigError("alignment.holdout_every is 1, no frame would be left", "give 0 (all take part) or at least 2")
+            refuse(ConfigError("alignment.holdout_every is 1, no frame would be left", "give 0 (all take part) or at least 2"))
         check(self, PERCENT, "conf_thresh_percentile", "conf_global_percentile", "conf_local_percentile", group="alignment")
         check(self, PERCENT, "conf_voxel_min_count_percentile", group="alignment")
         check(self, POSITIVE, "conf_voxel_size", group="alignment")
@@ -80,7 +81,8 @@ class MatchingConfig:
     """Folder for RoMa's matches, one file a pair. Default: roma_cache in the scene root."""
 
     def __post_init__(self) -> None:
-        check(self, COUNT, "gaps", "matches_per_frame", "gpus", group="matching")
+        check(self, COUNT, "gaps", "matches_per_frame", group="matching")
+        check(self, Range(1, 64), "gpus", group="matching")
         check(self, NOT_NEGATIVE, "revisits_per_frame", group="matching")
         check(self, SHARE, "min_overlap", "roma_min_overlap", group="matching")
         check(self, POSITIVE, "max_cycle_error_px", group="matching")
@@ -117,10 +119,11 @@ class SolverConfig:
     """Refine poses only, no displacement."""
 
     def __post_init__(self) -> None:
-        check(self, Range(2, 1000), "lattice", group="solver")
+        check_lattice(self, "lattice", group="solver")
         check(self, SHARE, "pose_evidence", group="solver")
         check(self, NOT_NEGATIVE, "smoothness", "ridge", "temporal", "confidence_power", group="solver")
-        check(self, Range(0), "pose_ridge", group="solver")  # infinite: the cameras stay
+        if not math.isinf(self.pose_ridge):  # infinite: the cameras stay
+            check(self, NOT_NEGATIVE, "pose_ridge", group="solver")
         check(self, POSITIVE, "match_sigma", "robust_scales", group="solver")
         check(self, COUNT, "cg_iterations", group="solver")
 
@@ -179,7 +182,7 @@ class FrameToModelICPConfig:
     """Deformation of a frame: auto is the method's own (lattice, or hashgrid for parity). Method lattice has hash grids in stage 2 only."""
 
     def __post_init__(self) -> None:
-        check(self, NOT_NEGATIVE, "max_gpu_gb")
+        check(self, MEMORY_GB, "max_gpu_gb")
         check(self, SHARE, "min_fitness")
         if self.method == "lattice" and self.field == "hashgrid":
-            raise ConfigError("stage 1 has hash grids with method parity only", "pass --config.method parity, or choose it in stage 2")
+            refuse(ConfigError("stage 1 has hash grids with method parity only", "pass --config.method parity, or choose it in stage 2"))

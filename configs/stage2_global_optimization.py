@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.icp import FieldName, LeaveOneOutConfig, MatchedFieldConfig, Method, TwistFieldConfig
-from configs.ranges import NOT_NEGATIVE, SHARE, Range, check
+from configs.ranges import MEMORY_GB, NOT_NEGATIVE, SHARE, Range, check, check_lattice
 from configs.stage1_align import MatchingConfig, SolverConfig
 
 
@@ -71,8 +71,9 @@ class GlobalOptimizationConfig:
     fitted to the same matches, to the lattices."""
 
     def __post_init__(self) -> None:
-        check(self, NOT_NEGATIVE, "heldout_pairs", "max_gpu_gb")
+        check(self, NOT_NEGATIVE, "heldout_pairs")
+        check(self, MEMORY_GB, "max_gpu_gb")
         check(self, Range(0, 0.5), "heldout_pixels")
         check(self, SHARE, "min_fitness")
         check(self, Range(1, 2), "rounds")
-        check(self, Range(2, 1000), "gauge_lattice")
+        check_lattice(self, "gauge_lattice")

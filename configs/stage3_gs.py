@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from configs.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, check
+from configs.ranges import COUNT, MEMORY_GB, NEAREST, NOT_NEGATIVE, POSITIVE, RATE, SEED, SHARE, Range, check, check_lattice, refuse
 from utils.errors import ConfigError
 
 _WEIGHTS = (
@@ -197,34 +197,39 @@ class GSConfig:
     """Make the result again even if it is current."""
 
     def __post_init__(self) -> None:
-        check(self, COUNT, "num_iters", "target_num_points", "gpus", "refine_lattice", "warp_refresh_visits", "log_every", "save_every")
+        check(self, COUNT, "num_iters", "warp_refresh_visits", "log_every", "save_every")
+        check(self, Range(1, 1e8), "target_num_points")
+        check(self, Range(1, 64), "gpus")
+        check(self, Range(0, 1024), "views_per_step")
+        check(self, Range(0, NEAREST), "normal_k")
+        check(self, MEMORY_GB, "max_gpu_gb")
+        check(self, SEED, "seed")
+        check_lattice(self, "refine_lattice", least=1)
         check(
             self,
             NOT_NEGATIVE,
-            "max_gpu_gb",
             "budget_seconds",
-            "views_per_step",
             "relocate_every",
+            "holdout_every",
             "reference_frame",
-            "normal_k",
             "sh_full_from_iter",
         )
         check(self, NOT_NEGATIVE, *(f"{name}_weight" for name in _WEIGHTS), "noise", "plateau_rounds", "plateau_gain")
-        check(self, NOT_NEGATIVE, *(f"lr_{name}" for name in _RATES))
+        check(self, RATE, *(f"lr_{name}" for name in _RATES))
         check(self, SHARE, "prune_floating_at", "relocate_until", "robust_from", "lr_decay", "dead_opacity", "clear_views", "coarse_until")
         check(self, Range(0, 0.99), "shell_share")
         check(self, Range(0, 1, above=True), "initial_fill", "relocate_rate", "image_scale", "coarse_scales")
         check(self, Range(0, 3), "sh_degree")
         check(self, POSITIVE, "initial_scale", "initial_flat_ratio")
-        check(self, Range(2), "knn_neighbors")
+        check(self, Range(2, NEAREST), "knn_neighbors")
         if self.initial_fill < 1 and not self.relocate_every:
-            raise ConfigError("initial_fill leaves slots that nothing fills", "turn relocation on, for example --config.relocate-every 100")
-        if self.holdout_every < 0 or self.holdout_every == 1:
-            raise ConfigError(f"holdout_every is {self.holdout_every}", "give 0 (train on all frames) or at least 2")
+            refuse(ConfigError("initial_fill leaves slots that nothing fills", "turn relocation on, such as --config.relocate-every 100"))
+        if self.holdout_every == 1:
+            refuse(ConfigError("holdout_every is 1, no frame would be left", "give 0 (train on all frames) or at least 2"))
         if self.budget_seconds and (self.gpus > 1 or self.views_per_step > 1):
-            raise ConfigError("budget_seconds goes with one view in each step", "leave gpus and views_per_step as they are")
+            refuse(ConfigError("budget_seconds goes with one view in each step", "leave gpus and views_per_step as they are"))
         if not 0 < self.initial_opacity < 1:
-            raise ConfigError(f"initial_opacity is {self.initial_opacity}", "give a value strictly between 0 and 1")
+            refuse(ConfigError(f"initial_opacity is {self.initial_opacity}", "give a value strictly between 0 and 1"))
 
     @property
     def sh_start(self) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from configs.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check
+from configs.ranges import COUNT, LAYERS, NOT_NEGATIVE, POSITIVE, RATE, SAMPLES, SEED, WIDTH, Range, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,12 @@ class InverseDeformationConfig:
     """Make the result again even if it is current."""
 
     def __post_init__(self) -> None:
-        check(self, COUNT, "num_steps", "batch_size", "views_per_step", "view_embed_dim", "n_neurons", "n_hidden_layers")
-        check(self, COUNT, "validation_points")
-        check(self, NOT_NEGATIVE, "cycle_weight", "magnitude_weight", "smoothness_weight", "octaves")
+        check(self, COUNT, "num_steps")
+        check(self, SAMPLES, "batch_size", "validation_points")
+        check(self, WIDTH, "views_per_step", "view_embed_dim", "n_neurons")
+        check(self, LAYERS, "n_hidden_layers")
+        check(self, NOT_NEGATIVE, "cycle_weight", "magnitude_weight", "smoothness_weight")
+        check(self, Range(0, 16), "octaves")
+        check(self, SEED, "seed")
+        check(self, RATE, "lr")
         check(self, POSITIVE, "lr")

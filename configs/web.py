@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.ranges import NOT_NEGATIVE, Range, check
+from configs.ranges import COUNT, NOT_NEGATIVE, Range, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,5 +41,6 @@ class WebConfig:
 
     def __post_init__(self) -> None:
         check(self, Range(1, 65535), "port")
-        check(self, Range(1), "max_upload_mb", "max_queue")
+        check(self, COUNT, "max_upload_mb")
+        check(self, Range(1, 100_000), "max_queue")
         check(self, NOT_NEGATIVE, "min_free_mb")

@@ -50,7 +50,7 @@ def test_all_wrong_numbers_are_named_at_once():
             FrameToModelICPConfig,
             ["--config.root-path", "x", "--config.twists.seed", "-1", "--config.alignment.num-frames", "1000000000000"],
         )
-    assert "seed" in caught.value.message or "num_frames" in caught.value.message
+    assert "seed" in caught.value.message and "num_frames" in caught.value.message
 
 
 @pytest.mark.parametrize(
