@@ -1,7 +1,8 @@
-"""Floaters: splats that lie on no training frame's surface and in front of at least one, by the frames' depth.
+"""Floaters: splats that lie on no training frame's surface and in front of at least one, by the frames' depth; and veils.
 
-They are hidden some steps before the end, so that splats on the surfaces can take over their colours. Dropped after the last step they
-would leave holes (Uni3C clip: 29.8 -> 27.5 dB on held-out frames).
+Both are hidden some steps before the end, so that splats on the surfaces can take over their colours. Floaters that are dropped after
+the last step would leave holes (Uni3C clip: 29.8 -> 27.5 dB on held-out frames). Veils add next to nothing to the frames, so those that
+have come since are dropped then.
 """
 
 from dataclasses import replace
@@ -13,35 +14,34 @@ from torch import Tensor
 from configs.stage3_gs import GSConfig
 from train_gs.data import TrainingData
 from train_gs.population import EMPTY_LOGIT, SplatRows, living
-from train_gs.start.clear_views import in_the_way_between
+from train_gs.veils import veiling
 from utils.deformation.inverse import InverseWarp
 from utils.splatting.checkpoint import TrainedScene
 from utils.splatting.coverage import Coverage, measure_coverage
+from utils.splatting.rasterize.contract import Rasterizer
 from utils.types import CameraSet
 
 
 @torch.no_grad()
-def hide_floating(rows: SplatRows, cameras: CameraSet, data: TrainingData, warp: InverseWarp | None, between: bool) -> int:
+def hide_floating(
+    rows: SplatRows, trained: TrainedScene, data: TrainingData, warp: InverseWarp | None, rasterizer: Rasterizer | None
+) -> int:
     """Sets the opacity of splats that float, or hide the view from between two frames, to that of an empty slot, in place; how many.
 
     Does nothing without depth.
 
     Args:
-        rows: of the splats.
-        cameras: of all frames as they are now.
+        rows: of the splats, in the order of those of `trained`.
+        trained: splats and cameras of all frames as they are now.
         data: depth, and the frames that count.
         warp: inverse deformation of all frames as it is now; None for none.
-        between: also hide what hides the view from between two frames.
+        rasterizer: also hides what hides the view from between two frames, as this draws it; None does not.
     """
     if data.depth is None:
         return 0
-    floating = coverage_of(rows.means, cameras, data, warp).floating
-    if between:
-        views = np.flatnonzero(data.trained)
-        clips = None if data.clips is None else data.clips[views]
-        means = rows.means.detach().cpu().numpy()
-        blocking = in_the_way_between(means, cameras.select(views), data.depth[views], clips)
-        floating |= torch.from_numpy(blocking).to(floating.device)
+    floating = coverage_of(trained.splats.means, trained.cameras, data, warp).floating
+    if rasterizer is not None:
+        floating |= veils_of(trained, data, rasterizer)
     floating &= rows.logit_opacities > EMPTY_LOGIT
     rows.logit_opacities.masked_fill_(floating, EMPTY_LOGIT)
     return int(floating.sum())
@@ -51,6 +51,22 @@ def coverage_of(means: Tensor, cameras: CameraSet, data: TrainingData, warp: Inv
     """Coverage of splats (N, 3) by the frames that are trained on."""
     assert data.depth is not None
     return measure_coverage(means.detach(), cameras, data.depth, np.flatnonzero(data.trained), warp)
+
+
+@torch.no_grad()
+def veils_of(trained: TrainedScene, data: TrainingData, rasterizer: Rasterizer) -> Tensor:
+    """(N,) bool, splats that hide the view from between two frames that are trained on."""
+    assert data.depth is not None
+    views = np.flatnonzero(data.trained)
+    clips = None if data.clips is None else data.clips[views]
+    return veiling(trained.splats, trained.cameras.select(views), data.depth[views], clips, rasterizer, trained.renderer, trained.near)  # type: ignore[arg-type]
+
+
+def without_veils(trained: TrainedScene, data: TrainingData, rasterizer: Rasterizer) -> TrainedScene:
+    """The scene without splats that hide the view from between two frames; as it is where there is no depth."""
+    if data.depth is None:
+        return trained
+    return replace(trained, splats=trained.splats.select(~veils_of(trained, data, rasterizer)))
 
 
 def with_coverage(trained: TrainedScene, data: TrainingData, warp: InverseWarp, config: GSConfig) -> TrainedScene:

@@ -129,7 +129,11 @@ class SharedTrainer(Trainer):
                 dist.all_reduce(measured)
             self._read(measured, own[0])
         self.iteration += 1
+        searched = self.hidden is not None
         self._move_splats()
+        if self.hidden is not None and not searched and self.share.processes > 1:
+            # Sums on a GPU differ in their last bits, and so might what each process hides.
+            dist.broadcast(self.parameters.logit_opacities.data, 0)
         return self._values
 
     def _make_fused(self) -> None:

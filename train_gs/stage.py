@@ -13,7 +13,7 @@ import torch
 
 from configs.stage3_gs import GSConfig
 from train_gs.data import TrainingData
-from train_gs.floaters import with_coverage
+from train_gs.floaters import with_coverage, without_veils
 from train_gs.measure import averages, measure
 from train_gs.memory import Load, within_memory
 from train_gs.population import with_spare_slots
@@ -80,6 +80,8 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     warp = carried_over(trainer.trained_warp(), trained.cameras, trainer.data.sources)
     if trainer.hidden:
         report.note(f"splatting: {trainer.hidden} splats floated, known to no frame, and are gone")
+    if config.clear_views > 0:
+        trained = without_veils(trained, trainer.data, trainer.rasterizer)
     trained = with_coverage(trained, trainer.data, warp, config)
     rows = measure(trained, trainer.data, trainer.rasterizer, warp, turn=config.deform_inverse_rotations)
     summary = {**averages(rows), "splats": len(trained.splats), "iterations": config.num_iters, "backend": backend}

@@ -297,8 +297,9 @@ class Trainer:
         """Relocation of dead splats and noise, when they are due; in place, so recorded steps stay valid."""
         config, rows = self.config, self.parameters.rows()
         if config.prune_floating_at and self.hidden is None and self.progress >= config.prune_floating_at:
-            poses = self.poses.refined(self.data.cameras, self.data.sources)
-            self.hidden = hide_floating(rows, poses, self.data, self.trained_warp() if config.deform else None, config.clear_views > 0)
+            warp = self.trained_warp() if config.deform else None
+            rasterizer = self.rasterizer if config.clear_views > 0 else None
+            self.hidden = hide_floating(rows, self._as_trained(), self.data, warp, rasterizer)
         if config.noise > 0 and rows.means.requires_grad:
             seeded = torch.Generator(self.device).manual_seed(config.seed * 1_000_003 + self.iteration)
             shake(rows, config.noise * self._decay(), seeded)
@@ -434,11 +435,15 @@ class Trainer:
 
     def result(self) -> TrainedScene:
         """The trained scene; for what held-out frames take over from their neighbours see `CorrectionSources`."""
-        splats = self.parameters.complete()
+        trained = self._as_trained()
         if self.config.relocate_every:
-            splats = splats.select(living(splats, self.config.dead_opacity))
+            trained = replace(trained, splats=trained.splats.select(living(trained.splats, self.config.dead_opacity)))
+        return trained
+
+    def _as_trained(self) -> TrainedScene:
+        """All splats, also invisible ones, and the cameras as they are now."""
         return TrainedScene(
-            splats=splats,
+            splats=self.parameters.complete(),
             cameras=self.poses.refined(self.data.cameras, self.data.sources),
             heldout=self.data.heldout,
             renderer=self.config.renderer,

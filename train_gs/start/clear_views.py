@@ -55,7 +55,7 @@ def in_the_way_between(points: Array, cameras: CameraSet, depth: Array, clips: A
     cameras = cameras.resized((depth.shape[1], depth.shape[2]))
     kernel = np.ones((max(3, round(_MOVED * max(depth.shape[1:]))),) * 2, np.uint8)
     least = [cv2.erode(own.astype(np.float32), kernel) for own in depth]
-    steps = _steps(cameras, depth, clips)
+    steps = steps_between(cameras, depth, clips)
 
     def work(there: Tensor) -> Array:
         blocking = np.zeros(len(points), bool)
@@ -79,7 +79,7 @@ def _on_the_device(points: Array, work: Callable[[Tensor], Array]) -> Array:
     return work(places) if device is None else or_on_cpu(lambda: work(places.to(device)), lambda: work(places), "clear views")
 
 
-def _steps(cameras: CameraSet, depth: Array, clips: Array | None) -> Array:
+def steps_between(cameras: CameraSet, depth: Array, clips: Array | None) -> Array:
     """First of each two consecutive frames that are near each other."""
     motion = cameras.w2c[1:] @ cameras.c2w[:-1]
     cosine = (np.trace(motion[:, :3, :3], axis1=1, axis2=2) - 1) / 2

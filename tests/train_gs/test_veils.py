@@ -1,0 +1,74 @@
+"""Splats beside the path that hide the view from between two frames: found by what they contribute, with each kind of splat."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.train_gs.test_clear_views import SIZE, beside_the_path
+from tests.train_gs.test_train_gs import build, make_config
+from train_gs.floaters import veils_of, without_veils
+from train_gs.train import train
+from train_gs.veils import veiling
+from utils.splatting.rasterize.contract import SplatMode, load_rasterizer
+from utils.types import CameraSet, Splats
+
+NUMBA = load_rasterizer("numba", torch.device("cpu"))
+NEAR = 0.02
+
+
+def splats_at(places: list[list[float]], extent: float) -> Splats:
+    count = len(places)
+    return Splats(
+        means=torch.tensor(places),
+        quats=torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1),
+        log_scales=torch.full((count, 3), math.log(extent)),
+        logit_opacities=torch.full((count,), 2.0),
+        sh=torch.zeros(count, 1, 3),
+    )
+
+
+@pytest.mark.parametrize("mode", ["3dgs", "2dgs"])
+def test_what_only_a_view_from_between_shows_veils_it(mode: SplatMode) -> None:
+    cameras, depth, _ = beside_the_path()
+    # Midway and near; on the wall; near, but before the first camera, which shows it.
+    splats = splats_at([[0.0, 0.0, 0.3], [0.0, 0.0, 4.0], [-0.5, 0.0, 0.5]], 0.05)
+    assert veiling(splats, cameras, depth, None, NUMBA, mode, NEAR).tolist() == [True, False, False]
+
+
+def test_a_splat_beside_the_view_counts_by_its_extent() -> None:
+    cameras, depth, _ = beside_the_path()
+    beside = [[0.0, 0.45, 0.3]]  # its centre is outside of every picture
+    assert not veiling(splats_at(beside, 0.01), cameras, depth, None, NUMBA, "3dgs", NEAR).any()
+    assert veiling(splats_at(beside, 0.15), cameras, depth, None, NUMBA, "3dgs", NEAR).all()
+
+
+def test_nothing_veils_between_clips_far_frames_or_from_behind() -> None:
+    cameras, depth, _ = beside_the_path()
+    midway = splats_at([[0.0, 0.0, 0.3]], 0.05)
+    assert not veiling(midway, cameras, depth, np.array([0, 1]), NUMBA, "3dgs", NEAR).any()
+    assert not veiling(splats_at([[0.0, 0.0, -0.3]], 0.05), cameras, depth, None, NUMBA, "3dgs", NEAR).any()
+    c2w = cameras.c2w.copy()
+    c2w[:, 0, 3] *= 6
+    assert not veiling(midway, replace(cameras, c2w=c2w), depth, None, NUMBA, "3dgs", NEAR).any()
+    unknown = CameraSet(c2w=cameras.c2w, K=cameras.K, size=SIZE, frame_ids=cameras.frame_ids)
+    assert not veiling(midway, unknown, np.zeros_like(depth), None, NUMBA, "3dgs", NEAR).any()
+
+
+def test_veils_go_halfway_and_after_the_last_step() -> None:
+    trainer = build(make_config(num_iters=4, prune_floating_at=0.5, clear_views=0.3))
+    cameras, views = trainer.data.cameras, np.flatnonzero(trainer.data.trained)
+    middle = torch.from_numpy((cameras.centers[views[0]] + cameras.centers[views[1]]) / 2).float()
+    ahead = torch.from_numpy(cameras.c2w[views[0], :3, 2]).float()
+    with torch.no_grad():
+        trainer.parameters.means[3] = middle + 2 * trainer._as_trained().near * ahead  # 0.06; the frames are 0.16 apart
+        trainer.parameters.log_scales[3] = math.log(0.01)
+        trainer.parameters.logit_opacities[3] = 3.0
+    assert veils_of(trainer._as_trained(), trainer.data, trainer.rasterizer).nonzero()[:, 0].tolist() == [3]
+    before = without_veils(trainer.result(), trainer.data, trainer.rasterizer)
+    assert len(before.splats) == len(trainer.parameters.means) - 1
+    train(trainer)
+    assert trainer.hidden is not None and trainer.hidden >= 1
+    assert not veils_of(trainer._as_trained(), trainer.data, trainer.rasterizer).any()

@@ -1,0 +1,93 @@
+"""Veils: splats right before the camera on the way from one frame to the next, which neither of the two frames shows.
+
+What stands beside the path is outside the pictures of the frames around it, so training never fades it; a view from between them is
+hidden by it. Splats have an extent, so views are drawn and what each splat contributes to them is compared.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train_gs.start.clear_views import steps_between
+from utils.cameras import se3
+from utils.splatting.rasterize.contract import Rasterizer, SplatMode
+from utils.splatting.view import rigid, view_gaussians
+from utils.types import Array, CameraSet, Splats
+
+# Only splats nearer than this share of the frames' median depth are drawn: nothing before them takes anything from what they contribute.
+_NEAR = 0.35
+# Longest side of the drawn views, in pixels.
+_SIDE = 128
+# Views are at most this share of the median depth apart, up to a number of them in a step.
+_APART, _MOST_VIEWS = 0.02, 8
+# A splat veils that contributes more than this many times what it does to the frames around, and by more than this share of the picture.
+_TIMES, _LEAST = 4.0, 2e-4
+
+
+def veiling(
+    splats: Splats, cameras: CameraSet, depth: Array, clips: Array | None, rasterizer: Rasterizer, mode: SplatMode, near: float
+) -> Tensor:
+    """(N,) bool, splats that hide the view from between two consecutive frames and that neither of the two shows as large.
+
+    Args:
+        splats: in canonical space, on the rasteriser's device.
+        cameras: of F frames in the order of the clip, at any size.
+        depth: (F, h, w) camera z of these frames, 0 where unknown.
+        clips: (F,) clip of each camera: there is nothing between clips. None: all are of one.
+        rasterizer: what draws them.
+        mode: kind of splats.
+        near: nearest depth that is drawn, scene units.
+    """
+    h, w = depth.shape[1:]
+    scale = min(1.0, _SIDE / max(h, w))
+    cameras = cameras.resized((max(1, round(h * scale)), max(1, round(w * scale))))
+    middle = np.array([np.median(own[own > 0]) if (own > 0).any() else 0.0 for own in depth])
+    veiled = torch.zeros(len(splats), dtype=torch.bool, device=splats.means.device)
+    for first in steps_between(cameras, depth, clips):
+        reach = float(min(middle[first], middle[first + 1]))
+        rows = torch.nonzero(_near_segment(splats.means, cameras.centers[first : first + 2], _NEAR * reach))[:, 0]
+        if not len(rows):
+            continue
+        close = splats.select(rows)
+        ends = [_contributions(close, cameras, first, cameras.w2c[i], rasterizer, mode, near) for i in (first, first + 1)]
+        least = _TIMES * torch.maximum(*ends) + _LEAST * cameras.size[0] * cameras.size[1]
+        for w2c in _poses_between(cameras, first, reach):
+            seen = _contributions(close, cameras, first, w2c, rasterizer, mode, near)
+            veiled[rows[(seen > least) & (_depths(close.means, w2c) < _NEAR * reach)]] = True
+    return veiled
+
+
+def _poses_between(cameras: CameraSet, first: int, reach: float) -> list[Array]:
+    """(4, 4) w2c of views between two frames, evenly spaced: exp(share * log(second from first)) after the first frame's."""
+    move = float(np.linalg.norm(cameras.centers[first + 1] - cameras.centers[first]))
+    views = min(_MOST_VIEWS, max(3, int(move / (_APART * reach)))) if reach > 0 else 3
+    twist = se3.log(torch.from_numpy(cameras.w2c[first + 1] @ cameras.c2w[first]))
+    return [se3.exp(share * twist).numpy() @ cameras.w2c[first] for share in np.linspace(0, 1, views + 2)[1:-1]]
+
+
+def _near_segment(points: Tensor, ends: Array, distance: float) -> Tensor:
+    """(N,) bool, points (N, 3) within a distance of the segment between two places (2, 3)."""
+    start, way = torch.from_numpy(ends[0]).to(points), torch.from_numpy(ends[1] - ends[0]).to(points)
+    share = ((points - start) @ way / way.square().sum().clamp(min=1e-12)).clamp(0, 1)
+    return (points - start - share[:, None] * way).norm(dim=-1) < distance
+
+
+def _depths(points: Tensor, w2c: Array) -> Tensor:
+    row = torch.from_numpy(w2c[2]).to(points)
+    return points @ row[:3] + row[3]
+
+
+def _contributions(
+    splats: Splats, cameras: CameraSet, view: int, w2c: Array, rasterizer: Rasterizer, mode: SplatMode, near: float
+) -> Tensor:
+    """(N,) sum over the picture's pixels of each splat's blending weight: the derivative of the summed picture by the splat's colour."""
+    c2w = torch.from_numpy(np.linalg.inv(w2c)).to(splats.means)
+    with torch.no_grad():
+        gaussians = view_gaussians(splats, c2w, rigid(splats, c2w), active_degree=0, turn=False)
+    colors = torch.zeros_like(gaussians.colors, requires_grad=True)
+    with torch.enable_grad():
+        drawn = rasterizer.render(replace(gaussians, colors=colors), torch.from_numpy(cameras.K[view]).to(colors), cameras.size, mode, near)
+        (weights,) = torch.autograd.grad(drawn.rgb[..., 0].sum(), colors)
+    return weights[:, 0]
