@@ -5,7 +5,7 @@ that its median depth is 3 units.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from utils.cameras.projection import invert_rigid
+from utils.device.accelerator import accelerator
 from utils.geometry_backend import ClipFrames, SparseModel
 from utils.sfm.dense_bundle_adjustment import Matches, adjust, join, picked
 from utils.sfm.depth_completion import (
@@ -26,7 +27,8 @@ from utils.sfm.depth_completion import (
     sparse_layer,
 )
 from utils.sfm.depth_filling import edge_couplings, fill_and_smooth, fill_layers, planarity
-from utils.sfm.flow_depth import RayDepth, frame_threads, match_through_depth, triangulate
+from utils.sfm.flow_depth import Measured, RayDepth, frame_threads, match_through_depth, triangulate
+from utils.sfm.flow_depth_batched import BatchedFlowDepth
 from utils.sfm.mapping import (
     Features,
     UnmatchedError,
@@ -212,6 +214,8 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
     rows = range(len(clip.refs))
     reprojected: Sequence[tuple[Array, Array] | None] = [None for _ in rows]
     results: list[_Round] = []
+    device = accelerator()
+    batched = None if device is None else BatchedFlowDepth(clip.grays, clip.keep, device)
     with frame_threads() as pool:
         images = list(pool.map(lambda ref: frames.picture(int(ref)), clip.refs))
         couplings = list(pool.map(edge_couplings, images))
@@ -219,9 +223,10 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
         revisits, revisited = far_matches(clip, neighbours)
         inverse = list(pool.map(lambda row: fill_and_smooth(*sparse_layer(clip, row), couplings[row], _FIRST_STRENGTH)[0], rows))
         for number, strength in enumerate(_STRENGTHS):
+            measuring = _measuring(clip, neighbours, inverse, batched)
             improve = partial(_improve, clip, strength=strength)
             results = []
-            for row, result in enumerate(pool.map(improve, rows, neighbours, inverse, couplings, reprojected)):
+            for row, result in enumerate(pool.map(improve, rows, neighbours, measuring, couplings, reprojected)):
                 results.append(result)
                 report.step(StepReport("depth", number * len(rows) + row, len(_STRENGTHS) * len(rows)))
             inverse = [result.inverse for result in results]
@@ -267,18 +272,37 @@ def _improve(
     clip: PosedClip,
     row: int,
     neighbours: list[int],
-    inverse: Array,
+    measure: Callable[[], Measured],
     couplings: tuple[Array, Array],
     reprojected: tuple[Array, Array] | None,
     *,
     strength: float,
 ) -> _Round:
-    """One round for one ref: match through the current 1/z, triangulate and fill."""
+    """One round for one ref: measure and fill its depth."""
+    known = measure()
+    filled = fill_layers(*observations(clip, row, known.ray, reprojected), couplings, strength)
+    return _Round(filled, known.ray, *_sample_matches(clip, row, neighbours, known))
+
+
+def _measuring(
+    clip: PosedClip, neighbours: list[list[int]], inverse: list[Array], batched: BatchedFlowDepth | None
+) -> Iterator[Callable[[], Measured]]:
+    """For every ref the call that matches it through its current 1/z and triangulates; on a GPU that is done as they are asked for."""
+    if batched is None:
+        yield from (partial(_measure, clip, row, neighbours[row], inverse[row]) for row in range(len(inverse)))
+        return
+    for measured in batched.measure_all(clip, neighbours, inverse, _sampled_pixels(inverse[0].shape)):
+        yield partial(_given, measured)
+
+
+def _given(measured: Measured) -> Measured:
+    return measured
+
+
+def _measure(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> Measured:
     matches, valid = _match(clip, row, neighbours, inverse)
-    ray = triangulate(matches, valid, *relative_poses(clip, row, neighbours), clip.K)
-    filled = fill_layers(*observations(clip, row, ray, reprojected), couplings, strength)
-    sample, start = _sample_matches(clip, row, neighbours, ray, matches, valid)
-    return _Round(filled, ray, sample, start)
+    y, x = _sampled_pixels(inverse.shape)
+    return Measured(triangulate(matches, valid, *relative_poses(clip, row, neighbours), clip.K), matches[:, y, x], valid[:, y, x])
 
 
 def _match(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> tuple[Array, Array]:
@@ -299,22 +323,27 @@ def _match(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> 
     return matches, valid
 
 
-def _sample_matches(clip: PosedClip, row: int, neighbours: list[int], ray: RayDepth, matches: Array, valid: Array) -> tuple[Matches, Array]:
-    """Matches of well measured pixels, one for each cell of a grid, and their inverse depth."""
-    height, width = ray.inverse.shape
+def _sampled_pixels(size: tuple[int, ...]) -> tuple[Array, Array]:
+    """Rows and columns (G,) of the pixels of an image (H, W) that may enter bundle adjustment: one for each cell of a grid."""
+    height, width = size
     step = max(2, round((height * width / _BUNDLE_POINTS) ** 0.5))
-    good = (ray.views >= 3) & (ray.inverse > 0) & (ray.weight > 0)
     y, x = (grid.ravel() for grid in np.mgrid[step // 2 : height : step, step // 2 : width : step])
-    y, x = y[good[y, x]], x[good[y, x]]
-    point, view = np.nonzero(valid[:, y, x].T)
-    host_px = np.column_stack([x + 0.5, y + 0.5])[point]
-    target = np.array(neighbours, np.int64)[view]
+    return y, x
+
+
+def _sample_matches(clip: PosedClip, row: int, neighbours: list[int], measured: Measured) -> tuple[Matches, Array]:
+    """Matches of the well measured ones among the sampled pixels, and their inverse depth."""
+    ray = measured.ray
+    y, x = _sampled_pixels(ray.inverse.shape)
+    good = (ray.views[y, x] >= 3) & (ray.inverse[y, x] > 0) & (ray.weight[y, x] > 0)
+    y, x, there = y[good], x[good], measured.matches[:, good]
+    point, view = np.nonzero(measured.valid[:, good].T)
     sample = Matches(
         host=np.full(len(point), clip.refs[row], np.int64),
-        target=target,
+        target=np.array(neighbours, np.int64)[view],
         point=point.astype(np.int64),
-        host_px=host_px,
-        target_px=matches[view, y[point], x[point]].astype(np.float64),
+        host_px=np.column_stack([x + 0.5, y + 0.5])[point],
+        target_px=there[view, point].astype(np.float64),
     )
     return sample, ray.inverse[y, x]
 

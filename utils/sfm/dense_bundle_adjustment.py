@@ -23,7 +23,7 @@ from utils.cameras import se3
 from utils.runtime import cpu_count
 from utils.types import Array
 
-_CAUCHY_PX = 0.5
+CAUCHY_PX = 0.5
 _STEPS = 12
 # Fixed-point steps that take the lens out of a pixel: to 1e-4 of the bend within |k| = 0.5 and a view of 80 degrees.
 _UNBENDING = 6
@@ -164,6 +164,7 @@ def adjust(
     focal: FocalPrior | None,
     steps: int = _STEPS,
     faults: CameraFaults | None = None,
+    scale_px: float = CAUCHY_PX,
 ) -> Bundle:
     """Levenberg-Marquardt on poses, focal length, the points' inverse depths and, if asked for, lens and shutter.
 
@@ -175,6 +176,7 @@ def adjust(
         focal: prior of the focal length; `None` holds it.
         steps: most steps.
         faults: makes lens and shutter unknowns; `None` is a pinhole camera with a global shutter.
+        scale_px: of the Cauchy loss; larger for poses that are far off.
     """
     frames = np.unique(np.concatenate([matches.host, matches.target]))
     slot = np.full(len(w2c), -1, np.int64)
@@ -184,14 +186,14 @@ def adjust(
     packed = (slot[matches.host], slot[matches.target], matches.point, matches.host_px, matches.target_px, *shifts)
     poses, K, w, distortion = w2c[frames].copy(), K.astype(np.float64).copy(), inverse.astype(np.float64).copy(), np.zeros(2)
     with _solver_threads() as pool:
-        system = _System(packed, len(frames), faults is not None, pool)
+        system = _System(packed, len(frames), faults is not None, scale_px, pool)
         squared = system.squared(poses, K, w, distortion)
-        cost, before = _cost(squared), float(np.sqrt(np.median(squared)))
+        cost, before = _cost(squared, scale_px), float(np.sqrt(np.median(squared)))
         total, damping, at_focal = _objective(cost, K, focal, distortion, faults), 1e-4, 6 * len(poses)
         H, g, points = system.normal_equations(poses, K, w, distortion)
         for _ in range(steps):
             damped, right = H.copy(), -g
-            _add_priors(damped, right, damping, cost, K, distortion, focal, faults)
+            _add_priors(damped, right, damping, scale_px**2 * cost, K, distortion, focal, faults)
             factor, indefinite = torch.linalg.cholesky_ex(torch.from_numpy(damped))
             if indefinite:
                 damping *= 10
@@ -203,7 +205,7 @@ def adjust(
             new_K[[0, 1], [0, 1]] *= np.exp(np.clip(step[at_focal], -0.3, 0.3))
             new_distortion = distortion if faults is None else distortion + step[-2:]
             squared = system.squared(new_poses, new_K, new_w, new_distortion)
-            new_cost = _cost(squared)
+            new_cost = _cost(squared, scale_px)
             new_total = _objective(new_cost, new_K, focal, new_distortion, faults)
             if not new_total < total:
                 damping *= 10
@@ -234,18 +236,18 @@ def _solver_threads() -> Iterator[ThreadPoolExecutor]:
 def _add_priors(
     H: Array, right: Array, damping: float, cost: float, K: Array, distortion: Array, focal: FocalPrior | None, faults: CameraFaults | None
 ) -> None:
-    """Adds damping, what holds the first frame, and the priors to the normal equations H x = right in place."""
+    """Adds damping, what holds the first frame, and the priors to the normal equations H x = right in place; `cost` in squared pixels."""
     diagonal, at_focal = np.diag(H).copy(), len(H) - (1 if faults is None else 3)
     H[np.diag_indices(len(H))] += damping * diagonal + 1e-9 * diagonal.max()
     H[:6, :6] += np.eye(6) * diagonal.max() * 1e3  # the first frame stays: it fixes where the world lies
     if focal is None:
         H[at_focal, at_focal] += 1e12 * diagonal.max()
     else:
-        pull = _CAUCHY_PX**2 * cost / focal.independent / focal.sigma**2
+        pull = cost / focal.independent / focal.sigma**2
         H[at_focal, at_focal] += pull
         right[at_focal] -= pull * np.log(K[0, 0] / focal.center_px)
     if faults is not None:
-        pulls = _CAUCHY_PX**2 * cost / faults.independent / faults.sigmas**2
+        pulls = cost / faults.independent / faults.sigmas**2
         H[[-2, -1], [-2, -1]] += pulls
         right[-2:] -= pulls * distortion
 
@@ -280,12 +282,13 @@ class _System:
         packed: host slot, target slot, point, host pixel, target pixel, host shift and target shift of the M matches.
         frames: number of slots.
         with_faults: whether lens and shutter are unknown.
+        scale_px: of the Cauchy loss.
         pool: the threads.
     """
 
-    def __init__(self, packed: tuple[Array, ...], frames: int, with_faults: bool, pool: ThreadPoolExecutor):
+    def __init__(self, packed: tuple[Array, ...], frames: int, with_faults: bool, scale_px: float, pool: ThreadPoolExecutor):
         self._unknowns = 6 * frames + (3 if with_faults else 1)
-        self._with_faults, self._pool, self._packed = with_faults, pool, packed
+        self._with_faults, self._scale_px, self._pool, self._packed = with_faults, scale_px, pool, packed
         point = packed[2]
         first = np.flatnonzero(np.r_[True, point[1:] != point[:-1]]) if len(point) else np.zeros(0, np.int64)
         parts = int(np.clip(_PARTS_NUMBERS // self._unknowns**2, 1, _PARTS))
@@ -305,7 +308,7 @@ class _System:
 
         def one(part: tuple[Array, ...]) -> tuple[Array, Array, Array]:
             upper, g = np.zeros((n, n)), np.zeros(n)
-            cross = _normal_equations(poses, K, w, distortion, self._with_faults, *part, upper, g, point_H, point_g)
+            cross = _normal_equations(poses, K, w, distortion, self._with_faults, self._scale_px, *part, upper, g, point_H, point_g)
             _eliminate(upper, g, point_H, point_g, cross, *part[:3])
             return upper, g, cross
 
@@ -319,9 +322,9 @@ class _System:
         return upper + upper.T, g, (point_H, point_g, cross, host, target, point)
 
 
-def _cost(squared: Array) -> float:
+def _cost(squared: Array, scale_px: float) -> float:
     """Cauchy cost of squared residuals."""
-    return float(np.log1p(squared / _CAUCHY_PX**2).sum())
+    return float(np.log1p(squared / scale_px**2).sum())
 
 
 @njit(nogil=True, cache=True)
@@ -374,6 +377,7 @@ def _normal_equations(
     w: Array,
     distortion: Array,
     with_faults: bool,
+    scale_px: float,
     host: Array,
     target: Array,
     point: Array,
@@ -428,7 +432,7 @@ def _normal_equations(
             target_bend = 1.0 + k * (u * u + v * v)
             ex = fx * u * target_bend + cx + readout * target_shift[m, 0] - target_px[m, 0]
             ey = fy * v * target_bend + cy + readout * target_shift[m, 1] - target_px[m, 1]
-        scale = 1.0 / (1.0 + (ex * ex + ey * ey) / _CAUCHY_PX**2)
+        scale = 1.0 / (1.0 + (ex * ex + ey * ey) / scale_px**2)
         # columns: host omega, v; target omega, v; log focal[; k; readout]; w last. Each is a change of Y in 3D, projected.
         ray[0], ray[1] = rx, ry
         for i in range(3):

@@ -25,11 +25,11 @@ from utils.runtime import cpu_count
 from utils.types import Array
 
 # Forward-backward consistency of the flow, pixels.
-_CYCLE_PX = 1.0
+CYCLE_PX = 1.0
 # A match may lie this many pixels off its epipolar line: frames of a generated clip disagree by about one.
-_EPIPOLAR_PX = 1.5
-# Inlier gate of a view: its inverse depth lies within this share of the median.
-_INLIER = 0.04
+EPIPOLAR_PX = 1.5
+# Inlier gate of a view: its inverse depth lies within this share of the median, or within so many pixels of flow error.
+INLIER, INLIER_PX = 0.04, 0.7
 # Up to this size flow runs at full resolution, beyond at half.
 _FINE_FLOW_PIXELS = 100_000
 # Weight of smoothness in the flow's variational refinement (OpenCV's presets: 20).
@@ -51,6 +51,21 @@ class RayDepth:
     weight: Array
     views: Array
     far: Array
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What flow tells of one frame.
+
+    Attributes:
+        ray: its depth along the rays.
+        matches: (V, G, 2) float32 pixel coordinates in the V views of the pixels that were asked for.
+        valid: (V, G) bool, which of them hold.
+    """
+
+    ray: RayDepth
+    matches: Array
+    valid: Array
 
 
 @contextmanager
@@ -112,7 +127,7 @@ def match_through_depth(reference: Array, neighbour: Array, inverse: Array, pose
     to_x, to_y = x + forward[..., 0], y + forward[..., 1]
     cycle = cv2.remap(backward, to_x, to_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(1e3, 1e3))
     cycle += forward
-    consistent = (np.abs(cycle[..., 0]) < _CYCLE_PX) & (np.abs(cycle[..., 1]) < _CYCLE_PX)
+    consistent = (np.abs(cycle[..., 0]) < CYCLE_PX) & (np.abs(cycle[..., 1]) < CYCLE_PX)
     match = cv2.remap(start, to_x, to_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     seen = cv2.remap(visible.astype(np.uint8), to_x, to_y, cv2.INTER_NEAREST) > 0
     inside = (match[..., 0] > 0) & (match[..., 0] < width) & (match[..., 1] > 0) & (match[..., 1] < height)
@@ -188,7 +203,7 @@ def _triangulate(matches: Array, valid: Array, rotations: Array, translations: A
                 w = (ax * bx + ay * by) / norm
                 depth_ratio = mz / max(mz + w * t[2], 1e-3)
                 off = abs(ax * by - ay * bx) / np.sqrt(norm) * depth_ratio
-                if off > _EPIPOLAR_PX or mz + w * t[2] < 1e-3:
+                if off > EPIPOLAR_PX or mz + w * t[2] < 1e-3:
                     continue
                 value[num_matches], slope[num_matches] = w, np.sqrt(norm)
                 num_matches += 1
@@ -214,8 +229,7 @@ def _triangulate(matches: Array, valid: Array, rotations: Array, translations: A
                     break
             weighted, total, num_inliers, info = 0.0, 0.0, 0, 0.0
             for i in range(num_matches):
-                # inlier: within a share of the depth, or within a pixel of flow error
-                if abs(value[i] - median) < max(_INLIER * abs(median), 0.7 / slope[i]):
+                if abs(value[i] - median) < max(INLIER * abs(median), INLIER_PX / slope[i]):
                     weighted += weight[i] * value[i]
                     total += weight[i]
                     num_inliers += 1

@@ -1,0 +1,88 @@
+"""Matching and triangulation of the depth rounds in batched torch against the compiled code."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.twins import GPU
+from utils.sfm import backend
+from utils.sfm.flow_depth import RayDepth, project_inverse, triangulate
+from utils.sfm.flow_depth_batched import BatchedFlowDepth
+from utils.sfm.flow_depth_batched import project_inverse as project_batched
+from utils.sfm.flow_depth_batched import triangulate as triangulate_batched
+from utils.sfm.rehearsal import made_clip
+
+
+@pytest.fixture
+def noisy() -> Iterator[tuple[np.ndarray, ...]]:
+    """Matches of true points seen by seven views, with noise, outliers and holes; points at and beyond infinity among them."""
+    rng = np.random.default_rng(5)
+    views, height, width = 7, 24, 40
+    K = np.array([[50.0, 0, 20], [0, 52.0, 12], [0, 0, 1]])
+    inverse = rng.uniform(-0.01, 0.6, (height, width)).astype(np.float32)
+    translations = np.column_stack([np.linspace(-0.5, 0.5, views), rng.normal(0, 0.1, (views, 2))])
+    rotations = np.tile(np.eye(3), (views, 1, 1))
+    y, x = np.mgrid[:height, :width] + 0.5
+    rays = np.stack([(x - 20) / 50, (y - 12) / 52, np.ones_like(x)], -1)
+    q = rays[None] + inverse[None, ..., None] * translations[:, None, None]
+    matches = (q[..., :2] / q[..., 2:] * [50, 52] + [20, 12] + rng.normal(0, 0.2, (views, height, width, 2))).astype(np.float32)
+    matches[rng.random(matches.shape[:3]) < 0.1] += 9
+    valid = rng.random((views, height, width)) > 0.3
+    valid[:, 3, 4] = False
+    yield matches, valid, rotations, translations, K
+
+
+def test_triangulation_is_that_of_the_compiled_code(noisy: tuple[np.ndarray, ...]) -> None:
+    matches, valid, rotations, translations, K = noisy
+    expected = triangulate(*noisy)
+    found = RayDepth(
+        *(
+            part.cpu().numpy()
+            for part in triangulate_batched(torch.from_numpy(matches).to(GPU), torch.from_numpy(valid).to(GPU), rotations, translations, K)
+        )
+    )
+    same = found.views == expected.views  # rounding may put a match on the other side of a gate
+    assert same.mean() > 0.99 and found.views.max() > 5 and found.views[3, 4] == 0
+    np.testing.assert_allclose(found.inverse[same], expected.inverse[same], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found.weight[same], expected.weight[same], rtol=1e-2, atol=1e-4)
+    assert (found.far == expected.far)[same].mean() > 0.99 and 0 < found.far.sum() < found.far.size
+
+
+def test_projection_is_that_of_the_compiled_code() -> None:
+    rng = np.random.default_rng(2)
+    inverse = rng.uniform(0, 2, (20, 30)).astype(np.float32)
+    K = np.array([[25.0, 0, 15], [0, 25.0, 10], [0, 0, 1]])
+    rotation, translation = np.linalg.qr(np.eye(3) + rng.normal(0, 0.2, (3, 3)))[0], np.array([0.3, -0.2, -0.8])
+    expected, seen = project_inverse(inverse, rotation, translation, K)
+    pixel, visible = project_batched(*(torch.from_numpy(a[None].astype(np.float32)).to(GPU) for a in (inverse, rotation, translation)), K)
+    np.testing.assert_array_equal(visible[0].cpu().numpy(), seen)
+    assert 0 < seen.sum() < seen.size
+    np.testing.assert_allclose(pixel[0].cpu().numpy()[seen], expected[seen], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_clip_is_measured_as_by_the_compiled_code(masked: bool) -> None:
+    clip, _ = made_clip()
+    keep = None
+    if masked:
+        keep = np.ones(clip.grays.shape, bool)
+        keep[:, :, 20:30] = False
+    neighbours = [[k for k in range(5) if k != row] for row in range(5)]
+    inverse = [np.full(clip.grays.shape[1:], 1 / 3.2, np.float32)] * 5
+    at = backend._sampled_pixels(clip.grays.shape[1:])
+    clip = replace(clip, keep=keep)
+    found = list(BatchedFlowDepth(clip.grays, keep, GPU).measure_all(clip, neighbours, inverse, at))
+    for row, measured in enumerate(found):
+        expected = backend._measure(clip, row, neighbours[row], inverse[row])
+        both = (measured.ray.views >= 3) & (expected.ray.views >= 3)
+        assert both.mean() > 0.5 and measured.ray.inverse.dtype == np.float32
+        assert abs(np.median(measured.ray.inverse[both]) * 3 - 1) < 0.01
+        assert (measured.ray.views > 0).mean() > 0.95 * (expected.ray.views > 0).mean()
+        held = measured.valid & expected.valid
+        assert held.mean() > 0.4
+        assert np.median(np.abs(measured.matches - expected.matches)[held]) < 0.1
+        if keep is not None:
+            assert not measured.ray.views[:, 20:30].any()
