@@ -16,7 +16,7 @@ _WAITING_PER_THREAD = 2
 class Behind(Generic[Result]):
     """Runs jobs on as many threads as torch has, or as many as are given; a context manager that ends when they have ended.
 
-    One thread does the jobs in their order.
+    One thread does the jobs in their order. `waiting` of them, by default two per thread, may wait; more are not taken until one is done.
 
     Attributes:
         results: what the jobs returned, in the order in which they were given; complete after the end.
@@ -25,16 +25,17 @@ class Behind(Generic[Result]):
         Exception: the first error of a job, at a later job or at the end.
     """
 
-    def __init__(self, threads: int = 0) -> None:
+    def __init__(self, threads: int = 0, waiting: int = 0) -> None:
         self.results: list[Result] = []
         self._threads = threads or num_threads()
+        self._most_waiting = waiting or _WAITING_PER_THREAD * self._threads
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="evaluation")
         self._waiting: deque[Future[Result]] = deque()
 
     def do(self, work: Callable[[], Result]) -> None:
         """Starts a job as soon as a thread is free; waits while too many are waiting."""
         self._waiting.append(self._pool.submit(work))
-        while len(self._waiting) > _WAITING_PER_THREAD * self._threads or (self._waiting and self._waiting[0].done()):
+        while len(self._waiting) > self._most_waiting or (self._waiting and self._waiting[0].done()):
             self.results.append(self._waiting.popleft().result())
 
     def end(self) -> list[Result]:

@@ -1,9 +1,11 @@
 """The world from beside the path: renders a given angle off the clip's cameras, where no frame says what should be seen."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
+from eval_gs.behind import Behind
 from eval_gs.known import known_shares
 from eval_gs.metrics import pair_consistency, sharpness
 from eval_gs.paths import look_at
@@ -25,7 +27,11 @@ def off_path(view: SplatView, degrees: float) -> dict[str, float]:
     trained = view.trained
     cameras = trained.cameras.select(np.flatnonzero(trained.trained))
     chosen = np.unique(np.linspace(0, len(cameras) - 1, min(_CAMERAS, len(cameras))).round().astype(int))
-    rows = [_beside(view, cameras, i, side * degrees) for i in chosen for side in (-1.0, 1.0)]
+    with Behind[dict[str, float]]() as comparing:
+        for i in chosen:
+            for side in (-1.0, 1.0):
+                comparing.do(_beside(view, cameras, i, side * degrees))
+    rows = comparing.results
     metrics = {"degrees": float(degrees)}
     for key in rows[0]:
         values = np.array([row[key] for row in rows])
@@ -34,8 +40,8 @@ def off_path(view: SplatView, degrees: float) -> dict[str, float]:
     return metrics
 
 
-def _beside(view: SplatView, cameras: CameraSet, i: int, degrees: float) -> dict[str, float]:
-    """One camera, turned to one side."""
+def _beside(view: SplatView, cameras: CameraSet, i: int, degrees: float) -> Callable[[], dict[str, float]]:
+    """One camera, turned to one side: rendered now, compared when called."""
     own = view.render(cameras.c2w[i], cameras.K[i], cameras.size)
     depth = depth_image(own)
     distance = float(np.median(depth[depth > 0])) if (depth > 0).any() else view.median_depth
@@ -44,15 +50,21 @@ def _beside(view: SplatView, cameras: CameraSet, i: int, degrees: float) -> dict
     outputs = [view.render(pose, cameras.K[i], cameras.size) for pose in poses]
     images, depths = [rgb_image(o) for o in outputs], [depth_image(o) for o in outputs]
     between = np.linalg.inv(poses[1]) @ poses[0]
-    pair = pair_consistency((images[0], images[1]), (depths[0], depths[1]), between, (cameras.K[i], cameras.K[i]))
     there = replace(cameras.select([i]), c2w=poses[0][None])
-    return {
-        "known": float(known_shares(view, there)[0]),
-        "opaque": float((outputs[0].alpha > 0.5).float().mean()),
-        "reprojection_px": pair.reprojection_px,
-        "flow_photometric": pair.flow_photometric,
-        "sharpness": sharpness(images[0]) / max(sharpness(rgb_image(own)), 1e-9),
-    }
+    known, opaque = float(known_shares(view, there)[0]), float((outputs[0].alpha > 0.5).float().mean())
+    straight = rgb_image(own)
+
+    def compare() -> dict[str, float]:
+        pair = pair_consistency((images[0], images[1]), (depths[0], depths[1]), between, (cameras.K[i], cameras.K[i]))
+        return {
+            "known": known,
+            "opaque": opaque,
+            "reprojection_px": pair.reprojection_px,
+            "flow_photometric": pair.flow_photometric,
+            "sharpness": sharpness(images[0]) / max(sharpness(straight), 1e-9),
+        }
+
+    return compare
 
 
 def turned_about(pose: Array, distance: float, degrees: float) -> Array:

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from utils.types import Array, CameraSet, Reporter, StepReport
 
 # Measuring more pairs than this along one path takes longer than it tells.
 _MAX_PAIRS = 40
+_WAITING_PICTURES = 24
+"""Pictures of a film that may wait for its encoder: 70 MB at 720 lines."""
 # Small films go into a page as they are, so they must stay below a few megabytes.
 _PREVIEW_WIDTH, _WIDE_PREVIEW_WIDTH, _PREVIEW_QUALITY = 640, 960, 27
 
@@ -42,73 +45,72 @@ class FilmOptions:
     measure: bool
 
 
-def film(
-    view: SplatView, cameras: CameraSet, folder: Path, name: str, options: FilmOptions, report: Reporter, small: Path | None = None
-) -> dict[str, float]:
-    """Renders a path into `<folder>/frames_<name>/frame_%05d.png`, at the size of its cameras, and `<folder>/render_<name>.mp4`.
+class Filming:
+    """Films of a world: each is encoded on a thread of its own while the next ones are rendered; a context manager that ends with them.
 
     Args:
         view: the world.
-        cameras: the path.
-        folder: where the results go.
-        name: of the path.
-        options: how it is filmed.
+        folder: where the films go.
         report: told about every view.
-        small: also write a small film here, for a page.
-
-    Returns:
-        Medians over neighbouring renders (see `PairConsistency`); empty if not measured.
     """
-    words = f"render {name.replace('_', ' ')}"
-    pairs = _stills(view, cameras, folder / f"frames_{name}", words, options, report)
-    if options.save_video and len(cameras):
-        write_film(folder / f"render_{name}.mp4", _views(view, cameras.resized(options.size), options), options.fps, report, words, small)
-    return median_consistency(pairs)
 
+    def __init__(self, view: SplatView, folder: Path, report: Reporter):
+        self._view, self._folder, self._report = view, folder, report
+        self._comparing: dict[str, Behind[PairConsistency]] = {}
+        self._stack = ExitStack()
 
-def _views(view: SplatView, cameras: CameraSet, options: FilmOptions) -> tuple[int, Iterator[Array]]:
-    """How many pictures a film has, and the pictures one by one, so that memory does not grow with the path."""
-    views = (view.render(cameras.c2w[i], cameras.K[i], cameras.size) for i in range(len(cameras)))
-    return len(cameras), (rgb_image(output, options.white) for output in views)
+    def path(self, cameras: CameraSet, name: str, options: FilmOptions, small: Path | None = None) -> None:
+        """Renders a path into `<folder>/frames_<name>/frame_%05d.png`, at the size of its cameras, and `<folder>/render_<name>.mp4`.
 
+        Args:
+            cameras: the path.
+            name: of the path.
+            options: how it is filmed.
+            small: also write a small film here, for a page.
+        """
+        words = f"render {name.replace('_', ' ')}"
+        self._stills(cameras, name, words, options)
+        if options.save_video and len(cameras):
+            pictures = _views(self._view, cameras.resized(options.size), options)
+            self.film(self._folder / f"render_{name}.mp4", pictures, options.fps, words, small)
 
-def write_film(path: Path, film: tuple[int, Iterator[Array]], fps: float, report: Reporter, words: str, small: Path | None = None) -> None:
-    """Encodes pictures while the next ones are made, each film on a thread of its own.
+    def film(self, path: Path, film: tuple[int, Iterator[Array]], fps: float, words: str, small: Path | None = None) -> None:
+        """Renders the pictures of a film and leaves them to be encoded.
 
-    Args:
-        path: of the film.
-        film: number of pictures, and (h, w, 3) uint8 pictures.
-        fps: frames per second.
-        report: told about every picture.
-        words: what is reported.
-        small: a second film of the same, at most 640 pixels wide (960 for pictures wider than 16:9), for a page.
-    """
-    count, images = film
-    with ExitStack() as stack:
-        films = [(stack.enter_context(Mp4Writer(path, fps, speed="veryfast")), False)]
-        films += [] if small is None else [(stack.enter_context(Mp4Writer(small, fps, quality=_PREVIEW_QUALITY)), True)]
-        encoding = [(writer, stack.enter_context(Behind[None](threads=1)), preview) for writer, preview in films]
+        Args:
+            path: of the film.
+            film: number of pictures, and (h, w, 3) uint8 pictures.
+            fps: frames per second.
+            words: what is reported.
+            small: a second film of the same, at most 640 pixels wide (960 for pictures wider than 16:9), for a page.
+        """
+        count, images = film
+        reels = [self._stack.enter_context(_Reel(Mp4Writer(path, fps, speed="veryfast"), preview=False))]
+        if small is not None:
+            reels.append(self._stack.enter_context(_Reel(Mp4Writer(small, fps, quality=_PREVIEW_QUALITY), preview=True)))
         for i, image in enumerate(images):
-            for writer, thread, preview in encoding:
-                thread.do(partial(_encode, writer, image, preview))
-            report.step(StepReport(stage=words, step=i, total=count))
+            for reel in reels:
+                reel.add(image)
+            self._report.step(StepReport(stage=words, step=i, total=count))
+        for reel in reels:
+            reel.end()
 
+    def consistency(self) -> dict[str, dict[str, float]]:
+        """Medians over neighbouring renders (see `PairConsistency`) of each path that was measured; waits for them."""
+        return {name: medians for name, pairs in self._comparing.items() if (medians := median_consistency(pairs.end()))}
 
-def _encode(film: Mp4Writer, image: Array, preview: bool) -> None:
-    width = _PREVIEW_WIDTH if image.shape[1] < 2 * image.shape[0] else _WIDE_PREVIEW_WIDTH
-    film.add(pictures.fit_width(image, width) if preview else image)
-
-
-def _stills(view: SplatView, cameras: CameraSet, folder: Path, words: str, options: FilmOptions, report: Reporter) -> list[PairConsistency]:
-    """Writes the PNGs of a path, compares neighbouring views, and skips views that are needed for neither."""
-    measured = _measured_positions(len(cameras)) if options.measure else set()
-    wanted = set(range(len(cameras))) if options.save_images else measured | {i - 1 for i in measured}
-    if options.save_images:
-        folder.mkdir(parents=True, exist_ok=True)
-    previous: tuple[Array, Array] | None = None
-    with Behind[None]() as writing, Behind[PairConsistency]() as comparing:
+    def _stills(self, cameras: CameraSet, name: str, words: str, options: FilmOptions) -> None:
+        """Writes the PNGs of a path, compares neighbouring views, and skips views that are needed for neither."""
+        measured = _measured_positions(len(cameras)) if options.measure else set()
+        wanted = set(range(len(cameras))) if options.save_images else measured | {i - 1 for i in measured}
+        folder = self._folder / f"frames_{name}"
+        if options.save_images:
+            folder.mkdir(parents=True, exist_ok=True)
+        writing = self._stack.enter_context(Behind[None]())
+        comparing = self._comparing[name] = self._stack.enter_context(Behind[PairConsistency]())
+        previous: tuple[Array, Array] | None = None
         for i in sorted(wanted):
-            output = view.render(cameras.c2w[i], cameras.K[i], cameras.size)
+            output = self._view.render(cameras.c2w[i], cameras.K[i], cameras.size)
             image, depth = rgb_image(output), depth_image(output)
             if i in measured and previous is not None:
                 b_from_a = np.linalg.inv(cameras.c2w[i]) @ cameras.c2w[i - 1]
@@ -118,8 +120,53 @@ def _stills(view: SplatView, cameras: CameraSet, folder: Path, words: str, optio
             if options.save_images:
                 shown = rgb_image(output, white=True) if options.white else image
                 writing.do(partial(write_image, folder / f"frame_{i:05d}.png", shown))
-            report.step(StepReport(stage=words, step=i, total=len(cameras)))
-    return comparing.results
+            self._report.step(StepReport(stage=words, step=i, total=len(cameras)))
+
+    def __enter__(self) -> "Filming":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+
+class _Reel:
+    """A film that is encoded on a thread of its own; a context manager, at whose end the film is whole."""
+
+    def __init__(self, writer: Mp4Writer, preview: bool):
+        self._writer, self._preview, self._ended = writer, preview, False
+        self._thread = Behind[None](threads=1, waiting=_WAITING_PICTURES)
+
+    def add(self, image: Array) -> None:
+        """The next picture."""
+        self._thread.do(partial(_encode, self._writer, image, self._preview))
+
+    def end(self) -> None:
+        """No picture follows: the file is closed as soon as the last one is encoded."""
+        self._ended = True
+        self._thread.do(partial(self._writer.__exit__, None, None, None))
+
+    def __enter__(self) -> "_Reel":
+        self._writer.__enter__()
+        self._thread.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self._thread.__exit__(kind, error, trace)
+        finally:
+            if not self._ended:
+                self._writer.__exit__(kind, error, trace)
+
+
+def _views(view: SplatView, cameras: CameraSet, options: FilmOptions) -> tuple[int, Iterator[Array]]:
+    """How many pictures a film has, and the pictures one by one, so that memory does not grow with the path."""
+    views = (view.render(cameras.c2w[i], cameras.K[i], cameras.size) for i in range(len(cameras)))
+    return len(cameras), (rgb_image(output, options.white) for output in views)
+
+
+def _encode(film: Mp4Writer, image: Array, preview: bool) -> None:
+    width = _PREVIEW_WIDTH if image.shape[1] < 2 * image.shape[0] else _WIDE_PREVIEW_WIDTH
+    film.add(pictures.fit_width(image, width) if preview else image)
 
 
 def _measured_positions(count: int) -> set[int]:

@@ -17,7 +17,7 @@ from eval_gs.measure import FrameScore, lpips_or_reason, score_frame, summarize
 from eval_gs.novel_views import as_trained, novel_scores, point_pairs, source_positions
 from eval_gs.off_path import off_path
 from eval_gs.paths import clip_path, make_path
-from eval_gs.render import FilmOptions, film, write_film
+from eval_gs.render import Filming, FilmOptions
 from utils.deformation.artifact import INVERSE_SCHEMA, trained_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.device.accelerator import cap_accelerator, or_on_cpu
@@ -133,25 +133,23 @@ def _evaluate(
     ):
         if config.metrics:
             aside.do(functools.partial(_multi_layer, subject))
-        consistency = {}
         shown = folder / "report_pictures"
         shown.mkdir()
-        for name, cameras in _paths(config, subject, report).items():
-            timed = replace(options, size=_size(name, options.size, config, subject), fps=_fps(name, clip, config.fps))
-            small = shown / "fly_through.mp4" if name == "gs_video" else None
-            consistency[name] = film(subject.view, cameras, folder, name, timed, report, small)
-            save_trajectory(folder / f"{name}_transforms.json", cameras)
-        if config.save_video and config.render_side_by_side:
-            _film_beside(config, subject, clip, folder, report)
-        if config.metrics:
-            consistency = {name: values for name, values in consistency.items() if values}
-            layers = aside.end()[0]
-            more = {"multi_layer": layers, "exports": checked_exports(checkpoint, subject.view), "consistency": consistency}
-            _measure(config, subject, folder, more, started, report)
-        _picture_rows(subject, shown, config.white_background)
-        if subject.view.trained.coverage is not None:
-            write_image(shown / "coverage_from_above.jpg", coverage_plan(subject.view.trained))
-        artifacts.write_json(folder / "eval_config.json", config)
+        with Filming(subject.view, folder, report) as filming:
+            for name, cameras in _paths(config, subject, report).items():
+                timed = replace(options, size=_size(name, options.size, config, subject), fps=_fps(name, clip, config.fps))
+                filming.path(cameras, name, timed, shown / "fly_through.mp4" if name == "gs_video" else None)
+                save_trajectory(folder / f"{name}_transforms.json", cameras)
+            if config.save_video and config.render_side_by_side:
+                _film_beside(config, subject, clip, folder, filming)
+            if config.metrics:
+                exports = checked_exports(checkpoint, subject.view)
+                more = {"exports": exports, "consistency": filming.consistency(), "multi_layer": aside.end()[0]}
+                _measure(config, subject, folder, more, started, report)
+            _picture_rows(subject, shown, config.white_background)
+            if subject.view.trained.coverage is not None:
+                write_image(shown / "coverage_from_above.jpg", coverage_plan(subject.view.trained))
+            artifacts.write_json(folder / "eval_config.json", config)
         write_manifest(
             folder, schema=EVALUATION_SCHEMA, config=config, inputs=inputs, backends=backends, seconds=time.perf_counter() - started
         )
@@ -164,7 +162,7 @@ def _fps(name: str, clip: Clip, otherwise: float) -> float:
     return clip.fps or otherwise if name == "clip_poses" else otherwise
 
 
-def _film_beside(config: EvalConfig, subject: _Subject, clip: Clip, folder: Path, report: Reporter) -> None:
+def _film_beside(config: EvalConfig, subject: _Subject, clip: Clip, folder: Path, filming: Filming) -> None:
     """The film with clip and world side by side, and a small one for the report."""
     trained = subject.view.trained.cameras
     cameras_json = SceneLayout(config.root_path).clip_cameras / "transforms.json"
@@ -172,7 +170,7 @@ def _film_beside(config: EvalConfig, subject: _Subject, clip: Clip, folder: Path
     both = beside(config.root_path, clip, cameras, trained, subject.images)
     film = len(both.cameras), both.pictures(subject.view)
     small = folder / "report_pictures" / "clip_and_world.mp4"
-    write_film(folder / "render_clip_and_world.mp4", film, both.fps, report, "render clip and world", small)
+    filming.film(folder / "render_clip_and_world.mp4", film, both.fps, "render clip and world", small)
 
 
 def _size(name: str, size: tuple[int, int], config: EvalConfig, subject: _Subject) -> tuple[int, int]:

@@ -248,6 +248,8 @@ def decode(path: Path) -> Iterator[Array]:
 def pad_to_even(image: Array) -> Array:
     """`image` with the last row or column repeated where a side is odd: 4:2:0 video needs even sides."""
     height, width = image.shape[:2]
+    if height % 2 == 0 and width % 2 == 0:
+        return image
     return np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
