@@ -48,8 +48,11 @@ class PreprocessConfig:
     backend: str = "auto"
     """Who estimates cameras and depth: `sfm` (no weights, any CPU), `da3` (learned), `import` (cameras from files), or `auto`."""
     cameras: Path | None = None
-    """Cameras found by another program: a COLMAP model or nerfstudio's transforms.json (with its depth, if any). They replace estimated
-    ones; images are matched by file name."""
+    """Cameras found by another program: a COLMAP model, nerfstudio's transforms.json or an npz (with its depth, if any). They replace
+    estimated ones; images are matched by file name."""
+    pose_priors: Path | None = None
+    """Cameras that the clip's video model was given (SEVA, GEN3C, Lyra, Voyager: JSON, npz or text), one for each frame: they stay where
+    the frames' matches agree, and the other frames are placed among them."""
     masks: Path | None = None
     """Folder of images named like the frames (or one for all): white pixels are used, black ones ignored by every stage."""
     lens: str = "none"
@@ -83,11 +86,13 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         if bool(self.input_video) == (self.frames_dir is not None):
             refuse(ConfigError("give either a clip or a folder of frames", "pass --input_video CLIP or --frames_dir FOLDER"))
-        if self.cameras is not None and self.backend not in ("auto", "import"):
+        if self.cameras is not None and self.pose_priors is not None:
+            refuse(ConfigError("both cameras and pose_priors are given", "give cameras that hold, or those that only may, not both"))
+        if self.given_cameras is not None and self.backend not in ("auto", "import"):
             refuse(ConfigError(f"cameras are given, but the backend {self.backend} estimates its own", "leave backend at auto"))
-        if self.backend == "import" and self.cameras is None:
+        if self.backend == "import" and self.given_cameras is None:
             refuse(ConfigError("the backend import needs cameras", "pass --cameras with a COLMAP model or a transforms.json"))
-        if self.cameras is not None and self.lens != "none":
+        if self.given_cameras is not None and self.lens != "none":
             refuse(ConfigError("a lens is given, but cameras from files hold for the frames as they are", "leave lens at none"))
         if self.max_frames < 2:
             refuse(ConfigError(f"max_frames is {self.max_frames}", "at least 2 frames are needed, 24 or more are sensible"))
@@ -100,6 +105,11 @@ class PreprocessConfig:
         check(self, Range(high=SIDE), "process_res")
         if self.image_ext not in IMAGE_EXTENSIONS:
             refuse(ConfigError(f"image_ext '{self.image_ext}' is unknown", f"choose one of: {', '.join(IMAGE_EXTENSIONS)}"))
+
+    @property
+    def given_cameras(self) -> Path | None:
+        """Where cameras from elsewhere are, to be taken as they are or as priors; None if there are none."""
+        return self.cameras or self.pose_priors
 
     @property
     def root(self) -> Path:

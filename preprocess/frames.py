@@ -77,6 +77,9 @@ def _read(config: PreprocessConfig, source: Source, choice: Choice) -> ClipFrame
         size=working,
         names=tuple(source.names[i] for i in choice.read),
         clips=np.repeat(np.arange(len(source.totals)), source.totals)[choice.read],
+        numbers=np.array(source.numbers, np.int64)[choice.read],
+        total=source.total,
+        counted=source.counted,
     )
 
 

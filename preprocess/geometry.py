@@ -21,7 +21,7 @@ def resolve_backend(config: PreprocessConfig) -> str:
     name = config.backend
     if name == "auto":
         learned = cuda_device_present() and accelerator() is not None and ready(config.model_name, config.commercial_safe)
-        name = "import" if config.cameras else "da3" if learned else "sfm"
+        name = "import" if config.given_cameras else "da3" if learned else "sfm"
     GEOMETRY.load(name)
     return name
 
@@ -49,13 +49,13 @@ def make_backend(name: str, config: PreprocessConfig) -> GeometryBackend:
     if name == "da3":
         options |= {"model_name": config.model_name, "commercial_safe": config.commercial_safe}
     if name == "import":
-        options["source"] = config.cameras
+        options |= {"source": config.given_cameras, "prior": config.cameras is None}
     return GEOMETRY.load(name)(**options)
 
 
 def settings_of(config: PreprocessConfig, backend: str) -> dict[str, object]:
     """What determines the result; paths enter through the inputs' fingerprint."""
     plain = dataclasses.asdict(config)
-    for name in ("input_video", "frames_dir", "cameras", "masks", "scene_root", "overwrite"):
+    for name in ("input_video", "frames_dir", "cameras", "pose_priors", "masks", "scene_root", "overwrite"):
         del plain[name]
     return plain | {"backend": backend}

@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.preprocess import PreprocessConfig
 from utils.errors import InputError
-from utils.imports.cameras import files_of_cameras
+from utils.imports.cameras import files_of_cameras, read_cameras
 from utils.runtime import cpu_count, in_threads
 from utils.scene.clip.borders import Crop
 from utils.scene.clip.extract import all_fit, require_room, write_frames
@@ -21,7 +21,7 @@ from utils.scene.frame_selection import between, choose_uniform, prefer_sharp, s
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import content_hash, fingerprints
 from utils.scene.masks import mask_files
-from utils.scene.media import exists, list_clips, read_image, read_opacity, write_image
+from utils.scene.media import exists, list_clips, read_image, read_opacity, stored_on_its_side, write_image
 from utils.types import Array, Reporter
 
 # Frames read at a time while a folder is looked at.
@@ -38,6 +38,7 @@ class Clip:
         plan: what is used of it.
         files: its frames, if it is a folder.
         names: what its frames are called, if it is a folder.
+        upright: its pictures are turned as their EXIF says.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Clip:
     plan: ClipPlan
     files: tuple[Path, ...] = ()
     names: tuple[str, ...] = ()
+    upright: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,9 @@ class Source:
         crop: what was cut off them, so that masks made for whole frames still fit.
         whole: (h, w) of the frames before that.
         findings: what was found in the input.
+        numbers: of every frame in the input, from 0, whatever was left out.
+        total: frames of the input.
+        counted: it is made of clips: the names are their frames' numbers.
     """
 
     frames: list[Path]
@@ -72,6 +77,9 @@ class Source:
     crop: Crop = field(default_factory=Crop)
     whole: tuple[int, int] = (0, 0)
     findings: tuple[Finding, ...] = ()
+    numbers: tuple[int, ...] = ()
+    total: int = 0
+    counted: bool = False
 
     def place(self, position: int) -> Path:
         """Where a frame will lie."""
@@ -103,12 +111,12 @@ def input_ids(config: PreprocessConfig) -> dict[str, str]:
         ids = {"source": content_hash("clips", _contents(list_clips(config.input_video)))}
     else:
         ids = {"source": _named(frame_folder(_folder(config)).frames, _folder(config))}
-    for name, given in (("cameras", config.cameras), ("masks", config.masks)):
+    for name, given in (("cameras", config.cameras), ("pose_priors", config.pose_priors), ("masks", config.masks)):
         if given is None:
             continue
         if not exists(given):
             raise InputError(f"{given} does not exist", f"check the path given to --{name}")
-        if name == "cameras":
+        if name != "masks":
             ids[name] = _named(files_of_cameras(given), given)
         else:
             ids[name] = _named(mask_files(given), given)
@@ -162,8 +170,8 @@ class Input:
 
     @property
     def writes(self) -> bool:
-        """Frames or masks are written: those of a folder stay where they lie, unless something has to be cut off them."""
-        return not self.clips[0].files or bool(self.crop) or self.transparent
+        """Frames or masks are written: those of a folder stay where they lie, unless something is cut off them or their EXIF not heeded."""
+        return not self.clips[0].files or bool(self.crop) or self.transparent or not self.clips[0].upright
 
 
 def look_at(config: PreprocessConfig, report: Reporter) -> Input:
@@ -205,7 +213,7 @@ def frames_on_disk(
 def _looked_at(config: PreprocessConfig, report: Reporter) -> list[Clip]:
     """Surveys and plans of all clips, or of all cameras of a folder."""
     # Given cameras hold for whole frames, and a data set's frames need not follow each other.
-    as_is = config.as_is or config.cameras is not None
+    as_is = config.as_is or config.given_cameras is not None
     if config.input_video:
         paths = list_clips(config.input_video)
         surveys = [survey_clip(path, sharp=config.prefer_sharp) for path in paths]
@@ -216,23 +224,47 @@ def _looked_at(config: PreprocessConfig, report: Reporter) -> list[Clip]:
     _require_two(len(folder.frames), str(folder.root))
     for skipped in folder.skipped:
         report.note(f"frames: {skipped}")
+    upright = config.given_cameras is None or _cameras_are_upright(folder, config.given_cameras, report)
     clips, first = [], 0
     for total in folder.totals:
         files = folder.frames[first : first + total]
-        survey = _folder_survey(folder, files, config.prefer_sharp)
+        survey = _folder_survey(folder, files, config.prefer_sharp, upright=upright)
         plan = plan_clip(survey, as_is=as_is)
-        clips.append(Clip(path=folder.root, survey=survey, plan=plan, files=tuple(files), names=tuple(folder.names[first : first + total])))
+        names = tuple(folder.names[first : first + total])
+        clips.append(Clip(path=folder.root, survey=survey, plan=plan, files=tuple(files), names=names, upright=upright))
         first += total
     return clips
 
 
-def _folder_survey(folder: FrameFolder, files: list[Path], sharp: bool) -> Survey:
+def _cameras_are_upright(folder: FrameFolder, given: Path, report: Reporter) -> bool:
+    """Whether given cameras are those of the pictures as their EXIF turns them, and not as they are stored (COLMAP does not heed it).
+
+    Told by the pictures that EXIF lays on their side: their two sizes differ, and the cameras' is one of them.
+    """
+    turned = [row for row, path in enumerate(folder.frames) if stored_on_its_side(path)]
+    if not turned:
+        return True
+    height, width = read_image(folder.frames[turned[0]]).shape[:2]
+    cameras = read_cameras(given, (height, width))
+    row = int(cameras.rows(folder.names)[turned[0]])
+    if row < 0:
+        return True
+    aspect = float(np.log(cameras.sizes[row, 1] / cameras.sizes[row, 0]))
+    if abs(aspect - np.log(width / height)) <= abs(aspect - np.log(height / width)):
+        return True
+    report.note(f"frames: cameras are those of the pictures as stored, {height}x{width}: their EXIF, which turns them, is not heeded")
+    return False
+
+
+def _folder_survey(folder: FrameFolder, files: list[Path], sharp: bool, *, upright: bool) -> Survey:
     """A look at image files, read a few at a time."""
 
     def pairs() -> Iterator[tuple[Array, Array | None]]:
         with ThreadPoolExecutor(cpu_count()) as pool:
             for first in range(0, len(files), _READ_AHEAD):
-                yield from pool.map(lambda path: (read_image(path), read_opacity(path)), files[first : first + _READ_AHEAD])
+                yield from pool.map(
+                    lambda path: (read_image(path, upright=upright), read_opacity(path)), files[first : first + _READ_AHEAD]
+                )
 
     return survey_images(folder.root.name, pairs(), len(files), sharp=sharp)
 
@@ -280,6 +312,9 @@ def _from_clips(config: PreprocessConfig, layout: SceneLayout, seen: Input, stag
         crop=seen.crop,
         whole=first_clip.survey.size,
         findings=seen.findings,
+        numbers=tuple(int(path.stem) - 1 for path in paths),
+        total=first - 1,
+        counted=True,
     )
     return source, _among(choice, wanted)
 
@@ -294,9 +329,11 @@ def _from_folder(layout: SceneLayout, seen: Input, staging: Path | None) -> tupl
     """The usable frames of a folder: where they lie, or cut in `frames/`."""
     originals = [clip.files[i] for clip in seen.clips for i in clip.plan.used]
     names = [clip.names[i] for clip in seen.clips for i in clip.plan.used]
+    starts = np.cumsum([0, *(len(clip.files) for clip in seen.clips)])
     frames, folder, masks = originals, seen.clips[0].path, None
-    if staging is not None and seen.crop:
-        _written(originals, names, staging, seen.crop)
+    upright = seen.clips[0].upright
+    if staging is not None and (seen.crop or not upright):
+        _written(originals, names, staging, seen.crop, upright=upright)
         names = [_png(name) for name in names]
         frames, folder = [staging / name for name in names], layout.frames
     if staging is not None and seen.transparent:
@@ -311,6 +348,8 @@ def _from_folder(layout: SceneLayout, seen: Input, staging: Path | None) -> tupl
         crop=seen.crop,
         whole=seen.clips[0].survey.size,
         findings=seen.findings,
+        numbers=tuple(int(start + i) for start, clip in zip(starts[:-1], seen.clips, strict=True) for i in clip.plan.used),
+        total=int(starts[-1]),
     )
     return source, seen.choice
 
@@ -319,11 +358,11 @@ def _png(name: str) -> str:
     return str(Path(name).with_suffix(".png"))
 
 
-def _written(frames: list[Path], names: list[str], folder: Path, crop: Crop) -> None:
+def _written(frames: list[Path], names: list[str], folder: Path, crop: Crop, *, upright: bool) -> None:
     def write(path: Path, name: str) -> None:
         target = folder / _png(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_image(target, crop.of(read_image(path)))
+        write_image(target, crop.of(read_image(path, upright=upright)))
 
     in_threads(write, frames, names)
 

@@ -70,5 +70,5 @@ def run(config: PreprocessConfig, report: Reporter = NULL_REPORTER) -> Path:
 def _reads(config: PreprocessConfig) -> tuple[list[Path], list[Path]]:
     """Clips, which may lie in the scene's folder; and folders of the user's, which no output may be written into."""
     clips = list_clips(config.input_video) if config.input_video else []
-    cameras = None if config.cameras is None else locate_cameras(config.cameras)
+    cameras = None if config.given_cameras is None else locate_cameras(config.given_cameras)
     return clips, [path for path in (config.frames_dir, cameras, config.masks) if path is not None]

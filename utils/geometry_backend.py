@@ -64,6 +64,9 @@ class ClipFrames:
         keep: (T, h, w) bool, pixels that may be matched: not an overlay, nothing that moves by itself. None: all.
         mapped: sparse model of the chosen frames, if mapping them was necessary before; None leaves it to the backend.
         clips: (T,) int64 clip of each frame: frames of different clips are no neighbours. None: all are of one.
+        numbers: (T,) int64 of each frame in its input, from 0, whatever was left out. None: these are all of it.
+        total: frames of the input; 0: these.
+        counted: the names are numbers that frames of a clip were given, not names of files.
     """
 
     images: Array
@@ -74,6 +77,9 @@ class ClipFrames:
     keep: Array | None = None
     mapped: SparseModel | None = None
     clips: Array | None = None
+    numbers: Array | None = None
+    total: int = 0
+    counted: bool = False
 
     def __post_init__(self) -> None:
         if len(self.chosen) < 2:

@@ -47,7 +47,7 @@ def _checks(config: PipelineConfig, stages: dict[str, Any], made: frozenset[str]
     if geometry is not None:
         yield lambda: _geometry(geometry, packages="preprocess_video" not in made)
         yield lambda: _lens(geometry.lens)
-        yield from _there({"stage0.cameras": geometry.cameras, "stage0.masks": geometry.masks})
+        yield from _there({f"stage0.{name}": getattr(geometry, name) for name in ("cameras", "pose_priors", "masks")})
     for name in ("frame_to_model_icp", "global_optimization"):
         if name in stages:
             yield partial(_matcher, stages[name].matching.matcher, packages=name not in made)

@@ -12,18 +12,22 @@ import cv2
 import numpy as np
 
 from utils.cameras.projection import invert_rigid
-from utils.errors import InputError, MissingArtifactError
-from utils.imports import colmap, transforms
+from utils.errors import CorruptArtifactError, InputError, MissingArtifactError
+from utils.imports import colmap, trajectories, transforms
 from utils.imports.lens import ImportedLens, through
 from utils.imports.names import matched
-from utils.scene.foreign import read_arrays
+from utils.scene.foreign import Foreign, read_arrays, understood
 from utils.scene.masks import read_mask
-from utils.scene.media import exists
+from utils.scene.media import exists, natural_name
 from utils.types import Array
 
 # Cameras whose middle is farther from the origin than this many times their own spread are brought to it: float32 would step.
 _FAR_AWAY = 100.0
 _HINT = "give a transforms.json, an npz of poses, or a COLMAP model: cameras and images as .bin or .txt"
+# Trajectories beside transforms.json, npz and COLMAP models; they are only taken if they are given themselves.
+_TEXT = (".txt", ".csv")
+# Focal length in longest sides where a source has none, until matches tell it.
+_GUESSED_FOCAL = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +36,15 @@ class ImportedCameras:
 
     Attributes:
         names: (N,) image names, as written in the source, possibly with folders; empty if the source names none.
-        c2w: (N, 4, 4) float64.
+        c2w: (N, 4, 4) float64; NaN if the source has depth alone.
         lenses: (N,) camera model of each.
         depths: (N,) depth image or array of each, or None.
         masks: (N,) mask of each, or None.
         depth_unit: scene units of one step of the stored depth.
         offset: (3,) what was taken off all positions.
         notes: what was assumed, in words.
+        numbers: (N,) of the frames in their clip, from 0, where the source tells; else they follow each other.
+        focal_known: the source has intrinsics; else the focal length is a guess.
     """
 
     names: tuple[str, ...]
@@ -49,6 +55,25 @@ class ImportedCameras:
     depth_unit: float = 1.0
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
     notes: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
+    focal_known: bool = True
+
+    @property
+    def posed(self) -> bool:
+        """The source has poses."""
+        return bool(np.isfinite(self.c2w).all())
+
+    def first(self, count: int) -> "ImportedCameras":
+        """The first cameras of a source without names."""
+        return replace(self, c2w=self.c2w[:count], lenses=self.lenses[:count], depths=self.depths[:count])
+
+    def as_seen_by(self, K: Array, size: tuple[int, int]) -> "ImportedCameras":
+        """The same frames under a pinhole K (3, 3) of a picture of `size` (h, w)."""
+        lenses = []
+        for height, width in self.sizes.tolist():
+            x, y = width / size[1], height / size[0]
+            lenses.append(ImportedLens("PINHOLE", (K[0, 0] * x, K[1, 1] * y, K[0, 2] * x, K[1, 2] * y), (height, width)))
+        return replace(self, lenses=tuple(lenses))
 
     @cached_property
     def K(self) -> Array:
@@ -60,20 +85,34 @@ class ImportedCameras:
         """(N, 2) int, height and width."""
         return np.array([lens.size for lens in self.lenses])
 
-    def rows(self, names: Sequence[str]) -> Array:
-        """(M,) row of each of these file names, -1 for none; see `names.matched`.
+    def rows(self, names: Sequence[str], numbers: Array | None = None, total: int | None = None, *, counted: bool = False) -> Array:
+        """(M,) row of each of these frames, -1 for none: by number, by name (see `names.matched`), or one after another.
+
+        Args:
+            names: of the frames.
+            numbers: (M,) of the frames in their input, from 0; by default these are all of it.
+            total: frames of the input.
+            counted: the names are only numbers that this program gave to the frames of a clip.
 
         Raises:
             InputError: a name fits several images, or there are no names and another number of frames.
         """
-        if self.names:
-            return matched(self.names, names)
-        if len(names) != len(self.c2w):
+        total = len(names) if total is None else total
+        numbers = np.arange(len(names)) if numbers is None else numbers
+        if self.numbers:
+            row_of = {number: row for row, number in enumerate(self.numbers)}
+            return np.array([row_of.get(int(number), -1) for number in numbers], np.int64)
+        if self.names and not (counted and len(self.c2w) == total):
+            rows = matched(self.names, names)
+            if (rows >= 0).any() or not counted:
+                return rows
+        if len(self.c2w) != total:
             raise InputError(
-                f"the cameras are those of {len(self.c2w)} frames without names, but there are {len(names)} frames",
-                "give exactly the frames that the cameras were made for, with --as_is",
+                f"the cameras are those of {len(self.c2w)} frames{'' if self.names else ' without names'}, but there are {total} frames",
+                "give exactly the frames that the cameras were made for, or cameras of all of these",
             )
-        return np.arange(len(names))
+        order = sorted(range(total), key=lambda row: natural_name(self.names[row])) if self.names else range(total)
+        return np.array(order, np.int64)[numbers]
 
     def intrinsics(self, row: int, size: tuple[int, int]) -> Array:
         """K (3, 3) of an image when it is resized to (h, w)."""
@@ -151,7 +190,7 @@ class ImportedCameras:
 
 
 def read_cameras(source: Path, image_size: tuple[int, int] | None = None) -> ImportedCameras:
-    """Cameras of a COLMAP model folder, of JSON or npz files, or of a folder that holds any of them.
+    """Cameras of a COLMAP model folder, of JSON, npz, npy or text files, or of a folder that holds any of them.
 
     Args:
         source: the file or folder.
@@ -164,9 +203,8 @@ def read_cameras(source: Path, image_size: tuple[int, int] | None = None) -> Imp
     place = locate_cameras(source)
     if place.is_dir():
         return _near_origin(read_colmap(place, source))
-    if place.suffix == ".npz":
-        return _near_origin(read_npz(place))
-    return _near_origin(read_transforms(place, image_size))
+    readers = {".json": read_transforms, ".npz": read_npz}
+    return _near_origin(readers.get(place.suffix.lower(), read_text)(place, image_size))
 
 
 def files_of_cameras(source: Path) -> list[Path]:
@@ -178,20 +216,20 @@ def files_of_cameras(source: Path) -> list[Path]:
     place = locate_cameras(source)
     if place.is_dir():
         return sorted(p for p in place.iterdir() if p.suffix in (".bin", ".txt"))
-    if place.suffix == ".npz":
-        return [place]
+    if place.suffix.lower() != ".json":
+        return [place, *_beside_poses(place)]
     named = transforms.files_named(_json_files(place))
     return [*_json_files(place), *sorted({path for path in named if path.is_file()})]
 
 
 def locate_cameras(source: Path) -> Path:
-    """The JSON or npz file, or the folder of the COLMAP model with most images, that is meant by a path.
+    """The file, or the folder of the COLMAP model with most images, that is meant by a path.
 
     Raises:
         MissingArtifactError: nothing of the kind there.
     """
-    if exists(source) and source.is_file() and source.suffix.lower() in (".json", ".npz"):
-        return source
+    if exists(source) and source.is_file() and source.suffix.lower() in (".json", ".npz", ".npy", *_TEXT):
+        return source.parent if colmap.has_model(source.parent) and source.stem in ("cameras", "images") else source
     if exists(source) and source.is_dir():
         if models := _models(source):
             return models[0] if len(models) == 1 else max(models, key=colmap.count_images)
@@ -203,6 +241,9 @@ def locate_cameras(source: Path) -> Path:
         for name in ("results.npz", "exports/npz/results.npz", "exports/mini_npz/results.npz", "predictions.npz"):
             if (source / name).is_file():
                 return source / name
+        for single in (sorted((source / "pose").glob("*.npz")), sorted(source.glob("*.npz")), sorted(source.glob("*.json"))):
+            if len(single) == 1:  # ViPE's poses; the one file of cameras that is there
+                return single[0]
     raise MissingArtifactError(f"no cameras found in {str(source)[:300]}", _HINT)
 
 
@@ -250,37 +291,110 @@ def _json_files(path: Path) -> list[Path]:
 
 
 def read_transforms(path: Path, image_size: tuple[int, int] | None = None) -> ImportedCameras:
-    """Cameras of a nerfstudio `transforms.json` or one of its kin, with the depth files it names.
+    """Cameras of a nerfstudio `transforms.json` or one of its kin, with the depth files it names, or of a trajectory in JSON.
 
     Raises:
         ArtifactError: see `transforms.read_json_cameras`.
     """
+    content = transforms.load_json(path)
+    try:
+        arrays = trajectories.of_json(path, content)
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+        raise CorruptArtifactError(f"{path} is no usable trajectory: {str(error)[:200]}", "export the cameras again") from error
+    if arrays is not None:
+        return _of_arrays(path, understood(path, arrays), image_size)
     found = transforms.read_json_cameras(_json_files(path), image_size)
     return ImportedCameras(
         names=found.names, c2w=found.c2w, lenses=found.lenses, depths=found.depths, masks=found.masks, depth_unit=found.depth_unit
     )
 
 
-def read_npz(path: Path) -> ImportedCameras:
-    """Cameras, and depth if there is any, of an npz file of another program.
+def read_npz(path: Path, image_size: tuple[int, int] | None = None) -> ImportedCameras:
+    """Cameras, depth, or both, of an npz file of another program; of ViPE's two files either may be given.
 
     Raises:
-        CorruptArtifactError: no poses or intrinsics in it.
+        ArtifactError: neither poses nor depth in it.
     """
     found = read_arrays(path)
-    if found.w2c is None or found.K is None:
-        raise MissingArtifactError(f"{path} holds no poses and intrinsics", "leave --cameras out: they are then estimated from the frames")
-    if found.depth is None and found.images is None:
-        sizes = [(max(1, round(2 * K[1, 2])), max(1, round(2 * K[0, 2]))) for K in found.K]
-    else:
-        sizes = [found.size] * len(found)
-    lenses = tuple(ImportedLens("PINHOLE", (K[0, 0], K[1, 1], K[0, 2], K[1, 2]), size) for K, size in zip(found.K, sizes, strict=True))
-    depths = (None,) * len(found) if found.depth is None else tuple(found.depth)
-    return ImportedCameras(names=found.names, c2w=invert_rigid(found.w2c), lenses=lenses, depths=depths, notes=tuple(found.notes))
+    for other in _beside_poses(path):
+        beside = read_arrays(other)
+        if not set(found.numbers) <= set(beside.numbers):
+            raise CorruptArtifactError(f"{other} lacks frames that {path} has", "give poses and intrinsics of the same frames")
+        place = {number: row for row, number in enumerate(beside.numbers)}
+        both = beside.select(np.array([place[number] for number in found.numbers]))
+        found.K = both.K if found.K is None else found.K
+        found.w2c = both.w2c if found.w2c is None else found.w2c
+    return _of_arrays(path, found, image_size)
+
+
+def _beside_poses(path: Path) -> list[Path]:
+    """ViPE keeps poses and intrinsics of a clip as `pose/CLIP.npz` and `intrinsics/CLIP.npz`: the other file."""
+    other = {"pose": "intrinsics", "intrinsics": "pose"}.get(path.parent.name)
+    beside = None if other is None or path.suffix.lower() != ".npz" else path.parent.parent / other / path.name
+    return [beside] if beside is not None and beside.is_file() else []
+
+
+def read_text(path: Path, image_size: tuple[int, int] | None = None) -> ImportedCameras:
+    """Cameras of a trajectory in text, or of a plain array of poses (npy).
+
+    Raises:
+        CorruptArtifactError: unreadable.
+    """
+    if path.suffix.lower() != ".npy":
+        return _of_arrays(path, understood(path, trajectories.of_text(path)), image_size)
+    try:
+        poses = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CorruptArtifactError(f"{path} cannot be read: {error}", "save an array of poses (N, 4, 4)") from error
+    return _of_arrays(path, understood(path, {"c2w": poses}), image_size)
+
+
+def _of_arrays(path: Path, found: Foreign, image_size: tuple[int, int] | None) -> ImportedCameras:
+    """Cameras of arrays; what is missing is marked as such."""
+    if found.w2c is None and found.depth is None:
+        raise MissingArtifactError(f"{path} holds neither poses nor depth", "leave --cameras out: both are then estimated from the frames")
+    count, K, notes = len(found), found.K, list(found.notes)
+    own = found.size if found.depth is not None or found.images is not None else None
+    size = found.stated if own is None else own
+    if K is not None and own is None:
+        K, size = _of_shares(K, size or image_size)
+    elif K is not None and own is not None and found.stated not in (None, own):
+        centre = np.median(K[:, :2, 2], axis=0)
+        if (np.abs(centre / own[::-1] - 0.5) > np.abs(centre / found.stated[::-1] - 0.5)).any():
+            K = np.diag([own[1] / found.stated[1], own[0] / found.stated[0], 1.0]) @ K
+            notes.append(f"intrinsics are those of a picture of {found.stated[1]}x{found.stated[0]}: they are scaled")
+    if K is None:
+        size = size or image_size
+        if size is None:
+            raise MissingArtifactError(f"{path} holds no intrinsics", "give them too")
+        f = _GUESSED_FOCAL * max(size)
+        K = np.repeat(np.array([[f, 0, size[1] / 2], [0, f, size[0] / 2], [0, 0, 1.0]])[None], count, axis=0)
+    sizes = [size] * count if size else [(max(1, round(2 * each[1, 2])), max(1, round(2 * each[0, 2]))) for each in K]
+    return ImportedCameras(
+        names=found.names,
+        c2w=np.full((count, 4, 4), np.nan) if found.w2c is None else invert_rigid(found.w2c),
+        lenses=tuple(ImportedLens("PINHOLE", (k[0, 0], k[1, 1], k[0, 2], k[1, 2]), s) for k, s in zip(K, sizes, strict=True)),
+        depths=(None,) * count if found.depth is None else tuple(found.depth),
+        notes=tuple(notes),
+        numbers=found.numbers,
+        focal_known=found.K is not None,
+    )
+
+
+def _of_shares(K: Array, size: tuple[int, int] | None) -> tuple[Array, tuple[int, int] | None]:
+    """Intrinsics in pixels, of shares of the picture where they are that; and the size that they are of, if it is known."""
+    if not ((K[:, :2, 2] < 2).all() and np.median(K[:, 0, 0]) < 20):
+        # Another size of the same aspect is told by the principal point, unless the file says its own.
+        return K, size if size and np.abs(np.median(K[:, :2, 2], axis=0) / size[::-1] - 0.5).max() < 0.1 else None
+    if size is None:
+        return K, None
+    return np.diag([size[1], size[0], 1.0]) @ K, size
 
 
 def _near_origin(cameras: ImportedCameras) -> ImportedCameras:
     """The cameras about the origin if they are far from it, as geo-referenced ones are."""
+    if not cameras.posed:
+        return cameras
     centres = cameras.c2w[:, :3, 3]
     middle = np.median(centres, axis=0)
     spread = float(np.linalg.norm(centres - middle, axis=1).max())

@@ -13,7 +13,7 @@ from utils.cameras.projection import to_4x4
 from utils.errors import ArtifactError, CorruptArtifactError
 from utils.imports.lens import ImportedLens, camera_models
 from utils.imports.names import plain_path
-from utils.scene.media import IMAGE_SUFFIXES
+from utils.scene.media import IMAGE_SUFFIXES, natural_name
 from utils.types import Array
 
 # Camera axes: OpenCV (y down, z forward) from OpenGL (y up, z backward); multiplies c2w from the right.
@@ -31,7 +31,7 @@ class JsonCameras:
     """Cameras of JSON files.
 
     Attributes:
-        names: file paths as written, with forward slashes.
+        names: file paths as written, with forward slashes, in natural order; empty if there are none.
         c2w: (N, 4, 4) float64, OpenCV axes.
         lenses: of each.
         depths: file of each, or None.
@@ -130,7 +130,9 @@ def _transforms(path: Path, content: dict[str, Any], image_size: tuple[int, int]
         frames = [{"file_path": name, **frame} for name, frame in frames.items()]
     if not frames:
         raise ValueError("it has no frames")
-    frames = sorted(frames, key=lambda frame: str(frame["file_path"]))
+    unnamed = all(frame.get("file_path") is None for frame in frames)  # SEVA's where it wrote no images: they follow each other
+    if not unnamed:
+        frames = sorted(frames, key=lambda frame: natural_name(str(frame["file_path"])))
     shared = {key: value for key, value in content.items() if key != "frames"}
     merged = [shared | frame for frame in frames]  # a frame's own intrinsics win
     c2w = _matrices([frame["transform_matrix"] for frame in frames]) @ OPENCV_FROM_OPENGL
@@ -138,7 +140,7 @@ def _transforms(path: Path, content: dict[str, Any], image_size: tuple[int, int]
         c2w[:, :3, 3] += np.array(content["world_offset"], np.float64).reshape(3)
     known: dict[str, tuple[int, int]] = {}
     return JsonCameras(
-        names=tuple(plain_path(str(frame["file_path"])) for frame in frames),
+        names=() if unnamed else tuple(plain_path(str(frame["file_path"])) for frame in frames),
         c2w=c2w,
         lenses=tuple(_lens(frame, _size(path, frame, image_size, known)) for frame in merged),
         depths=tuple(_beside(path, frame, "depth_file_path", "depth_path") for frame in frames),
@@ -183,7 +185,7 @@ def _size(path: Path, frame: dict[str, Any], fallback: tuple[int, int] | None, k
     if "h" in frame and "w" in frame:
         return _whole(frame["h"]), _whole(frame["w"])
     if "all" not in known:
-        image = image_of(path, str(frame["file_path"]))
+        image = image_of(path, str(frame.get("file_path")))
         pixels = None if image is None else cv2.imread(str(image), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if pixels is not None:
             known["all"] = (pixels.shape[0], pixels.shape[1])

@@ -31,6 +31,10 @@ NAMES = {
     "world": ("world_points", "pts3d", "points", "point_map", "world_points_from_depth"),
     "ignored": ("ignored",),
     "names": ("names", "image_names", "filenames", "image_paths"),
+    "height": ("image_height", "height"),
+    "width": ("image_width", "width"),
+    "numbers": ("inds", "frame_indices"),
+    "data": ("data",),
 }
 # Rotations may deviate from orthonormal by this (half precision, text).
 _SKEW = 0.05
@@ -57,6 +61,8 @@ class Foreign:
         K: (N, 3, 3) float64, pixels of depth, or of the images if there is no depth.
         ignored: (N, H, W) bool.
         names: of the images.
+        stated: (H, W) that the file says its intrinsics are of; None if it says nothing.
+        numbers: of the frames in their clip, from 0; empty for all in order.
         notes: what was assumed, in words.
     """
 
@@ -67,6 +73,8 @@ class Foreign:
     K: Array | None = None
     ignored: Array | None = None
     names: tuple[str, ...] = ()
+    stated: tuple[int, int] | None = None
+    numbers: tuple[int, ...] = ()
     notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -92,6 +100,8 @@ class Foreign:
             K=one(self.K),
             ignored=one(self.ignored),
             names=tuple(self.names[int(i)] for i in rows) if self.names else (),
+            stated=self.stated,
+            numbers=tuple(self.numbers[int(i)] for i in rows) if self.numbers else (),
             notes=self.notes,
         )
 
@@ -132,6 +142,9 @@ def understood(path: Path, stored: Mapping[str, Any], *, ours: bool = False) -> 
         result.w2c = _poses(path, kinds["w2c"], w2c)
     elif c2w is not None:
         result.w2c = invert_rigid(_poses(path, kinds["c2w"], c2w))
+    if (data := get("data")) is not None and "numbers" in kinds:
+        _of_vipe(path, result, data)
+    result.stated = _stated(stored, kinds)
     local, world = get("local"), get("world")
     if result.depth is None and local is not None:
         _from_local(path, result, _maps(path, kinds["local"], local, 3))
@@ -144,6 +157,8 @@ def understood(path: Path, stored: Mapping[str, Any], *, ours: bool = False) -> 
     result.ignored = None if ignored is None else ignored.astype(bool)
     if "names" in kinds:
         result.names = tuple(str(name) for name in np.asarray(stored[kinds["names"]]).ravel())
+    if (numbers := get("numbers")) is not None:
+        result.numbers = tuple(int(number) for number in numbers.ravel())
     _one_count(path, result)
     _one_size(path, result)
     if result.depth is not None:
@@ -154,6 +169,24 @@ def understood(path: Path, stored: Mapping[str, Any], *, ours: bool = False) -> 
         _own_intrinsics(result)
     _told_direction(result)
     return result
+
+
+def _of_vipe(path: Path, result: Foreign, data: Array) -> None:
+    """ViPE's files of one array each (Lyra): poses c2w (N, 4, 4), or intrinsics (N, 4) or (N, 3, 3)."""
+    if data.shape[1:] in ((4, 4), (16,)):
+        result.w2c = invert_rigid(_poses(path, "data", data.reshape(-1, 4, 4)))
+    elif result.K is None:
+        result.K = _intrinsics(path, data)
+
+
+def _stated(stored: Mapping[str, Any], kinds: Mapping[str, str]) -> tuple[int, int] | None:
+    """(H, W) that the file states."""
+    if "height" not in kinds or "width" not in kinds:
+        return None
+    sides = [np.asarray(stored[kinds[name]]).ravel() for name in ("height", "width")]
+    if not all(side.size and np.issubdtype(side.dtype, np.number) and 1 <= side[0] <= 1e6 for side in sides):
+        return None
+    return int(sides[0][0]), int(sides[1][0])
 
 
 def read_arrays(path: Path, *, ours: bool = False) -> Foreign:
@@ -378,6 +411,8 @@ def _one_count(path: Path, result: Foreign) -> None:
         raise CorruptArtifactError(f"{path}: arrays of several numbers of frames: {listed}", "save all arrays for the same frames")
     if result.K is not None and len(result.K) == 1:
         result.K = np.repeat(result.K, frames, axis=0)
+    if result.numbers and len(result.numbers) != frames:
+        raise CorruptArtifactError(f"{path}: {len(result.numbers)} numbers of {frames} frames", "save all arrays for the same frames")
     if result.K is not None and len(result.K) != frames:
         raise CorruptArtifactError(
             f"{path}: intrinsics of {len(result.K)} frames, but {frames} frames", "save all arrays for the same frames"

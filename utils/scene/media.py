@@ -85,6 +85,16 @@ def read_image(path: Path, *, upright: bool = True) -> Array:
     return _from_light(image)
 
 
+def stored_on_its_side(path: Path) -> bool:
+    """Whether an image file's EXIF turns it by a quarter, so that it is as wide as it is stored high; False where it cannot be read."""
+    raw = _bytes_of(path)
+    small = [_decoded(raw, how) for how in (cv2.IMREAD_REDUCED_GRAYSCALE_8, cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_IGNORE_ORIENTATION)]
+    if any(image is None for image in small):
+        return False
+    upright, stored = (image.shape[:2] for image in small if image is not None)
+    return upright == stored[::-1] and upright != stored
+
+
 def read_opacity(path: Path) -> Array | None:
     """(h, w) uint8 opacity of an image file, upright; None if it has none.
 
