@@ -192,8 +192,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         check(self, POSITIVE, "scale")
         check(self, Range(high=1e8), "max_points")
-        check(self, Range(16, 2048), "mesh_resolution")
-        check(self, Range(64, 16384), "texture_size")
+        check(self, Range(16, 1024), "mesh_resolution")
+        check(self, Range(64, SIDE), "texture_size")
         check(self, Range(0, 1e8), "mesh_triangles")
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.reliability import spoil
 from benchmarks.reliability.runs import STAGES, command
 from benchmarks.reliability.sandbox import Case
+from configs.batch import BatchConfig
 from configs.evaluation import EvalConfig, ExportConfig, ExportFormat, ViewerConfig
 from configs.pipeline import PipelineConfig
 from configs.preprocess import PreprocessConfig
@@ -39,6 +40,7 @@ SETTINGS: dict[str, type] = {
     "utils.export_checkpoint_to_ply": ExportConfig,
     "utils.view_checkpoint": ViewerConfig,
     "web": WebConfig,
+    "batch": BatchConfig,
 }
 _MODULES = dict(zip(STAGES, list(SETTINGS)[1:7], strict=True))
 RUN = "frame_to_model_icp_6_1_offset0"
@@ -125,6 +127,7 @@ def usual(name: str) -> tuple[str, ...]:
         "utils.export_checkpoint_to_ply": shlex.split(f"--config.root-path scene --config.run {RUN} --config.device cpu"),
         "utils.view_checkpoint": shlex.split(f"--config.root-path scene --config.run {RUN} --config.port 18080"),
         "web": shlex.split("--workspace worlds --port 18090"),
+        "batch": shlex.split("frames --config.out worlds --config.device cpu --config.engine local --config.dry-run"),
         "utils.synthetic": shlex.split("--out made --frames 8 --size 64x48"),
     }
     stages = {module: stage for stage, module in _MODULES.items()}
@@ -166,7 +169,7 @@ def settings(draws: random.Random, ground: Ground, folder: Path) -> Case:
     """One to three settings of a command with values that are wrong, extreme or odd."""
     name = draws.choice(list(SETTINGS))
     ground.lay(folder, "scene", "clip.mp4", "frames")
-    known = [f for f in fields_of(SETTINGS[name]) if f[0] not in ("dry_run", "host", "open_to_all")]
+    known = [f for f in fields_of(SETTINGS[name]) if f[0] not in ("dry_run", "host", "open_to_all", "address", "engine")]
     words, about, long = list(usual(name)), [], False
     for _ in range(draws.choice((1, 1, 1, 2, 3))):
         field, hint, _ = draws.choice(known)
@@ -296,6 +299,31 @@ def draws_any(shown: Path) -> str:
     """A command that is as likely as any other, the same for one file."""
     names = list(SETTINGS)[:9]
     return names[sum(map(ord, str(shown))) % len(names)]
+
+
+_ENTRIES = (
+    '["clip.mp4", "frames", "scene"]', '[{"source": "clip.mp4", "name": "a"}, {"source": "frames", "name": "a"}]',
+    '[{"source": "clip.mp4", "name": "../x"}]', '[{"source": "clip.mp4", "settings": {"gs.num_iters": 0}}]', '[{"source": 7}]', "{}",
+    '[{"source": "clip.mp4", "settings": {"mode": ["turbo", null]}}]', '[{"source": ["clip.mp4", "gone.mp4"], "settings": 3}]', "[]",
+    "source,name\nclip.mp4,a\nframes,b\n", "source\nclip.mp4\n\ngone.mp4\n", "name\nx\n", "source,name\nclip.mp4,own\n",
+    "source,settings\nclip.mp4,--mode turbo", "\ufeffsource\nclip.mp4", "clip.mp4\nframes", "[" * 50_000, "source\nclip.mp4\0",
+    '[{"source": "clip.mp4", "settings": {"device": "cuda", "gs.seed": -1, "root_path": "own"}}]',
+)  # fmt: skip
+
+
+def scenes(draws: random.Random, ground: Ground, folder: Path) -> Case:
+    """A list of scenes that is damaged, names what is not there, or asks for what cannot be."""
+    ground.lay(folder, "scene", "clip.mp4", "frames")
+    path = folder / draws.choice(("list.json", "list.csv", "list.txt"))
+    path.write_text(draws.choice(_ENTRIES))
+    about = spoil.spoil(draws, path) if draws.random() < 0.5 else path.read_text()[:80]
+    common = draws.choice((
+        (), ("--",), ("--", "--mode", "turbo"), ("--", "--gs.num-iters", draws.choice(INTEGERS)), ("--", "--nonsense"), ("--", "clip.mp4"),
+        ("--", "--root-path", "own"), ("--", "--config-file", "own/manifest.json"), ("--", "--dry-run"), ("--", "--help"),
+    ))  # fmt: skip
+    source = draws.choice((path.name, path.name, path.name, *TEXTS))
+    line = (source, *usual("batch")[1:], *(("--config.out", draws.choice(TEXTS)) if draws.random() < 0.3 else ()), *common)
+    return Case("list of scenes", "batch", line, about)
 
 
 def trajectory(draws: random.Random, ground: Ground, folder: Path) -> Case:
@@ -545,9 +573,10 @@ def workspace(draws: random.Random, ground: Ground, folder: Path) -> Case:
 
 
 KINDS: dict[str, tuple[int, tuple[Maker, ...]]] = {
-    "settings": (34, (settings, settings, settings, settings, settings, settings, synthetic)),
+    "settings": (31, (settings, settings, settings, settings, settings, settings, synthetic)),
     "command line": (10, (words,)),
     "file of the scene": (22, (scene_file,)),
+    "list of scenes": (3, (scenes,)),
     "trajectory": (5, (trajectory,)),
     "target": (6, (target,)),
     "clip": (6, (clip,)),

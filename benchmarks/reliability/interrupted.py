@@ -4,6 +4,7 @@
 
 Every trial starts from a finished scene without the results of one stage and of those after it, in a folder of its own; after the fault the
 same command is run again. A trial is good if that ends with 0, with the bits of a run that nothing happened to, and with nothing left over.
+Commands run in processes forked from this one, in which all that they import is loaded, so that a trial takes seconds.
 A full disk is a small tmpfs (needs root), two runs start together. Half of the kills come at random times, half before random changes to a
 folder.
 """
@@ -21,9 +22,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.reliability import sandbox
 from benchmarks.reliability.runs import (
+    EXPORT,
     REPOSITORY,
     STAGES,
+    Forked,
     Outcome,
     after,
     bits,
@@ -107,7 +111,7 @@ def kill(bench: Bench, stage: str, root: Path) -> Trial:
     words = command(bench.clip, root, stage)
     if bench.draws.random() < 0.5:
         moment = bench.draws.uniform(0, 1.2 * bench.seconds[stage])
-        return bench.judge("kill -9", stage, moment, root, run(words, root, after(moment, signal.SIGKILL)), None)
+        return bench.judge("kill -9", stage, moment, root, run(words, root, after(moment, signal.SIGKILL), stage == EXPORT), None)
     number = bench.draws.randint(1, bench.changes[stage])
     return bench.judge("kill -9", stage, number, root, run(killed_at_change(words, number), root), None)
 
@@ -115,7 +119,8 @@ def kill(bench: Bench, stage: str, root: Path) -> Trial:
 def interrupt(bench: Bench, stage: str, root: Path) -> Trial:
     """SIGINT, as Ctrl-C sends it."""
     moment = bench.draws.uniform(0, bench.seconds[stage])
-    return bench.judge("Ctrl-C", stage, moment, root, run(command(bench.clip, root, stage), root, after(moment, signal.SIGINT)), 130)
+    broken = run(command(bench.clip, root, stage), root, after(moment, signal.SIGINT), stage == EXPORT)
+    return bench.judge("Ctrl-C", stage, moment, root, broken, 130)
 
 
 def full_disk(bench: Bench, stage: str, root: Path) -> Trial:
@@ -138,10 +143,9 @@ def full_disk(bench: Bench, stage: str, root: Path) -> Trial:
 def two_at_once(bench: Bench, stage: str, root: Path) -> Trial:
     """Two processes with one command: one does the work, the other is refused or finds it done."""
     words = command(bench.clip, root, stage)
-    other = subprocess.Popen(words, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    other = Forked(words)
     first = run(words, root)
-    said = other.communicate()[1]
-    refused = [o for o in (first, Outcome(other.returncode, said, 0.0)) if o.code != 0]
+    refused = [o for o in (first, Outcome(*other.end(), 0.0)) if o.code != 0]
     told = all("is being written by another run" in o.output for o in refused) and len(refused) < 2
     broken = refused[0] if refused else first
     return bench.judge("two at once", stage, 0, root, Outcome(broken.code if told else 99, broken.output, 0.0), 2)
@@ -150,35 +154,35 @@ def two_at_once(bench: Bench, stage: str, root: Path) -> Trial:
 FAULTS = {"kill -9": kill, "Ctrl-C": interrupt, "disk full": full_disk, "two at once": two_at_once}
 
 
-def prepare(folder: Path, seed: int) -> Bench:
-    """The clip, a finished scene, and what each stage takes."""
-    draws = random.Random(seed)
-    subprocess.run(
-        [sys.executable, "-m", "utils.synthetic", "--out", str(folder / "demo"), "--frames", "16", "--size", "192x108"],
-        cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    clip, reference = folder / "demo" / "clip.mp4", folder / "reference"
+def prepare(folder: Path, seed: int, clip: Path | None = None) -> Bench:
+    """The clip if there is none, a finished scene, and what each stage takes."""
+    if clip is None:
+        words = [sys.executable, "-m", "utils.synthetic", "--out", str(folder / "demo"), "--frames", "16", "--size", "192x108"]
+        subprocess.run(words, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+        clip = folder / "demo" / "clip.mp4"
+    draws, reference, commands = random.Random(seed), folder / "reference", (*STAGES, EXPORT)
     seconds, changes = {}, {}
     for compiled in (False, True):  # kernels that Numba has just compiled round otherwise than the same from its cache
         if compiled:
             shutil.rmtree(reference)
-        for stage in STAGES:
+        for stage in commands:
             done = run(killed_at_change(command(clip, reference, stage), -1), reference)
             if done.code:
                 raise RuntimeError(f"{stage} failed: {done.output[-600:]}")
             changes[stage] = int(done.output.rpartition("changes: ")[2])
-    for stage in STAGES:
+    for stage in commands:
         trial = without(reference, stage, folder / "timed")
-        seconds[stage] = run(command(clip, trial, stage), trial, after(1e9, signal.SIGKILL)).seconds
+        seconds[stage] = run(command(clip, trial, stage), trial, after(1e9, signal.SIGKILL), stage == EXPORT).seconds
         subprocess.run(["rm", "-r", str(trial)], check=True)
-    return Bench(clip, reference, folder, {stage: bits(reference, stage) for stage in STAGES}, seconds, changes, draws)
+    return Bench(clip, reference, folder, {stage: bits(reference, stage) for stage in commands}, seconds, changes, draws)
 
 
 def trials(bench: Bench, counts: dict[str, int]) -> Iterator[Trial]:
     """Every fault as often as is wanted, stages in turn."""
     for fault, count in counts.items():
         for number in range(count):
-            stage = STAGES[number % len(STAGES)]
+            stages = STAGES if fault == "two at once" else (*STAGES, EXPORT)  # exports take turns without a lock
+            stage = stages[number % len(stages)]
             root = without(bench.reference, stage, bench.folder / f"trial {number}")
             yield FAULTS[fault](bench, stage, root)
             subprocess.run(["rm", "-r", str(root)], check=True)
@@ -205,12 +209,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--full", type=int, default=12, help="disks too small by a random share; needs root")
     parser.add_argument("--pairs", type=int, default=6, help="two runs at once")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--clip", type=Path, help="the small clip, if it is there already")
     parser.add_argument("--out", type=Path, help="one line of JSON a trial")
     args = parser.parse_args(arguments)
     counts = {"kill -9": args.kills, "Ctrl-C": args.interrupts, "disk full": args.full, "two at once": args.pairs}
+    sandbox.load()
     done: list[Trial] = []
     with tempfile.TemporaryDirectory() as folder:
-        for trial in trials(prepare(Path(folder), args.seed), counts):
+        for trial in trials(prepare(Path(folder), args.seed, args.clip), counts):
             done.append(trial)
             line = json.dumps(asdict(trial) | {"good": trial.good})
             print(line if not trial.good else f"{len(done)}/{sum(counts.values())} {trial.fault}, {trial.stage}: good", file=sys.stderr)

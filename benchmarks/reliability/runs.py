@@ -1,19 +1,21 @@
 """A run of a few seconds a stage: its commands, its results as hashes of what does not tell the time, and how to break it off."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reliability import sandbox
 from run_reconstruction import command_of, configure, plan
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.lock import LOCK
@@ -26,6 +28,8 @@ FLAGS = (
     " --config.eval.no-render-input-poses --config.eval.no-report"
 ).split()
 STAGES = ("geometry", "alignment", "joint alignment", "inverse deformation", "3dgs splats", "3dgs evaluation")
+EXPORT = "mesh export"
+"""No stage, but a command that computes for as long."""
 # Entries of JSON files that tell when or how fast something was made, where it lies and by which checkout.
 _TIMES = {"seconds", "created", "peak_memory_mb", "code", "root_path", "seconds_left", "seconds_by_part", "render_seconds"}
 # Kinds of file that hold such entries, or pictures of them; their hashes in manifests vary with them.
@@ -48,32 +52,90 @@ class Outcome:
 
 
 def command(clip: Path, root: Path, stage: str) -> list[str]:
-    """The command line of one stage of the small run."""
+    """The command line of one stage of the small run, or of an export of its result."""
+    if stage == EXPORT:
+        words = f"-m utils.export_checkpoint_to_ply --config.format mesh-textured --config.device cpu --config.run {_run(root).root.name}"
+        return [sys.executable, *words.split(), "--config.texture-size", "256", "--config.root-path", str(root)]
     calls = plan(configure(["--config.input-video", str(clip), "--config.root-path", str(root), *FLAGS]))
     words = shlex.split(command_of(next(call for call in calls if call.title == stage)))
     return [sys.executable, *words[1:]]
 
 
-def run(words: list[str], root: Path, stop: Callable[["subprocess.Popen[str]", float], bool] | None = None, **options: Any) -> Outcome:
-    """Runs a command to its end; `stop` is asked every few milliseconds once it has the lock, and may send it a signal and say so."""
-    process = subprocess.Popen(words, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **options)
-    begin, locked, stopped = time.monotonic(), 0.0, stop is None
-    while not stopped and process.poll() is None:
+class Forked:
+    """A command in a process that is forked from this one, in which all that it imports is loaded: it starts in no time.
+
+    It has memory, signals and an end of its own, as any process. Call `sandbox.load` before.
+
+    Attributes:
+        pid: its number.
+        code: its exit code, negative for a signal; None while it runs.
+    """
+
+    def __init__(self, words: list[str]) -> None:
+        self._folder = Path(tempfile.mkdtemp())
+        self.code: int | None = None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.chdir(REPOSITORY)
+            sandbox.redirect(self._folder / "out", self._folder / "errors")
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            sandbox.end_with(lambda: sandbox.as_python(words[1:]))
+
+    def over(self) -> bool:
+        """Whether it has ended."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code is not None
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def end(self) -> tuple[int, str]:
+        """Waits for its end; exit code, and what it said on standard error."""
+        while not self.over():
+            time.sleep(0.005)
+        said = (self._folder / "errors").read_text(errors="replace")
+        shutil.rmtree(self._folder)
+        return self.code or 0, said
+
+
+Stop = Callable[[Forked, float], bool]
+
+
+def run(words: list[str], root: Path, stop: Stop | None = None, from_start: bool = False) -> Outcome:
+    """Runs a command to its end.
+
+    Args:
+        words: the command.
+        root: its scene.
+        stop: asked every few milliseconds once it has the lock; may send it a signal and say so.
+        from_start: ask from the start on, for commands that lock nothing.
+    """
+    process = Forked(words)
+    begin, stopped = time.monotonic(), stop is None
+    locked = begin if from_start else 0.0
+    while not stopped and not process.over():
         now = time.monotonic()
         locked = locked or (now if (root / LOCK).exists() else 0.0)
         stopped = bool(locked) and stop is not None and stop(process, now - locked)
         time.sleep(0.002)
-    output = process.communicate()[1]
-    return Outcome(process.returncode, output, time.monotonic() - (locked or begin))
+    code, output = process.end()
+    return Outcome(code, output, time.monotonic() - (locked or begin))
 
 
-def after(seconds: float, number: signal.Signals) -> Callable[["subprocess.Popen[str]", float], bool]:
+def after(seconds: float, number: signal.Signals) -> Stop:
     """Sends a signal when that much time has passed."""
 
-    def stop(process: "subprocess.Popen[str]", passed: float) -> bool:
+    def stop(process: Forked, passed: float) -> bool:
         if passed < seconds:
             return False
-        process.send_signal(number)
+        process.send(number)
         return True
 
     return stop
@@ -88,11 +150,16 @@ def killed_at_change(words: list[str], number: int) -> list[str]:
 # ------------------------------------------------------------------------------------------------ results
 
 
+def _run(root: Path) -> RunLayout:
+    layout = SceneLayout(root)
+    return layout.run(layout.run_name(6, 1, 0))
+
+
 def folders(root: Path, stage: str) -> list[Path]:
     """What a stage of the small run makes."""
-    layout = SceneLayout(root)
-    run_layout = layout.run(layout.run_name(6, 1, 0))
+    layout, run_layout = SceneLayout(root), _run(root)
     results = {
+        EXPORT: [run_layout.gs("3dgs") / "mesh_textured_3dgs.glb"],
         "geometry": [
             layout.npz_dir,
             layout.clip_cameras,
@@ -149,7 +216,8 @@ def leftovers(root: Path) -> list[str]:
 def without(reference: Path, stage: str, target: Path) -> Path:
     """A copy of a finished scene from before a stage."""
     shutil.copytree(reference, target)
-    for later in STAGES[STAGES.index(stage) :]:
+    stages = (*STAGES, EXPORT)
+    for later in stages[stages.index(stage) :]:
         for path in folders(target, later):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     (target / MARK).unlink(missing_ok=True) if stage == "geometry" else None

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = {
@@ -33,6 +34,7 @@ COMMANDS = {
     "utils.view_checkpoint": "-m",
     "utils.synthetic": "-m",
     "web": "-m",
+    "batch": "-m",
 }
 """Every command -> its script, or "-m"."""
 
@@ -40,7 +42,7 @@ _LOADED = (
     "torch", "cv2", "av", "scipy.spatial", "scipy.sparse.linalg", "scipy.ndimage", "numba", "pycolmap", "tyro", "tqdm",
     "preprocess.stage", "frame_to_model_icp.stage", "global_optimization.stage", "train_inverse_deformation.stage", "train_gs.stage",
     "train_gs.train", "eval_gs.stage", "utils.exports.stage", "utils.viewer.app", "utils.report.html",
-    "utils.sfm.backend", "utils.imports.backend", "utils.synthetic.world", "web.server", "uvicorn",
+    "utils.sfm.backend", "utils.imports.backend", "utils.synthetic.world", "web.server", "uvicorn", "batch.cli",
 )  # fmt: skip
 _ADDRESS_SPACE, _CPU_SECONDS, _WALL_SECONDS, _STILL_SECONDS = 6 << 30, 60.0, 600.0, 45.0
 _SECONDS_TO_SETTLE = 1.5
@@ -183,8 +185,8 @@ def _start(number: int, case: Case, folder: Path) -> _Child:
     return _Child(case, number, pid, folder, now, base, moved=now)
 
 
-def _become(case: Case, folder: Path) -> None:
-    """Turns a forked process into the command; never returns."""
+def _become(case: Case, folder: Path) -> NoReturn:
+    """Turns a forked process into the command."""
     os.setsid()
     os.chdir(folder)
     _redirect(folder)
@@ -192,9 +194,14 @@ def _become(case: Case, folder: Path) -> None:
     space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + _ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    end_with(lambda: _call(case))
+
+
+def end_with(call: Callable[[], int]) -> NoReturn:
+    """Ends a forked process with the exit code of the call."""
     code = 70
     try:
-        code = _call(case)
+        code = call()
     except BaseException:  # the program's own last net has failed
         import traceback
 
@@ -207,8 +214,12 @@ def _become(case: Case, folder: Path) -> None:
 
 
 def _redirect(folder: Path) -> None:
-    for number, name, mode in ((0, os.devnull, os.O_RDONLY), (1, "out.txt", 577), (2, "err.txt", 577)):
-        path = name if number == 0 else str(folder.parent / f"{folder.name}.{name}")
+    redirect(folder.parent / f"{folder.name}.out.txt", folder.parent / f"{folder.name}.err.txt")
+
+
+def redirect(out: Path, errors: Path) -> None:
+    """Makes files the standard streams of a forked process."""
+    for number, path, mode in ((0, Path(os.devnull), os.O_RDONLY), (1, out, 577), (2, errors, 577)):
         file = os.open(path, mode, 0o644)
         os.dup2(file, number)
         os.close(file)
@@ -225,12 +236,18 @@ def _redirect(folder: Path) -> None:
 def _call(case: Case) -> int:
     """Runs the command as `python` would; its exit code."""
     script = COMMANDS[case.command]
-    sys.argv = [script if script != "-m" else case.command, *case.words]
+    return as_python(["-m", case.command, *case.words] if script == "-m" else [str(REPOSITORY / script), *case.words])
+
+
+def as_python(words: list[str]) -> int:
+    """Runs `-m MODULE ...` or `SCRIPT ...` in this process as `python` would; the exit code."""
+    module = words[0] == "-m"
+    sys.argv = words[1:] if module else words
     try:
-        if script == "-m":
-            runpy.run_module(case.command, run_name="__main__", alter_sys=True)
+        if module:
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         else:
-            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+            runpy.run_path(words[0], run_name="__main__")
     except SystemExit as ended:
         if ended.code is None or isinstance(ended.code, int):
             return ended.code or 0
