@@ -68,19 +68,9 @@ def database(tmp_path):
     return path
 
 
-def learned(monkeypatch, features):
-    class StandIn:
-        def maps(self, images):
-            return features
-
-    monkeypatch.setattr(learned_matches.XFeat, "load", StandIn)
-    monkeypatch.setattr(learned_matches, "find_keypoints", lambda maps, count, keep: maps)
-
-
-def test_weak_pairs_get_learned_matches_and_strong_ones_keep_their_own(monkeypatch, database):
+def test_weak_pairs_get_learned_matches_and_strong_ones_keep_their_own(database):
     pixels = projected(4)
-    learned(monkeypatch, features_of(pixels, 0.9))
-    added = add_learned_matches(database, np.zeros((4, *SIZE, 3), np.uint8), seed=0)
+    added = add_learned_matches(database, features_of(pixels, 0.9), seed=0)
     assert added == 5, "all pairs but the one that SIFT holds"
     with pycolmap.Database.open(database) as stored:
         ids = [1, 2, 3, 4]
@@ -96,12 +86,11 @@ def test_weak_pairs_get_learned_matches_and_strong_ones_keep_their_own(monkeypat
             assert np.allclose(pixels[3, point], places[1], atol=1e-3)
 
 
-def test_pairs_without_a_place_in_common_stay_apart(monkeypatch, database):
+def test_pairs_without_a_place_in_common_stay_apart(database):
     pixels = projected(4)
     strange = np.random.default_rng(2).uniform(0, 240, pixels.shape[1:])
     features = features_of(np.stack([*pixels[:3], strange]))
-    learned(monkeypatch, features)
-    assert add_learned_matches(database, np.zeros((4, *SIZE, 3), np.uint8), seed=0) == 2
+    assert add_learned_matches(database, features, seed=0) == 2
     with pycolmap.Database.open(database) as stored:
         assert {pair for pair, count in verified_counts(stored, [1, 2, 3, 4]).items() if count} <= {(0, 1), (0, 2), (1, 2), (0, 3)}
 

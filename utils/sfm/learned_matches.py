@@ -25,21 +25,29 @@ _CLOSER = 8
 _NEAR, _ANCHORS = 8, 64
 
 
-def add_learned_matches(database: Path, images: Array, *, seed: int, keep: Array | None = None) -> int:
+def learned_features(images: Array, keep: Array | None = None) -> list[Keypoints]:
+    """XFeat's keypoints of images (F, h, w, 3) uint8, only where `keep` (F, h, w) bool holds; None: everywhere.
+
+    Raises:
+        MissingDependencyError: the weights are not installed.
+    """
+    maps = XFeat.load().maps(images)
+    return [find_keypoints(own, _KEYPOINTS, None if keep is None else keep[frame]) for frame, own in enumerate(maps)]
+
+
+def add_learned_matches(database: Path, features: Sequence[Keypoints], *, seed: int) -> int:
     """Adds XFeat's keypoints and verified matches to a database of SIFT's; returns how many pairs they hold together.
 
     Args:
         database: with images named `<position>.png`, their SIFT features matched and verified.
-        images: (F, h, w, 3) uint8.
+        features: of each image.
         seed: of RANSAC.
-        keep: (F, h, w) bool, where features may lie; None: everywhere.
     """
-    maps = XFeat.load().maps(images)
-    features = [find_keypoints(own, _KEYPOINTS, None if keep is None else keep[frame]) for frame, own in enumerate(maps)]
+    count = len(features)
     with pycolmap.Database.open(database) as stored:
-        ids = frame_ids(stored, len(images))
+        ids = frame_ids(stored, count)
         held = verified_counts(stored, ids)
-        pairs = hopeful_pairs(features, [p for p in candidate_pairs(len(images)) if held.get(p, 0) < _ENOUGH])
+        pairs = hopeful_pairs(features, [p for p in candidate_pairs(count) if held.get(p, 0) < _ENOUGH])
         rows = match_keypoints(features, pairs)
         matched = {pair: own for pair, own in zip(pairs, rows, strict=True) if len(own) >= SAME_PLACE}
         first_row = [append_keypoints(stored, image, own.px.cpu().numpy()) for image, own in zip(ids, features, strict=True)]

@@ -9,6 +9,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +27,8 @@ from utils.runtime import cpu_count
 from utils.sfm.dense_bundle_adjustment import Bundle, FocalPrior, Matches, adjust
 from utils.sfm.flow_depth import frame_threads
 from utils.sfm.flow_tracks import add_flow_tracks, sample_field
-from utils.sfm.learned_matches import add_learned_matches
-from utils.sfm.matches_database import frame_ids
+from utils.sfm.learned_matches import add_learned_matches, learned_features
+from utils.sfm.matches_database import frame_ids, verified_counts
 from utils.sfm.path_breaks import is_broken, path_breaks, turn_breaks, worst_break
 from utils.types import Array, Reporter
 
@@ -73,7 +74,8 @@ def map_frames(
 ) -> SparseModel:
     """Poses, focal length and sparse points from images of one moving camera.
 
-    Global mapping first estimates the focal length from a prior of `FOCAL_PRIOR` times the longest side. If it registers too
+    The poses of a well joined clip are rough and those of the prior's focal length until `settle_focal` has adjusted them.
+    Else global mapping first estimates the focal length from a prior of `FOCAL_PRIOR` times the longest side. If it registers too
     little or ends at an implausible focal length, it is repeated with the focal length held at the prior.
 
     Args:
@@ -92,11 +94,15 @@ def map_frames(
         raise GeometryError("one frame shows no parallax", "use a clip or folder with at least two different views")
     needed = min(MIN_REGISTERED, len(images))
     with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder, _quiet():
-        database = _match(images, Path(folder), seed, keep)
-        if features == "xfeat":
-            helped = add_learned_matches(database, images, seed=seed, keep=keep)
-            report.note(f"poses: {helped} more pairs of frames are held together by learned matches (XFeat)")
-        model = _map(database, Path(folder), seed, fixed_focal=False)
+        with ThreadPoolExecutor(1) as beside:
+            learned = beside.submit(learned_features, images, keep) if features == "xfeat" else None
+            database = _match(images, Path(folder), seed, keep)
+            if learned is not None:
+                helped = add_learned_matches(database, learned.result(), seed=seed)
+                report.note(f"poses: {helped} more pairs of frames are held together by learned matches (XFeat)")
+        model = _map_well_joined(database, Path(folder), seed, images, clips)
+        if model is None:
+            model = _map(database, Path(folder), seed, fixed_focal=False)
         if model is None or len(model.frames) < needed or not _plausible(model, images):
             report.note("poses: mapping with a free focal length failed, trying again with a fixed one")
             model = _map(database, Path(folder), seed, fixed_focal=True)
@@ -179,10 +185,37 @@ def sparse_pairs(count: int) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
-def _map(database: Path, folder: Path, seed: int, *, fixed_focal: bool) -> SparseModel | None:
+def _map(database: Path, folder: Path, seed: int, *, fixed_focal: bool, rough: bool = False) -> SparseModel | None:
     """The largest model of global mapping, `None` if there is none."""
-    reconstruction = _reconstruct(database, folder, seed, fixed_focal=fixed_focal)
+    reconstruction = _reconstruct(database, folder, seed, fixed_focal=fixed_focal, rough=rough)
     return None if reconstruction is None else supported(_to_model(reconstruction))
+
+
+# A clip is well joined if nearly all its frames (but this percentile) share so many verified matches with the frame so many later:
+# slow paths have 250 and more, orbits in large steps next to none.
+_JOINED_APART, _JOINED_MATCHES, _JOINED_PERCENTILE = 6, 100, 10
+
+
+def well_joined(database: Path, count: int, clips: Array | None = None) -> bool:
+    """Whether points of `count` frames are followed over many of them, so that nothing is left open by rotations and positions alone."""
+    with pycolmap.Database.open(database) as stored:
+        counts = verified_counts(stored, frame_ids(stored, count))
+    pairs = [(a, a + _JOINED_APART) for a in range(count - _JOINED_APART) if clips is None or clips[a] == clips[a + _JOINED_APART]]
+    return bool(pairs) and np.percentile([counts.get(pair, 0) for pair in pairs], _JOINED_PERCENTILE) >= _JOINED_MATCHES
+
+
+def _map_well_joined(database: Path, folder: Path, seed: int, images: Array, clips: Array | None) -> SparseModel | None:
+    """A rough model of a well joined clip, with the focal length of the prior; `None` where the whole of global mapping is needed.
+
+    COLMAP's adjustments and second triangulation take three fifths of the time on their one thread. What they change is done by
+    `settle_focal` afterwards, on all cores, and with a prior on the focal length.
+    """
+    if not well_joined(database, len(images), clips):
+        return None
+    model = _map(database, folder, seed, fixed_focal=False, rough=True)
+    if model is None or len(model.frames) < len(images) or is_broken(path_breaks(model, clips)):
+        return None
+    return model
 
 
 # A step is confirmed by matches that turn the camera by the same, to so many degrees or this share of the turn.
@@ -327,8 +360,8 @@ def map_distorted(images: Array, *, seed: int, keep: Array | None = None) -> Spa
     return model
 
 
-def _reconstruct(database: Path, folder: Path, seed: int, *, fixed_focal: bool) -> "pycolmap.Reconstruction | None":
-    """The largest reconstruction of global mapping."""
+def _reconstruct(database: Path, folder: Path, seed: int, *, fixed_focal: bool, rough: bool) -> "pycolmap.Reconstruction | None":
+    """The largest reconstruction of global mapping; a `rough` one is not adjusted after its cameras and points have been placed."""
     options = pycolmap.GlobalPipelineOptions()
     options.random_seed = seed
     # One thread: the solver's sums run in the order in which threads end, and contradictory frames make much of a rounding error
@@ -341,7 +374,8 @@ def _reconstruct(database: Path, folder: Path, seed: int, *, fixed_focal: bool) 
     options.mapper.global_positioning.use_gpu = False
     options.mapper.bundle_adjustment.ceres.use_gpu = False
     options.mapper.bundle_adjustment.refine_focal_length = not fixed_focal
-    output = folder / ("fixed" if fixed_focal else "free")
+    options.mapper.skip_bundle_adjustment = options.mapper.skip_retriangulation = rough
+    output = folder / ("rough" if rough else "fixed" if fixed_focal else "free")
     output.mkdir()
     models = pycolmap.global_mapping(database, folder / "images", output, options)
     if not models:
@@ -499,7 +533,7 @@ def adjusted(model: SparseModel, bundle: Bundle) -> SparseModel:
     renumbered = np.full(len(host), -1)
     renumbered[front] = np.arange(len(front))
     keep = renumbered[row] >= 0
-    return replace(
+    placed = replace(
         model,
         w2c=bundle.w2c,
         K=bundle.K,
@@ -508,6 +542,16 @@ def adjusted(model: SparseModel, bundle: Bundle) -> SparseModel:
         seen_point=renumbered[row][keep],
         seen_at=model.seen_at[keep],
     )
+    return replace(placed, error_px=_reprojection_error(placed))
+
+
+def _reprojection_error(model: SparseModel) -> float:
+    """Mean distance in pixels between where points in front of a camera are seen and where they fall."""
+    w2c = model.w2c[model.seen_by]
+    local = np.einsum("mij,mj->mi", w2c[:, :3, :3], model.points[model.seen_point]) + w2c[:, :3, 3]
+    front = local[:, 2] > 0
+    pixels = local[front, :2] / local[front, 2:] * np.diag(model.K)[:2] + model.K[:2, 2]
+    return float(np.linalg.norm(pixels - model.seen_at[front], axis=1).mean()) if front.any() else 0.0
 
 
 # A frame in between is kept if this many tracked points agree with its pose.
