@@ -219,7 +219,7 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
     with frame_threads() as pool:
         images = list(pool.map(lambda ref: frames.picture(int(ref)), clip.refs))
         couplings = list(pool.map(edge_couplings, images))
-        neighbours = [choose_neighbours(clip, row) for row in rows]
+        neighbours = list(pool.map(partial(choose_neighbours, clip), rows))
         revisits, revisited = far_matches(clip, neighbours)
         inverse = list(pool.map(lambda row: fill_and_smooth(*sparse_layer(clip, row), couplings[row], _FIRST_STRENGTH)[0], rows))
         for number, strength in enumerate(_STRENGTHS):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from utils.runtime import in_threads
 from utils.types import Array
 
 # Fewer frames than this tell too little.
@@ -23,6 +24,8 @@ _STANDS, _REACH = 0.42, 3
 _CHANGES = 1.5
 # Share of textured pixels that stand still at most: with more it is the camera that does.
 _STILL_CAMERA = 0.25
+# Bands of rows that are judged at a time: medians over time take long.
+_BANDS = 32
 # Smallest mark, in pixels of its edges, and largest, as a share of the picture.
 _SMALLEST, _LARGEST = 24, 0.35
 
@@ -57,9 +60,10 @@ def find_mark(grays: Array) -> Mark | None:
     if len(grays) < _LEAST_FRAMES:
         return None
     x, y = (np.stack([cv2.Sobel(g, cv2.CV_16S, dx, 1 - dx) for g in grays]).astype(np.float32) / 8 for dx in (1, 0))
-    still = _still_edges(x, y)
+    bands = [slice(rows[0], rows[-1] + 1) for rows in np.array_split(np.arange(x.shape[1]), min(_BANDS, x.shape[1]))]
+    judged = in_threads(lambda rows: (_still_edges(x[:, rows], y[:, rows]), _textured(x[:, rows], y[:, rows])), bands)
+    still, textured = (np.concatenate(parts) for parts in zip(*judged, strict=True))
     still[[0, 1, -2, -1]] = still[:, [0, 1, -2, -1]] = False
-    textured = np.median(np.hypot(x, y), axis=0) > _EDGE
     # Edges of a mark hang together; what stands still by chance is scattered.
     reach = max(3, round(0.012 * max(still.shape)))
     grown = cv2.dilate(still.astype(np.uint8), np.ones((reach, reach), np.uint8))
@@ -79,6 +83,12 @@ def find_mark(grays: Array) -> Mark | None:
     rows, columns = np.flatnonzero(filled.any(1)), np.flatnonzero(filled.any(0))
     height, width = filled.shape
     return Mark(filled, (rows[0] / height, columns[0] / width, (rows[-1] + 1) / height, (columns[-1] + 1) / width))
+
+
+def _textured(x: Array, y: Array) -> Array:
+    """(h, w) bool where the gradient (S, h, w) is mostly that of an edge."""
+    textured: Array = np.median(np.hypot(x, y), axis=0) > _EDGE
+    return textured
 
 
 def _still_edges(x: Array, y: Array) -> Array:
