@@ -366,7 +366,7 @@ def test_elimination_of_the_points_is_the_schur_complement() -> None:
     full, right, crosses = np.zeros((n, n)), np.zeros(n), np.zeros((6, n))
     point_H, point_g = np.zeros(6), np.zeros(6)
     half = np.zeros((n, n))
-    cross = flow_bundle._normal_equations(w2c, K, w, found, False, *packed, half, right, point_H, point_g)
+    cross = flow_bundle._normal_equations(w2c, K, w, found, False, flow_bundle.CAUCHY_PX, *packed, half, right, point_H, point_g)
     for m, (a, b, p) in enumerate(zip(*packed[:3], strict=True)):
         crosses[p, 6 * a : 6 * a + 6] += cross[m, :6]
         crosses[p, 6 * b : 6 * b + 6] += cross[m, 6:12]
