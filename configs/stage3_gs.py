@@ -39,8 +39,11 @@ class GSConfig:
     device: str = "auto"
     """cpu, cuda, or auto: CUDA where gsplat can run."""
     max_gpu_gb: float = 0.0
-    """Most GPU memory to take, in GiB; if the budget does not fit, fewer splats are trained, on smaller images where they are large.
-    0: all there is."""
+    """Most GPU memory to take, in GiB; what does not fit is trained in blocks, or with fewer splats, on smaller images where they are
+    large. 0: all there is."""
+    blocks: int | Literal["auto"] = "auto"
+    """Spatial blocks that the world is trained in, one after another; each holds its own splats and, coarsely, the rest of the world. auto:
+    as few as fit the GPU's memory, see max_gpu_gb."""
     gpus: int = 1
     """GPUs to train on, each with its own views in every step; there are fewer steps accordingly."""
     views_per_step: int = 0
@@ -220,6 +223,10 @@ class GSConfig:
         check(self, Range(0, 0.99), "shell_share")
         check(self, Range(0, 1, above=True), "initial_fill", "relocate_rate", "image_scale", "coarse_scales")
         check(self, Range(0, 3), "sh_degree")
+        if self.blocks != "auto" and not 1 <= self.blocks <= 1000:
+            raise ConfigError(f"blocks is {self.blocks}", "give auto or a number from 1")
+        if self.blocks not in ("auto", 1) and self.budget_seconds:
+            raise ConfigError("budget_seconds goes with one block", "leave one of them out")
         check(self, POSITIVE, "initial_scale", "initial_flat_ratio")
         check(self, Range(2, NEAREST), "knn_neighbors")
         if self.initial_fill < 1 and not self.relocate_every:

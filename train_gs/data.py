@@ -1,6 +1,6 @@
 """Data of a training: cameras, images, masks and depth of the frames, and the role of each frame."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -86,4 +86,20 @@ class TrainingData:
             trained=self.trained,
             blended=none if self.blended is None else self.blended,
             clips=none.astype(int) if self.clips is None else self.clips,
+        )
+
+    def select(self, views: Array) -> "TrainingData":
+        """The frames at these positions."""
+        rows = lambda values: None if values is None else values[views]  # noqa: E731
+        return replace(
+            self,
+            cameras=self.cameras.select(views),
+            images=self.images[views],
+            heldout=self.heldout[views],
+            used=rows(self.used),
+            color_maps=rows(self.color_maps),
+            depth=rows(self.depth),
+            blended=rows(self.blended),
+            left_out=rows(self.left_out),
+            clips=rows(self.clips),
         )

@@ -182,6 +182,14 @@ class SharedTrainer(Trainer):
         return own if self.refinement is None else [*own, self.refinement.corrections[view]]
 
 
+def trainer_for(splats: Splats, data: TrainingData, warp: InverseWarp, backend: str, device: torch.device, config: GSConfig) -> Trainer:
+    """The optimisation of these splats before its first step, for one process or several."""
+    share, rasterizer = share_of(config, device), load_rasterizer(backend, device)
+    if share.views == 1:
+        return Trainer(splats.to(device), data, warp, rasterizer, config)
+    return SharedTrainer(splats.to(device), data, warp, rasterizer, config, share)
+
+
 # ---------------------------------------------------------------------------------------------------- processes
 
 

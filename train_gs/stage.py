@@ -2,7 +2,7 @@
 
 import math
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ import numpy as np
 import torch
 
 from configs.stage3_gs import GSConfig
+from train_gs.blocks.train import BlockTraining, Coarse, coarse_config
 from train_gs.data import TrainingData
 from train_gs.floaters import with_coverage, without_veils
 from train_gs.measure import averages, measure
-from train_gs.memory import Load, within_memory
+from train_gs.memory import Load, number_of_blocks, within_memory
 from train_gs.population import with_spare_slots
 from train_gs.refine import carried_over
-from train_gs.shared import SharedTrainer, share_of, together
+from train_gs.saved import Preview, Saved
+from train_gs.shared import together, trainer_for
 from train_gs.start.clear_views import in_the_way, in_the_way_between
 from train_gs.start.initialize import initial_splats
 from train_gs.start.shell import joined, shell_splats
@@ -26,29 +28,23 @@ from train_gs.supervision import Supervision, supervision
 from train_gs.train import Trainer, train
 from utils.deformation.artifact import INVERSE_SCHEMA, load_inverse, save_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
-from utils.device.accelerator import cap_memory
-from utils.errors import ArtifactError
+from utils.device.accelerator import cap_memory, release_memory
 from utils.exports.ply import write_splat_ply
 from utils.exports.stage import export_splats
-from utils.exports.view import FOLDER as VIEW
-from utils.exports.view import write_view
 from utils.runtime import seed_everything
 from utils.scene import artifacts
 from utils.scene.checkpoints import forget_parts
 from utils.scene.folders import frames_of_scene, list_frames
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.lock import one_writer
-from utils.scene.manifest import content_hash, fingerprints, is_current, portable, significant, write_manifest, writing
+from utils.scene.manifest import content_hash, fingerprints, is_current, portable, significant, write_manifest
 from utils.scene.masks import used_pixels
 from utils.scene.media import read_frames
 from utils.scene.transaction import Output, publish, require_replaceable
-from utils.splatting.checkpoint import GS_SCHEMA, MODEL, PREVIEW, TrainedScene, save_checkpoint, unfinished
+from utils.splatting.checkpoint import GS_SCHEMA, MODEL, TrainedScene, save_checkpoint, unfinished
 from utils.splatting.rasterize.contract import choose_rasterizer, load_rasterizer
 from utils.splatting.sh import C0
 from utils.types import NULL_REPORTER, Alignment, Array, Reporter, Scene, Splats
-
-# Seconds between two previews, or this many times as long as writing one takes if that is longer.
-_PREVIEW_SECONDS, _PREVIEW_PAUSE = 15.0, 50.0
 
 
 @one_writer(lambda config: config.root_path)
@@ -74,24 +70,26 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     cap_memory(device, config.max_gpu_gb)
     settings = replace(config, reference_frame=roles.reference)
     attempts = _Attempts(settings, scene, roles, data, device, backend, reason, out, inputs, report)
-    trainer, trained, timings = within_memory(attempts.train, config.target_num_points, math.prod(data.cameras.size), report)
-    timings["load"] = time.perf_counter() - started - sum(timings.values())
-    trainer.release()
-    warp = carried_over(trainer.trained_warp(), trained.cameras, trainer.data.sources)
-    if trainer.hidden:
-        report.note(f"splatting: {trainer.hidden} splats floated, known to no frame, and are gone")
+    finished = within_memory(attempts.train, config.target_num_points, math.prod(data.cameras.size), report)
+    timings = {"load": time.perf_counter() - started - sum(finished.seconds.values()), **finished.seconds}
+    warp, data = finished.warp, finished.data
+    if finished.hidden:
+        report.note(f"splatting: {finished.hidden} splats floated, known to no frame, and are gone")
+    trained, rasterizer = finished.scene, load_rasterizer(backend, device)
     if config.clear_views > 0:
-        trained = without_veils(trained, trainer.data, trainer.rasterizer)
-    trained = with_coverage(trained, trainer.data, warp, config)
-    rows = measure(trained, trainer.data, trainer.rasterizer, warp, turn=config.deform_inverse_rotations)
+        trained = without_veils(trained, data, rasterizer)
+    trained = with_coverage(trained, data, warp, config)
+    rows = measure(trained, data, rasterizer, warp, turn=config.deform_inverse_rotations)
     summary = {**averages(rows), "splats": len(trained.splats), "iterations": config.num_iters, "backend": backend}
-    if trainer.plateau.reached:
-        report.note(f"splatting: stopped at step {trainer.iteration} of {trainer.config.num_iters}, the loss no longer falls")
-        summary["stopped_at"] = trainer.iteration
+    if finished.blocks > 1:
+        summary["blocks"] = finished.blocks
+    if finished.stopped_at is not None:
+        report.note(f"splatting: stopped at step {finished.stopped_at} of {finished.steps}, the loss no longer falls")
+        summary["stopped_at"] = finished.stopped_at
     with publish(out, GS_SCHEMA, home=config.root_path, report=report) as folder:
-        if trainer.refinement is not None or (config.deform and roles.extended):
+        if finished.refined or (config.deform and roles.extended):
             save_inverse(folder, warp)
-        _write(folder, config, trained, {**summary, "seconds": timings, "frames": rows, "curve": trainer.history})
+        _write(folder, config, trained, {**summary, "seconds": timings, "frames": rows, "curve": finished.history})
         write_manifest(
             folder,
             schema=GS_SCHEMA,
@@ -104,6 +102,35 @@ def run(config: GSConfig, report: Reporter = NULL_REPORTER) -> Path:
     forget_parts(out)
     report.note("splatting: " + ", ".join(f"{k} {v:.2f} dB" for k, v in averages(rows).items()))
     return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A training that is over.
+
+    Attributes:
+        scene: on the device.
+        warp: the inverse deformation of all frames as it was refined.
+        data: what it was trained on.
+        hidden: splats that floated.
+        history: loss curve.
+        refined: whether the inverse deformation was refined.
+        steps: that it was to take.
+        stopped_at: step at which it stopped early.
+        seconds: by part.
+        blocks: that the world was trained in.
+    """
+
+    scene: TrainedScene
+    warp: InverseWarp
+    data: TrainingData
+    hidden: int
+    history: list[dict[str, float]]
+    refined: bool
+    steps: int
+    stopped_at: int | None
+    seconds: dict[str, float]
+    blocks: int = 1
 
 
 @dataclass(frozen=True)
@@ -134,41 +161,68 @@ class _Attempts:
     inputs: dict[str, str]
     report: Reporter
 
-    def train(self, load: Load) -> tuple[Trainer, TrainedScene, dict[str, float]]:
-        """One training of this size from the start or from where an interrupted run was; its trainer, result and seconds by part.
+    def train(self, load: Load) -> Finished:
+        """One training of this size from the start or from where an interrupted run was.
 
         Raises:
             torch.OutOfMemoryError: the device has too little memory for it.
         """
-        begun = time.perf_counter()
         config = replace(self.config, target_num_points=load.splats, image_scale=self.config.image_scale * load.scale)
         data = self.data if load.scale == 1.0 else training_data(self.scene, self.roles, config)
+        blocks = number_of_blocks(config, data, self.device)
+        key = content_hash(significant(portable(config)), self.inputs, *([blocks] if blocks > 1 else []))
+        if blocks == 1:
+            return self._whole(data, config, key)
+        self.report.note(f"splatting: {config.target_num_points} splats in {blocks} blocks, after a coarse training of the whole")
+        coarse = self._whole(data, coarse_config(config, blocks), key, keep=True)
+        release_memory()  # of the coarse training, which is over
+        begun = time.perf_counter()
+        coarse = replace(coarse, scene=replace(coarse.scene, splats=coarse.scene.splats.to("cpu")), warp=coarse.warp.to("cpu"))
+        splats = starting_splats(self.roles.alignment, data, config)
+        job = BlockTraining(self.backend, self.device, config, unfinished(self.out), key, self.report)
+        trained = job.train(splats, Coarse(coarse.scene, coarse.warp, data), blocks)
+        trained = replace(trained, splats=trained.splats.to(self.device))
+        seconds = {**coarse.seconds, "blocks": time.perf_counter() - begun}
+        return replace(coarse, scene=trained, warp=coarse.warp.to(self.device), seconds=seconds, blocks=blocks)
+
+    def _whole(self, data: TrainingData, config: GSConfig, key: str, *, keep: bool = False) -> Finished:
+        """A training of the whole world at once; with `keep` its last state stays on disk."""
+        begun = time.perf_counter()
         trainer = make_trainer(self.roles.alignment, data, self.roles.warp, self.backend, self.device, config)
         self.report.note(
             f"splatting: {len(trainer.parameters.means)} splats, {len(trainer.training_views)} frames to train on and "
             f"{int(data.heldout.sum())} held out, {data.cameras.size[1]}x{data.cameras.size[0]}, {self.reason}"
         )
-        resume = ResumeFile(self.out, content_hash(significant(portable(config)), self.inputs))
-        resume.restore(trainer, self.report)
-        prepared = time.perf_counter()
+        state = Saved(unfinished(self.out) / "state.pt", key)
+        state.restore(trainer, self.report)
+        prepared, resumed = time.perf_counter(), trainer.done
         preview = Preview(self.out, self.report)
         try:
             with together(trainer, self.backend):
-                trained = train(trainer, self.report, resume.save, preview.update)
+                trained = train(trainer, self.report, state.save, preview.update)
         finally:
             preview.finish()
-        return trainer, trained, {"prepare": prepared - begun, "train": time.perf_counter() - prepared}
+        if keep and not resumed:
+            state.save(trainer)
+        trainer.release()
+        return Finished(
+            scene=trained,
+            warp=carried_over(trainer.trained_warp(), trained.cameras, data.sources),
+            data=data,
+            hidden=trainer.hidden or 0,
+            history=trainer.history,
+            refined=trainer.refinement is not None,
+            steps=trainer.config.num_iters,
+            stopped_at=trainer.iteration if trainer.plateau.reached else None,
+            seconds={"prepare": prepared - begun, "train": time.perf_counter() - prepared},
+        )
 
 
 def make_trainer(
     alignment: Alignment, data: TrainingData, warp: InverseWarp, backend: str, device: torch.device, config: GSConfig
 ) -> Trainer:
     """The optimisation before its first step."""
-    splats = starting_splats(alignment, data, config)
-    share, rasterizer = share_of(config, device), load_rasterizer(backend, device)
-    if share.views == 1:
-        return Trainer(splats.to(device), data, warp, rasterizer, config)
-    return SharedTrainer(splats.to(device), data, warp, rasterizer, config, share)
+    return trainer_for(starting_splats(alignment, data, config), data, warp, backend, device, config)
 
 
 def starting_splats(alignment: Alignment, data: TrainingData, config: GSConfig) -> Splats:
@@ -279,93 +333,3 @@ def _write(folder: Path, config: GSConfig, trained: TrainedScene, summary: dict[
     with ThreadPoolExecutor(3) as pool:  # writing releases the interpreter
         for written in [pool.submit(work) for work in (lambda: save_checkpoint(folder / MODEL, trained), splats, points)]:
             written.result()
-
-
-class ResumeFile:
-    """The state of an unfinished training, beside the folder it will become.
-
-    Args:
-        out: the result's folder.
-        key: hash of settings and inputs; a state of other ones is ignored.
-    """
-
-    def __init__(self, out: Path, key: str):
-        self._folder = unfinished(out)
-        self._path = self._folder / "state.pt"
-        self._key = key
-
-    def save(self, trainer: Trainer) -> None:
-        """Writes the state beside the old one and renames it."""
-        with writing(self._path):
-            self._folder.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_suffix(".partial")
-        artifacts.save_tensors(beside, {"key": self._key, **trainer.state()})
-        beside.replace(self._path)
-
-    def restore(self, trainer: Trainer, report: Reporter) -> None:
-        """Brings a trainer to the saved state, if there is one of the same settings and inputs."""
-        if not self._path.is_file():
-            return
-        state = artifacts.load_tensors(self._path)
-        if state.pop("key") != self._key:
-            report.note("splatting: an unfinished training with other settings or inputs is ignored")
-            return
-        trainer.load(state)
-        report.note(f"splatting: resumes at step {trainer.iteration}")
-
-
-class Preview:
-    """The splats so far, for people to look at: a checkpoint beside the folder it will become, written again now and then.
-
-    On a GPU a thread writes it while the training goes on.
-
-    Args:
-        out: the result's folder.
-        report: told when previews cannot be written; the training goes on without them.
-    """
-
-    def __init__(self, out: Path, report: Reporter):
-        self._path, self._report, self._due = unfinished(out) / PREVIEW, report, 0.0
-        self._pool = ThreadPoolExecutor(1)
-        self._writing: Future[float] | None = None
-
-    def update(self, trainer: Trainer) -> None:
-        """Writes the checkpoint if the last one is old enough."""
-        if time.monotonic() < self._due or not self._written():
-            return
-        scene = trainer.result()
-        if trainer.device.type == "cuda":
-            # Copied here: a thread that asks anything of the device would break off steps that are being recorded.
-            splats = scene.splats
-            own = Splats(*(t.cpu() for t in (splats.means, splats.quats, splats.log_scales, splats.logit_opacities, splats.sh)))
-            self._writing = self._pool.submit(self._write, replace(scene, splats=own, appearance=scene.appearance.cpu()))
-            return
-        self._writing = self._pool.submit(self._write, scene)
-        self._written(wait=True)
-
-    def finish(self) -> None:
-        """Waits for what is being written."""
-        self._written(wait=True)
-        self._pool.shutdown()
-
-    def _write(self, scene: TrainedScene) -> float:
-        """Seconds it took."""
-        begin = time.monotonic()
-        beside = self._path.with_suffix(".partial")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(beside, scene)
-        beside.replace(self._path)
-        write_view(self._path.parent / VIEW, scene, unfinished=True)
-        return time.monotonic() - begin
-
-    def _written(self, *, wait: bool = False) -> bool:
-        """Whether nothing is being written any more."""
-        if self._writing is None or not (wait or self._writing.done()):
-            return self._writing is None
-        try:
-            self._due = time.monotonic() + max(_PREVIEW_SECONDS, _PREVIEW_PAUSE * self._writing.result())
-        except (OSError, ArtifactError) as error:
-            self._report.note(f"splatting: no more previews, {error}")
-            self._due = float("inf")
-        self._writing = None
-        return time.monotonic() >= self._due

@@ -361,7 +361,7 @@ class Trainer:
             self.plateau.end_round()
             shuffled = torch.randperm(len(self.training_views), generator=self.generator).tolist()
             self.order = [self.training_views[i] for i in shuffled]
-            if self.config.appearance == "affine":
+            if self.config.appearance == "affine" and self.config.lr_appearance > 0:
                 self.appearance.center(self.training_views)
             if self.trust is not None and self.config.robust and self.progress >= self.config.robust_from:
                 self.trust.settle()

@@ -5,6 +5,7 @@ from the published network: places are normalised by each view's own frustum (no
 sines of the place stand in for a hash grid, whose finest levels store noise.
 """
 
+import copy
 import math
 from itertools import pairwise
 from typing import Any
@@ -84,6 +85,14 @@ class NetworkInverseWarp(InverseWarp):
             rows = [torch.autograd.grad(q[:, k].sum(), y, retain_graph=k < 2)[0] for k in range(3)]
         y = y.detach()
         return LocalWarp(y0=y, q0=q.detach(), jacobian=torch.stack(rows, 1), residual=torch.zeros_like(y[:, 0]))
+
+    def select(self, views: list[int]) -> "NetworkInverseWarp":
+        """The inverse of these views alone, in this order."""
+        result = copy.deepcopy(self)
+        result.K, result.inv_depth_range = self.K[views], self.inv_depth_range[views]
+        result.codes = nn.Parameter(self.codes.detach()[views], requires_grad=self.codes.requires_grad)
+        result._shape = {**self._shape, "frames": len(views)}
+        return result
 
     def config(self) -> dict[str, Any]:
         """The method's name and the network's shape."""

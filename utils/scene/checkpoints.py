@@ -27,7 +27,7 @@ def forget_parts(result: Path) -> None:
 
 def _is_part(path: Path) -> bool:
     """Named as this program names parts: a user's folder that happens to end in `.resume` stays."""
-    return bool(re.fullmatch(r"[0-9a-f]{24}|(state|preview)\.(pt|partial)|view", path.name))
+    return bool(re.fullmatch(r"[0-9a-f]{24}|(state|preview|block_\d+(_state)?)\.(pt|partial)|view", path.name))
 
 
 class CheckpointFolder:

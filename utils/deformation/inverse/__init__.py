@@ -54,6 +54,11 @@ class FixedPointInverseWarp(InverseWarp):
             self._cameras = torch.from_numpy(cameras).to(device, torch.float32)
         return self._cameras
 
+    def select(self, views: list[int]) -> "FixedPointInverseWarp":
+        """The inverse of these views alone, in this order."""
+        field = self.field
+        return FixedPointInverseWarp(LatticeField(field.nodes[views], field.inv_depth_range[views], field.K[views], field.size))
+
     def config(self) -> dict[str, Any]:
         """The method's name and the lattice's shape."""
         return {"method": "fixed_point", "nodes": list(self.field.nodes.shape)}

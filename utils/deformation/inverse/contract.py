@@ -65,6 +65,10 @@ class InverseWarp(nn.Module):
         """The local warp at rigidly transformed points y (N, 3), without autograd history."""
 
     @abstractmethod
+    def select(self, views: list[int]) -> "InverseWarp":
+        """The inverse of these views alone, in this order."""
+
+    @abstractmethod
     def config(self) -> dict[str, Any]:
         """Plain values that, with the state dict, rebuild this warp."""
 
@@ -78,6 +82,11 @@ class IdentityInverseWarp(InverseWarp):
         del frame_index
         y = y.detach()
         return LocalWarp(y0=y, q0=y, jacobian=None, residual=y.new_zeros(len(y)))
+
+    def select(self, views: list[int]) -> "IdentityInverseWarp":
+        """Itself."""
+        del views
+        return self
 
     def config(self) -> dict[str, Any]:
         """Only the method's name."""
