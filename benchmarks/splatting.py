@@ -70,6 +70,9 @@ from utils.types import Alignment, Array, Scene
 COMMON_POINTS = 200_000
 COMMON_NEIGHBOURS = 32
 
+ORBIT_TURNING = 1.0
+"""Radians by which the figure in the middle of an orbit turns while the camera goes round (64 frames)."""
+
 
 def write_scene(root: Path, scene: Scene) -> None:
     """results.npz of a predicted scene."""
@@ -285,7 +288,8 @@ def measure(args: argparse.Namespace) -> Iterator[Line]:
             yield from one_clip(args.clip, args, budgets, report)
             return
         for severity, layout, seed in product(args.severity, args.layouts, args.seeds):
-            world = make_world(WorldConfig(layout=layout, frames=args.frames, size=(h, w), severity=severity, seed=seed))
+            turning = ORBIT_TURNING if layout == "orbit" else 0.0
+            world = make_world(WorldConfig(layout=layout, frames=args.frames, size=(h, w), severity=severity, seed=seed, turning=turning))
             yield from one_world(world, tuple(expanded(args.variants)), budgets, report)
 
 

@@ -13,7 +13,7 @@ import pytest
 from utils.cameras.projection import project, transform
 from utils.errors import ConfigError, CorruptArtifactError, MissingArtifactError
 from utils.synthetic import LAYOUTS, WorldConfig, load_ground_truth, make_world, save_world
-from utils.synthetic.inconsistency import drift
+from utils.synthetic.inconsistency import drift, object_centers
 from utils.synthetic.scenes import build_place
 from utils.synthetic.texture import surface_color, with_texture
 from utils.synthetic.world import camera_rays
@@ -39,6 +39,22 @@ def test_places_are_seen_and_textured(layout):
     brightness = world.images.astype(float).mean(-1)
     assert brightness.std() > 25
     assert np.abs(np.diff(brightness, axis=2)).mean() > 5
+
+
+def test_an_orbit_closes_and_its_figure_turns():
+    still, turning = (WorldConfig(layout="orbit", frames=65, size=(16, 16), severity="none", turning=turn) for turn in (0.0, 1.0))
+    place = build_place("orbit", 0)
+    first, quarter, last = (place.path.c2w(still.progress(frame)) for frame in (0, 16, 64))
+    np.testing.assert_allclose(first, last, atol=1e-9)
+    assert first[[0, 2], 2] @ quarter[[0, 2], 2] == pytest.approx(0, abs=1e-9)
+    world = make_world(replace(turning, frames=3))
+    point, figure = np.array([[0.3, 0.0, 0.0]]), np.array([1])
+    pivot = object_centers(world.place.shapes)[1]
+    moved = world.deform(2, point + pivot, figure)[0] - pivot
+    np.testing.assert_allclose(moved, 0.3 * np.array([np.cos(1.0), 0, -np.sin(1.0)]), atol=1e-6)
+    np.testing.assert_allclose(world.deform(2, point + pivot, figure + 1)[0], point[0] + pivot, atol=1e-6)
+    with pytest.raises(ConfigError, match="full turn"):
+        WorldConfig(turning=7.0)
 
 
 @pytest.mark.parametrize("warp", ["smooth", "sharp", "object"])

@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--occluders", type=int, default=0, help="slender posts close to the camera")
     parser.add_argument("--vanishing", type=float, default=0.0, help="share of the objects that appear and disappear, 0 to 1")
+    parser.add_argument("--turning", type=float, default=0.0, help="radians by which the first object turns during the clip")
     return parser
 
 
@@ -78,6 +79,7 @@ def main() -> None:
         texture=args.texture,
         occluders=args.occluders,
         vanishing=args.vanishing,
+        turning=args.turning,
     )
     try:
         args.out.mkdir(parents=True, exist_ok=True)  # told before the work is done

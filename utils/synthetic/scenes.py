@@ -1,4 +1,4 @@
-"""The four places of the synthetic world, and the camera path through each.
+"""The places of the synthetic world, and the camera path through each.
 
 Axes are the camera's at the start of the path: x right, y down, z forward. What a seed changes: sizes, positions, turns, which things
 stand where, every material. What it does not change: the kind of place and that the path stays clear of things.
@@ -14,8 +14,12 @@ from utils.synthetic.raycast import BOX, CYLINDER, ELLIPSOID, Primitives
 from utils.synthetic.texture import BRICKS, FOLIAGE, PATCHES, PLANKS, PLASTER, Materials, with_texture
 from utils.types import Array
 
-LAYOUTS = ("room", "corridor", "object", "outdoor")
+LAYOUTS = ("room", "corridor", "object", "outdoor", "orbit")
 
+# Frames in which an orbit goes round once, at a reference clip's speed.
+ORBIT_FRAMES = 64
+
+REFERENCE_FRAMES = 28  # frames that cover a progress of 1 along the path
 # Progress at which the path turns back, in reference clips; past it the camera revisits what it has seen.
 TURNING_PROGRESS = 1.6
 # Share of the random palettes' chroma that is kept: 1 looks like a toy shop.
@@ -61,6 +65,33 @@ class Path:
         c2w[:3, 3] = eye + aside[0] * rotation[:, 0] + aside[1] * rotation[:, 1]
         if aside != (0.0, 0.0):
             c2w[:3, :3] = look_at(target - c2w[:3, 3], roll=0.0)
+        return c2w
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """A circle around a vertical axis, looking inwards, which closes after `ORBIT_FRAMES` of a reference clip.
+
+    Attributes:
+        target: (1, 3) point that the optical axis meets.
+        radius: of the circle, scene units.
+        height: of the camera above the target, scene units; it sways by a tenth of it.
+    """
+
+    target: Array
+    radius: float
+    height: float
+
+    def c2w(self, progress: float, aside: tuple[float, float] = (0.0, 0.0)) -> Array:
+        """(4, 4) world from camera; arguments as for `Path.c2w`."""
+        angle = 2 * np.pi * progress * (REFERENCE_FRAMES - 1) / ORBIT_FRAMES
+        height = self.height * (1 + 0.1 * np.sin(2 * angle))
+        eye = self.target[0] + np.array([-self.radius * np.sin(angle), -height, -self.radius * np.cos(angle)])
+        c2w = np.eye(4)
+        c2w[:3, :3] = look_at(self.target[0] - eye, roll=0.0)
+        c2w[:3, 3] = eye + aside[0] * c2w[:3, 0] + aside[1] * c2w[:3, 1]
+        if aside != (0.0, 0.0):
+            c2w[:3, :3] = look_at(self.target[0] - c2w[:3, 3], roll=0.0)
         return c2w
 
 
@@ -183,7 +214,7 @@ class Place:
 
     shapes: Primitives
     materials: Materials
-    path: Path
+    path: Path | Orbit
 
 
 def build_place(layout: str, seed: int, *, occluders: int = 0, texture: str = "rich") -> Place:
@@ -201,11 +232,12 @@ def build_place(layout: str, seed: int, *, occluders: int = 0, texture: str = "r
     if layout not in LAYOUTS:
         raise ConfigError(f"unknown layout '{layout}'", f"choose one of {', '.join(LAYOUTS)}")
     builder = SceneBuilder(np.random.default_rng([LAYOUTS.index(layout), seed]))
-    build: dict[str, Callable[[SceneBuilder], Path]] = {
+    build: dict[str, Callable[[SceneBuilder], Path | Orbit]] = {
         "room": _room,
         "corridor": _corridor,
         "object": _object,
         "outdoor": _outdoor,
+        "orbit": _orbit,
     }
     path = build[layout](builder)
     builder.rng = np.random.default_rng([LAYOUTS.index(layout), seed, 5])  # so that the rest does not depend on the occluders
@@ -213,7 +245,7 @@ def build_place(layout: str, seed: int, *, occluders: int = 0, texture: str = "r
     return Place(builder.primitives(), with_texture(builder.material_table(), texture), path)
 
 
-def _posts(b: SceneBuilder, path: Path, count: int) -> None:
+def _posts(b: SceneBuilder, path: Path | Orbit, count: int) -> None:
     """Slender posts between the camera and what it looks at, each an object, off the camera's way.
 
     Raises:
@@ -454,6 +486,42 @@ def _object(b: SceneBuilder) -> Path:
         bulge=np.array([0.0, -0.05, -0.3]),
         sway=np.array([0.0, 0.05, 0.03]),
     )
+
+
+def _orbit(b: SceneBuilder) -> Orbit:
+    """A figure and things on a table in the middle of a hall that is furnished all round, seen on a full circle; the figure is object 1."""
+    rng = b.rng
+    floor = 1.2
+    sides = {
+        side: b.material(kind, 3.0, None, 0.45)
+        for side, kind in zip(("back", "front", "left", "right"), 2 * [PATCHES, BRICKS], strict=True)
+    }
+    floors = {"floor": b.material(PLANKS, 2.6, (0.45, 0.36, 0.28), 0.3), "ceiling": b.material(PLASTER, 3.0, (0.66, 0.64, 0.6), 0.25)}
+    _shell(b, (-4.0, 4.0), (-1.9, floor), (-4.0, 4.0), sides | floors)
+    desk = np.array([0.0, floor - 0.82, 0.0])
+    b.new_object()
+    turn = yaw(rng.uniform(-1.5, 1.5))
+    for offset, half in (
+        ((0, -0.28, 0), (0.16, 0.28, 0.12)),
+        ((0, -0.66, 0), (0.11, 0.12, 0.1)),
+        ((0.24, -0.42, 0.05), (0.16, 0.05, 0.05)),
+    ):
+        b.add(BOX, desk + turn @ np.array(offset), np.array(half) * rng.uniform(0.9, 1.15), b.random_material(0.4), turn)
+    b.new_object()
+    top = b.material(PATCHES, 1.6, (0.55, 0.42, 0.3), 0.5)
+    for up, half in ((0.78, (0.95, 0.04, 0.95)), (0.37, (0.12, 0.37, 0.12)), (0.03, (0.5, 0.03, 0.5))):
+        b.add(CYLINDER, np.array([0.0, floor - up, 0.0]), np.array(half), top)
+    for angle in np.linspace(0, 2 * np.pi, 5, endpoint=False) + rng.uniform(0, 1):
+        _thing(b, desk + rng.uniform(0.55, 0.68) * np.array([np.cos(angle), 0, np.sin(angle)]), rng.uniform(0.2, 0.32))
+    b.structure()
+    for wall, axis in ((4.0, 2), (-4.0, 2), (4.0, 0), (-4.0, 0)):
+        for along in (-1.9, 0.2, 2.1):
+            center = [along + rng.uniform(-0.3, 0.3), -0.4, wall] if axis == 2 else [wall, -0.4, along + rng.uniform(-0.3, 0.3)]
+            _picture(b, (center[0], center[1], center[2]), (rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.55)), axis)
+    for angle in np.linspace(0, 2 * np.pi, 7, endpoint=False) + rng.uniform(0, 1):
+        _thing(b, np.array([3.3 * np.cos(angle), floor, 3.3 * np.sin(angle)]), rng.uniform(0.6, 0.9))
+    b.structure()
+    return Orbit(target=np.array([[0.0, 0.1, 0.0]]), radius=2.1, height=0.7)
 
 
 def _house(b: SceneBuilder, foot: Array, half: tuple[float, float], height: float, turn: float) -> None:

@@ -26,11 +26,10 @@ from utils.synthetic.inconsistency import (
     tint,
 )
 from utils.synthetic.raycast import View, render_view
-from utils.synthetic.scenes import Place, build_place
+from utils.synthetic.scenes import REFERENCE_FRAMES, Place, build_place
 from utils.synthetic.texture import TEXTURES
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
 
-REFERENCE_FRAMES = 28  # frames that cover a progress of 1 along the path
 FOCAL = 0.85  # focal length in image widths
 NUM_NOVEL_VIEWS = 8
 # Offsets of the novel views beside the path, right and down, in median depths; every other one lies on the path.
@@ -47,7 +46,7 @@ class WorldConfig:
     """What determines a world.
 
     Attributes:
-        layout: "room", "corridor", "object" or "outdoor".
+        layout: one of `scenes.LAYOUTS`.
         frames: number of frames; they move at the same speed whatever their number, and turn back after about 45.
         size: (h, w) in pixels.
         severity: "none", "low", "medium", "high" or a factor (medium is 1); scales every inconsistency, 0 = consistent.
@@ -58,6 +57,8 @@ class WorldConfig:
         occluders: slender posts close to the camera, which hide and uncover what is behind them.
         vanishing: share of the objects that appear and disappear during the clip, 0..1; clean views show all of them.
         pose_errors: factor on the errors of the predicted poses.
+        turning: radians by which object 1 turns about its vertical from the first frame to the last: what a camera that goes round sees
+            at the end is not what it saw at the start.
     """
 
     layout: str = "room"
@@ -71,6 +72,7 @@ class WorldConfig:
     occluders: int = 0
     vanishing: float = 0.0
     pose_errors: float = 1.0
+    turning: float = 0.0
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -87,6 +89,8 @@ class WorldConfig:
             raise ConfigError(f"vanishing share {self.vanishing} is outside 0..1", "0 keeps all objects in all frames")
         if not self.pose_errors >= 0:
             raise ConfigError(f"pose_errors {self.pose_errors} is negative", "0 predicts true poses")
+        if not abs(self.turning) <= 2 * np.pi:
+            raise ConfigError(f"turning {self.turning} is more than a full turn", "give radians, at most 2 pi either way")
         severity_value(self.severity)
 
     def progress(self, frame: float) -> float:
@@ -316,7 +320,7 @@ def make_world(config: WorldConfig, report: Reporter = NULL_REPORTER) -> Synthet
         seed=config.seed,
     )
     errors = {name: getattr(inconsistency, name) * config.pose_errors for name in ("pose_turn", "pose_shift")}
-    inconsistency = replace(inconsistency, **errors)
+    inconsistency = _with_turning(replace(inconsistency, **errors), config)
     poses = np.stack([place.path.c2w(config.progress(frame)) for frame in range(config.frames)])
     cameras = _cameras(poses, config.size)
     present = object_presence(config.frames, len(object_centers(place.shapes)), config.vanishing, config.seed)
@@ -341,6 +345,14 @@ def make_world(config: WorldConfig, report: Reporter = NULL_REPORTER) -> Synthet
         place=place,
         inconsistency=inconsistency,
     )
+
+
+def _with_turning(inconsistency: Inconsistency, config: WorldConfig) -> Inconsistency:
+    """With the steady turn of object 1 about the vertical (y) axis; a place without objects stays as it is."""
+    turn = inconsistency.object_turn.copy()
+    if config.turning and turn.shape[1] > 1:
+        turn[:, 1, 1] += config.turning * np.linspace(0, 1, config.frames)
+    return replace(inconsistency, object_turn=turn)
 
 
 @dataclass(frozen=True)
