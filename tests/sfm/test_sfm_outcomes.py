@@ -1,5 +1,6 @@
 """What structure from motion does with clips that do not determine geometry, or only part of it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from utils.sfm import mapping as sfm_poses
 from utils.sfm.backend import SfmGeometry
 from utils.sfm.captured_camera import estimate_camera
 from utils.sfm.flow_tracks import add_flow_tracks
+from utils.sfm.matches_agreement import agreement
 from utils.sfm.matches_database import frame_ids, verify
 from utils.sfm.path_breaks import path_breaks
 from utils.synthetic.captured import bent
@@ -90,47 +92,74 @@ def model_of(frames: int, focal: float) -> SparseModel:
     )
 
 
-def stub_mapping(monkeypatch: pytest.MonkeyPatch, free: SparseModel, fixed: SparseModel) -> None:
-    def mapped(database: Path, folder: Path, seed: int, *, fixed_focal: bool) -> SparseModel:
-        return fixed if fixed_focal else free
-
+def stub_mapping(monkeypatch: pytest.MonkeyPatch, free: SparseModel, given: Callable[[float], SparseModel]) -> None:
     monkeypatch.setattr(sfm_poses, "_match", lambda images, folder, seed, keep: folder)
     monkeypatch.setattr(sfm_poses, "well_joined", lambda database, count, clips: False)
-    monkeypatch.setattr(sfm_poses, "_map", mapped)
+    monkeypatch.setattr(sfm_poses, "_map", lambda database, seed, focal=None: free if focal is None else given(focal))
 
 
-@pytest.mark.parametrize("focal", [25.0, 400.0])
-def test_implausible_focal_length_is_replaced_by_the_fixed_one(monkeypatch: pytest.MonkeyPatch, focal: float) -> None:
-    stub_mapping(monkeypatch, model_of(12, focal), model_of(12, 90.0))
+@pytest.mark.parametrize(("focal", "best"), [(25.0, 40.0), (25.0, 55.0), (400.0, 150.0), (400.0, 90.0)])
+def test_implausible_focal_length_is_replaced_by_the_one_that_matches_agree_with(
+    monkeypatch: pytest.MonkeyPatch, focal: float, best: float
+) -> None:
+    stub_mapping(monkeypatch, model_of(12, focal), lambda given: model_of(12, given))
+    monkeypatch.setattr(sfm_poses, "agreement", lambda model, database: 1 - abs(model.focal - best) / 1000)
     notes = Notes()
-    assert sfm_poses.map_frames(np.zeros((12, 60, 100, 3), np.uint8), seed=0, report=notes).focal == 90
+    assert sfm_poses.map_frames(np.zeros((12, 60, 100, 3), np.uint8), seed=0, report=notes).focal == pytest.approx(best)
     assert "fixed" in notes.lines[0]
+
+
+def test_frames_missing_with_a_free_focal_length_are_mapped_with_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub_mapping(monkeypatch, model_of(3, 25.0), lambda given: model_of(12, given))
+    assert sfm_poses.map_frames(np.zeros((12, 60, 100, 3), np.uint8), seed=0, report=Notes()).focal == 90
+
+
+def test_matches_agree_with_the_cameras_that_saw_them(tmp_path: Path) -> None:
+    """With the cameras found nearly all matches agree, with half the focal length fewer, with shuffled cameras few."""
+    images = clip(right=0.8, turn=-0.2)[0]
+    database = sfm_poses._match(images, tmp_path, 0)
+    model = sfm_poses._map(database, 0)
+    assert model is not None
+    found = agreement(model, database)
+    assert found > 0.9
+    half = replace(model, K=np.diag([0.4, 0.4, 1.0]) @ model.K + np.array([[0, 0, 0.6], [0, 0, 0.6], [0, 0, 0]]) * model.K)
+    assert agreement(half, database) < found - 0.02
+    assert agreement(replace(model, w2c=model.w2c[::-1].copy()), database) < 0.6 * found
 
 
 def test_part_of_the_frames_is_used_and_named_and_too_few_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).integers(0, 255, (12, 60, 100, 3)).astype(np.uint8)
-    stub_mapping(monkeypatch, model_of(9, 90.0), model_of(9, 90.0))
+    stub_mapping(monkeypatch, model_of(9, 90.0), lambda given: model_of(9, given))
     notes = Notes()
     assert len(sfm_poses.map_frames(images, seed=0, report=notes).frames) == 9
     assert notes.lines == ["poses: 3 of 12 frames could not be registered: 9-11"]
-    stub_mapping(monkeypatch, model_of(7, 90.0), model_of(7, 90.0))
+    stub_mapping(monkeypatch, model_of(7, 90.0), lambda given: model_of(7, given))
     with pytest.raises(GeometryError, match="only 7 of 12"):
         sfm_poses.map_frames(images, seed=0, report=notes)
 
 
-@pytest.mark.parametrize(("joined", "placed", "asked"), [(True, 12, ["rough"]), (True, 11, ["rough", "whole"]), (False, 12, ["whole"])])
-def test_well_joined_clips_are_placed_roughly_unless_a_frame_is_missing(
-    monkeypatch: pytest.MonkeyPatch, joined: bool, placed: int, asked: list[str]
+@pytest.mark.parametrize(
+    ("joined", "placed", "agreeing", "asked"),
+    [
+        (True, 12, 0.9, ["rough"]),
+        (True, 11, 0.9, ["rough", "whole"]),
+        (True, 12, 0.7, ["rough", "whole"]),
+        (False, 12, 0.9, ["whole"]),
+    ],
+)
+def test_well_joined_clips_are_placed_roughly_unless_a_frame_is_missing_or_matches_disagree(
+    monkeypatch: pytest.MonkeyPatch, joined: bool, placed: int, agreeing: float, asked: list[str]
 ) -> None:
     seen = []
 
-    def mapped(database: Path, folder: Path, seed: int, *, fixed_focal: bool, rough: bool = False) -> SparseModel:
+    def mapped(database: Path, seed: int, focal: float | None = None, *, rough: bool = False) -> SparseModel:
         seen.append("rough" if rough else "whole")
         return model_of(placed if rough else 12, 90.0)
 
     monkeypatch.setattr(sfm_poses, "_match", lambda images, folder, seed, keep: folder)
     monkeypatch.setattr(sfm_poses, "well_joined", lambda database, count, clips: joined)
     monkeypatch.setattr(sfm_poses, "_map", mapped)
+    monkeypatch.setattr(sfm_poses, "agreement", lambda model, database: agreeing)
     model = sfm_poses.map_frames(np.zeros((12, 60, 100, 3), np.uint8), seed=0, report=NULL_REPORTER)
     assert len(model.frames) == 12 and seen == asked
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import cv2
 import numpy as np
@@ -28,6 +28,7 @@ from utils.sfm.dense_bundle_adjustment import Bundle, FocalPrior, Matches, adjus
 from utils.sfm.flow_depth import frame_threads
 from utils.sfm.flow_tracks import add_flow_tracks, sample_field
 from utils.sfm.learned_matches import add_learned_matches, learned_features
+from utils.sfm.matches_agreement import agreement
 from utils.sfm.matches_database import frame_ids, verified_counts
 from utils.sfm.path_breaks import is_broken, path_breaks, turn_breaks, worst_break
 from utils.types import Array, Reporter
@@ -76,7 +77,8 @@ def map_frames(
 
     The poses of a well joined clip are rough and those of the prior's focal length until `settle_focal` has adjusted them.
     Else global mapping first estimates the focal length from a prior of `FOCAL_PRIOR` times the longest side. If it registers too
-    little or ends at an implausible focal length, it is repeated with the focal length held at the prior.
+    little, it is repeated with the focal length held at the prior; if it ends at an implausible one, with several of that side, of
+    which the one is taken that most matches agree with.
 
     Args:
         images: (F, h, w, 3) uint8, square pixels, in the order of the clip.
@@ -100,12 +102,11 @@ def map_frames(
             if learned is not None:
                 helped = add_learned_matches(database, learned.result(), seed=seed)
                 report.note(f"poses: {helped} more pairs of frames are held together by learned matches (XFeat)")
-        model = _map_well_joined(database, Path(folder), seed, images, clips)
+        model = _map_well_joined(database, seed, images, clips)
         if model is None:
-            model = _map(database, Path(folder), seed, fixed_focal=False)
+            model = _map(database, seed)
         if model is None or len(model.frames) < needed or not _plausible(model, images):
-            report.note("poses: mapping with a free focal length failed, trying again with a fixed one")
-            model = _map(database, Path(folder), seed, fixed_focal=True)
+            model = _map_with_given_focal(model, database, images, seed, needed, clips, report)
         if model is not None and len(model.frames) >= needed and is_broken(_breaks(model, clips, database)):
             model = _map_broken(model, database, images, seed, keep, clips, report)
     if model is None or len(model.frames) < needed:
@@ -185,15 +186,62 @@ def sparse_pairs(count: int) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
-def _map(database: Path, folder: Path, seed: int, *, fixed_focal: bool, rough: bool = False) -> SparseModel | None:
-    """The largest model of global mapping, `None` if there is none."""
-    reconstruction = _reconstruct(database, folder, seed, fixed_focal=fixed_focal, rough=rough)
-    return None if reconstruction is None else supported(_to_model(reconstruction))
+def _map(database: Path, seed: int, focal: float | None = None, *, rough: bool = False) -> SparseModel | None:
+    """The largest model of global mapping, `None` if there is none; with this focal length (pixels) held, or a free one.
+
+    A `rough` one is not adjusted after its cameras and points have been placed.
+    """
+    with _copy_of(database, focal) as copy:
+        reconstruction = _reconstruct(copy, database.with_name("images"), seed, fixed_focal=focal is not None, rough=rough)
+        return None if reconstruction is None else supported(_to_model(reconstruction))
+
+
+@contextmanager
+def _copy_of(database: Path, focal: float | None) -> Iterator[Path]:
+    """A copy of a database in a folder of its own, with this focal length (pixels) if one is given; removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder:
+        copy = Path(folder) / "database.db"
+        shutil.copy(database, copy)
+        if focal is not None:
+            with pycolmap.Database.open(copy) as stored:
+                camera = stored.read_all_cameras()[0]
+                camera.params = np.r_[focal, camera.params[1:]]
+                stored.update_camera(camera)
+        yield copy
+
+
+# Focal lengths in longest sides that are held where the free one is implausibly short, or long.
+_GIVEN_FOCALS_SHORT, _GIVEN_FOCALS_LONG = (FOCAL_PRIOR, 0.55, 0.4), (FOCAL_PRIOR, 1.5)
+
+
+def _map_with_given_focal(
+    free: SparseModel | None, database: Path, images: Array, seed: int, needed: int, clips: Array | None, report: Reporter
+) -> SparseModel | None:
+    """Global mapping with a given focal length: the prior's, or, if the free one was implausible, the one that suits the matches best."""
+    longest = max(images.shape[1:3])
+    focals: tuple[float, ...] = (FOCAL_PRIOR,)
+    if free is not None and len(free.frames) >= needed:
+        focals = _GIVEN_FOCALS_SHORT if free.focal < FOCAL_PRIOR * longest else _GIVEN_FOCALS_LONG
+    report.note("poses: mapping with a free focal length failed, trying again with a fixed one")
+    with ThreadPoolExecutor(min(len(focals), cpu_count())) as pool:
+        models = list(pool.map(lambda focal: _map(database, seed, focal * longest), focals))
+    whole = [model for model in models if model is not None and len(model.frames) >= needed]
+    if len(whole) < 2:
+        return whole[0] if whole else models[0]
+    return min(whole, key=lambda model: _badness(model, clips, database))
+
+
+def _badness(model: SparseModel, clips: Array | None, database: Path) -> tuple[float, int, float]:
+    """What of several models of a clip the smallest is taken of: how badly the path breaks, frames missing, matches that disagree."""
+    return float(_breaks(model, clips, database).sum()), -len(model.frames), -agreement(model, database)
 
 
 # A clip is well joined if nearly all its frames (but this percentile) share so many verified matches with the frame so many later:
 # slow paths have 250 and more, orbits in large steps next to none.
 _JOINED_APART, _JOINED_MATCHES, _JOINED_PERCENTILE = 6, 100, 10
+# Share of the verified matches that a rough model has to agree with: 0.85 to 0.96 do where the prior's focal length is near, 0.83 on a
+# clip whose own is 0.49 longest sides, 0.50 on one that wants 0.23.
+_ROUGHLY_AGREEING = 0.84
 
 
 def well_joined(database: Path, count: int, clips: Array | None = None) -> bool:
@@ -204,7 +252,7 @@ def well_joined(database: Path, count: int, clips: Array | None = None) -> bool:
     return bool(pairs) and np.percentile([counts.get(pair, 0) for pair in pairs], _JOINED_PERCENTILE) >= _JOINED_MATCHES
 
 
-def _map_well_joined(database: Path, folder: Path, seed: int, images: Array, clips: Array | None) -> SparseModel | None:
+def _map_well_joined(database: Path, seed: int, images: Array, clips: Array | None) -> SparseModel | None:
     """A rough model of a well joined clip, with the focal length of the prior; `None` where the whole of global mapping is needed.
 
     COLMAP's adjustments and second triangulation take three fifths of the time on their one thread. What they change is done by
@@ -212,10 +260,10 @@ def _map_well_joined(database: Path, folder: Path, seed: int, images: Array, cli
     """
     if not well_joined(database, len(images), clips):
         return None
-    model = _map(database, folder, seed, fixed_focal=False, rough=True)
+    model = _map(database, seed, rough=True)
     if model is None or len(model.frames) < len(images) or is_broken(path_breaks(model, clips)):
         return None
-    return model
+    return model if agreement(model, database) >= _ROUGHLY_AGREEING else None
 
 
 # A step is confirmed by matches that turn the camera by the same, to so many degrees or this share of the turn.
@@ -236,19 +284,20 @@ def _map_broken(
     report.note(f"poses: the path breaks {worst_break(model, _breaks(model, clips, database))}, mapping again frame after frame")
     add_flow_tracks(database, images, seed=seed, keep=keep)
 
-    def badness(candidate: SparseModel) -> tuple[float, int]:
-        return float(_breaks(candidate, clips, database).sum()), -len(candidate.frames)
+    def usable(candidate: SparseModel | None) -> TypeGuard[SparseModel]:
+        return candidate is not None and _plausible(candidate, images) and len(candidate.frames) >= 0.9 * len(model.frames)
 
-    best, focal = model, model.focal
-    for factor in (None, *_OTHER_FOCALS):
-        candidate = _map_incrementally(database, seed, None if factor is None else factor * focal)
-        if candidate is None or not _plausible(candidate, images) or len(candidate.frames) < 0.9 * len(best.frames):
-            continue
-        if factor is None:
-            focal = candidate.focal
-        best = min(best, candidate, key=badness)
-        if not badness(best)[0]:
-            return best
+    free = _map_incrementally(database, seed, None)
+    candidates = [model] + ([free] if usable(free) else [])
+    if not _breaks(candidates[-1], clips, database).any():
+        return candidates[-1]
+    focal = model.focal if free is None or not _plausible(free, images) else free.focal
+    with ThreadPoolExecutor(min(len(_OTHER_FOCALS), cpu_count())) as pool:
+        others = pool.map(lambda factor: _map_incrementally(database, seed, factor * focal), _OTHER_FOCALS)
+        candidates += [other for other in others if usable(other)]
+    best = min(candidates, key=lambda candidate: _badness(candidate, clips, database))
+    if not _breaks(best, clips, database).any():
+        return best
     report.note(
         f"warning: poses still jump {worst_break(best, _breaks(best, clips, database))}: few matches join the parts before and after"
     )
@@ -288,20 +337,13 @@ def _confirmed(stored: "pycolmap.Database", pair: list[int], model: SparseModel,
 
 def _map_incrementally(database: Path, seed: int, focal: float | None) -> SparseModel | None:
     """The largest model of incremental mapping, `None` if there is none; with this focal length (pixels) held, or a free one."""
-    with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder:
-        copy = Path(folder) / "database.db"
-        shutil.copy(database, copy)
-        if focal is not None:
-            with pycolmap.Database.open(copy) as stored:
-                camera = stored.read_all_cameras()[0]
-                camera.params = np.r_[focal, camera.params[1:]]
-                stored.update_camera(camera)
+    with _copy_of(database, focal) as copy:
         options = pycolmap.IncrementalPipelineOptions()
         options.random_seed, options.num_threads = seed, 1  # one thread: repeatable, see `_reconstruct`
         options.min_model_size = 3
         options.mapper.abs_pose_min_num_inliers, options.mapper.abs_pose_min_inlier_ratio = _LEAST_RESECTED
         options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = focal is None
-        models = pycolmap.incremental_mapping(copy, database.with_name("images"), Path(folder), options)
+        models = pycolmap.incremental_mapping(copy, database.with_name("images"), copy.parent, options)
         if not models:
             return None
         return supported(_to_model(max(models.values(), key=lambda model: model.num_reg_images())))
@@ -354,14 +396,14 @@ def map_distorted(images: Array, *, seed: int, keep: Array | None = None) -> Spa
         GeometryError: too few frames could be placed.
     """
     with tempfile.TemporaryDirectory(prefix="v2w_lens_") as folder, _quiet():
-        model = _map(_match(images, Path(folder), seed, keep), Path(folder), seed, fixed_focal=False)
+        model = _map(_match(images, Path(folder), seed, keep), seed)
     if model is None or len(model.frames) < min(MIN_REGISTERED, len(images)):
         raise GeometryError("too few frames could be placed to estimate the lens", "give it as FOCAL,K or leave it at none")
     return model
 
 
-def _reconstruct(database: Path, folder: Path, seed: int, *, fixed_focal: bool, rough: bool) -> "pycolmap.Reconstruction | None":
-    """The largest reconstruction of global mapping; a `rough` one is not adjusted after its cameras and points have been placed."""
+def _reconstruct(database: Path, pictures: Path, seed: int, *, fixed_focal: bool, rough: bool) -> "pycolmap.Reconstruction | None":
+    """The largest reconstruction of global mapping, see `_map`; writes beside the database."""
     options = pycolmap.GlobalPipelineOptions()
     options.random_seed = seed
     # One thread: the solver's sums run in the order in which threads end, and contradictory frames make much of a rounding error
@@ -375,9 +417,7 @@ def _reconstruct(database: Path, folder: Path, seed: int, *, fixed_focal: bool, 
     options.mapper.bundle_adjustment.ceres.use_gpu = False
     options.mapper.bundle_adjustment.refine_focal_length = not fixed_focal
     options.mapper.skip_bundle_adjustment = options.mapper.skip_retriangulation = rough
-    output = folder / ("rough" if rough else "fixed" if fixed_focal else "free")
-    output.mkdir()
-    models = pycolmap.global_mapping(database, folder / "images", output, options)
+    models = pycolmap.global_mapping(database, pictures, database.parent, options)
     if not models:
         return None
     return max(models.values(), key=lambda model: model.num_reg_images())
