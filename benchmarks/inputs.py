@@ -5,16 +5,24 @@ Prints a table of kinds: how many inputs, how many with the right answer, what w
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.inputs_clips import CLIPS, Kind, Outcome
+from benchmarks.inputs_data_sets import DATA_SETS, DataSet, Made, Refused
 from benchmarks.inputs_folders import FOLDERS
 from configs.preprocess import PreprocessConfig
 from preprocess.source import frames_on_disk, look_at
+from preprocess.stage import run
 from utils.errors import V2WError
+from utils.scene.artifacts import load_scene
+from utils.scene.json_files import read_json
 from utils.scene.layout import SceneLayout
+
+# Data sets go through the whole of stage 0, at this size.
+_RESOLUTION = 140
 
 
 class _Notes:
@@ -55,6 +63,25 @@ def answer(kind: Kind, seed: int) -> tuple[str, tuple[str, ...]]:
         return ask(outcome), outcome.notes
 
 
+def answer_data_set(kind: DataSet, seed: int) -> tuple[str, tuple[str, ...]]:
+    """The same of a data set, by the whole of stage 0."""
+    with tempfile.TemporaryDirectory() as place:
+        folder, notes = Path(place), _Notes()
+        settings, ask = kind.build(folder, np.random.default_rng([seed, *kind.name.encode()]))
+        try:
+            config = PreprocessConfig(
+                **{"scene_root": folder / "scene", "process_res": _RESOLUTION, "every_frame": False, "between_frames": 0, **settings}
+            )
+            layout = SceneLayout(run(config, notes))
+        except V2WError as error:
+            right = isinstance(ask, Refused) and ask.words in error.message
+            return ("" if right else f"refused: {error.message}"), (f"refused: {error.message}".replace(place, "..."),)
+        if isinstance(ask, Refused):
+            return "not refused", tuple(notes.lines)
+        made = Made(load_scene(layout.root), read_json(layout.preprocess_json)["positions"], tuple(notes.lines))
+        return ask(made), tuple(line for line in notes.lines if not line.startswith("stage 0"))
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -68,13 +95,15 @@ def main() -> None:
     options = parse()
     print("| kind | right | said | wrong |\n|---|---|---|---|")
     right = total = 0
-    for kind in CLIPS + FOLDERS:
-        if options.only not in kind.name:
+    kinds = [(kind.name, partial(answer, kind)) for kind in CLIPS + FOLDERS]
+    kinds += [(kind.name, partial(answer_data_set, kind)) for kind in DATA_SETS]
+    for name, ask in kinds:
+        if options.only not in name:
             continue
-        answers = [answer(kind, seed) for seed in range(options.first_seed, options.first_seed + options.seeds)]
+        answers = [ask(seed) for seed in range(options.first_seed, options.first_seed + options.seeds)]
         good = sum(not text for text, _ in answers)
         faults = "; ".join(f"seed {options.first_seed + i}: {text}" for i, (text, _) in enumerate(answers) if text)
-        print(f"| {kind.name} | {good}/{len(answers)} | {' / '.join(answers[-1][1])} | {faults} |", flush=True)
+        print(f"| {name} | {good}/{len(answers)} | {' / '.join(answers[-1][1])} | {faults} |", flush=True)
         right, total = right + good, total + len(answers)
     print(f"\n{right} of {total} right")
 

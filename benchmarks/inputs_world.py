@@ -3,6 +3,7 @@
 Rendered exactly, quickly and without any of this program's own scenes, so that a data set's right answer is known to the last digit.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -33,13 +34,30 @@ class Cube:
         return self.images.shape[1], self.images.shape[2]
 
 
-def make_cube(frames: int = 40, size: tuple[int, int] = (144, 192), seed: int = 0, start: float = -0.5, span: float = 1.0) -> Cube:
-    """The box of a seed along an arc from `start` over `span` (1 is the whole arc)."""
+def make_cube(
+    frames: int = 40,
+    size: tuple[int, int] = (144, 192),
+    seed: int = 0,
+    start: float = -0.5,
+    span: float = 1.0,
+    lens: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Cube:
+    """The box of a seed along an arc from `start` over `span` (1 is the whole arc).
+
+    Args:
+        frames: how many.
+        size: (h, w).
+        seed: of the pictures on the walls.
+        start: where the arc begins.
+        span: and how much of it there is.
+        lens: x / z and y / z (M, 2) that pixels (M, 2) see; None: a pinhole of 0.9 widths.
+    """
     rng = np.random.default_rng(seed)
     walls = [_wall(rng) for _ in range(6)]
     K = np.array([[0.9 * size[1], 0, size[1] / 2], [0, 0.9 * size[1], size[0] / 2], [0, 0, 1.0]])
     poses = np.stack([_pose(start + span * i / max(frames - 1, 1)) for i in range(frames)])
-    seen = [_view(pose, K, size, walls) for pose in poses]
+    local = _rays(K, size, lens)
+    seen = [_view(pose, local, size, walls) for pose in poses]
     return Cube(np.stack([image for image, _ in seen]), np.stack([depth for _, depth in seen]), poses, K)
 
 
@@ -71,11 +89,19 @@ def _pose(t: float) -> np.ndarray:
     return pose
 
 
-def _view(c2w: np.ndarray, K: np.ndarray, size: tuple[int, int], walls: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Image and depth of one pose; each pixel is the mean of four rays."""
+def _rays(K: np.ndarray, size: tuple[int, int], lens: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
+    """(2h, 2w, 3) what four points of each pixel see, z = 1."""
+    y, x = (np.mgrid[: 2 * size[0], : 2 * size[1]] + 0.5) / 2
+    if lens is None:
+        return np.stack([(x - K[0, 2]) / K[0, 0], (y - K[1, 2]) / K[1, 1], np.ones(x.shape)], -1)
+    seen = lens(np.stack([x, y], -1).reshape(-1, 2)).reshape(*x.shape, 2)
+    return np.concatenate([seen, np.ones((*x.shape, 1))], -1)
+
+
+def _view(c2w: np.ndarray, local: np.ndarray, size: tuple[int, int], walls: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Image and depth of one pose; each pixel is the mean of its four rays."""
     height, width = size
-    y, x = np.mgrid[: 2 * height, : 2 * width]
-    local = np.stack([((x + 0.5) / 2 - K[0, 2]) / K[0, 0], ((y + 0.5) / 2 - K[1, 2]) / K[1, 1], np.ones(x.shape)], -1)
+    x = np.zeros((2 * height, 2 * width))
     rays = local @ c2w[:3, :3].T
     with np.errstate(divide="ignore"):
         reach = (np.sign(rays) * HALF - c2w[:3, 3]) / rays

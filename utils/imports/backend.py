@@ -83,7 +83,9 @@ class ImportGeometry:
             )
         if len(kept) < len(frames.chosen):
             absent = [frames.names[i] for i in frames.chosen[rows[frames.chosen] < 0]]
-            report.note(f"{len(absent)} frames have no camera and are left out: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}")
+            report.note(
+                f"frames without a camera, which are left out: {len(absent)}, {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
+            )
         if any(cameras.offset):
             self.provenance["world_offset"] = " ".join(repr(value) for value in cameras.offset)
         if not cameras.posed:
@@ -144,7 +146,7 @@ class ImportGeometry:
         depth, confidence = np.where(known, depth, 0).astype(np.float32), np.where(known, confidence, 1).astype(np.float32)
         placed = CameraSet(c2w=invert_rigid(w2c[refs]), K=np.repeat(K[None], len(refs), axis=0), size=size, frame_ids=clip.kept)
         scene = Scene(cameras=placed, images=clip.images[refs], depth=depth, confidence=confidence)
-        return _masked(scene, frames, cameras, chosen_rows, refs, report)
+        return _with_depth(_masked(scene, frames, cameras, chosen_rows, refs, report), frames, report)
 
     def _with_depth_alone(self, frames: ClipFrames, cameras: ImportedCameras, rows: Array, report: Reporter) -> Scene:
         """Poses estimated from the frames, in the unit of the stored depth."""
@@ -170,7 +172,7 @@ class ImportGeometry:
         self.provenance.update(depth="stored", cameras="estimated")
         report.note(f"depth of {len(refs)} frames imported, cameras estimated in its unit")
         scene = Scene(cameras=replace(mapped.cameras, c2w=c2w), images=mapped.images, depth=depth, confidence=confidence)
-        return _masked(scene, frames, cameras, rows[refs], refs, report)
+        return _with_depth(_masked(scene, frames, cameras, rows[refs], refs, report), frames, report)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +258,22 @@ def _unit_of_depth(clip: _Clip, cameras: ImportedCameras, report: Reporter) -> n
         return np.float32(1)
     report.note(f"cameras: stored depth is in another unit than the poses: it is multiplied by {ratio:.4g}, by what matches say")
     return np.float32(ratio)
+
+
+def _with_depth(scene: Scene, frames: ClipFrames, report: Reporter) -> Scene:
+    """The scene without frames that have no depth at all.
+
+    Raises:
+        GeometryError: fewer than two have.
+    """
+    there = (scene.depth > 0).any(axis=(1, 2))
+    if there.all():
+        return scene
+    if there.sum() < 2:
+        raise GeometryError(f"{there.sum()} of {len(scene)} frames have depth, at least 2 are needed", "give depth of more frames, or none")
+    names = [frames.names[i] for i in frames.chosen[scene.cameras.frame_ids[~there]]]
+    report.note(f"frames without depth, which are left out: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
+    return scene.select(np.flatnonzero(there))
 
 
 def _masked(scene: Scene, frames: ClipFrames, cameras: ImportedCameras, rows: Array, refs: Array, report: Reporter) -> Scene:

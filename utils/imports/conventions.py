@@ -22,9 +22,9 @@ _ENOUGH, _CLEARLY = 0.5, 1.8
 _AS_GOOD = 0.03
 # Matches that tell: they move by so many pixels; number needed, and number looked at.
 _MOVES_PX, _LEAST, _MOST = 4.0, 60, 3000
-# Focal lengths that are tried, times the one given; another one is taken if it lets so many more matches agree.
+# Focal lengths that are tried, times the one given; another one is taken if it lets so many more matches agree, and so many of all.
 _FOCALS = np.exp(np.linspace(-0.92, 0.92, 93))
-_FOCAL_GAIN, _SAME_FOCAL = 0.12, 0.06
+_FOCAL_GAIN, _FOCAL_SURE, _SAME_FOCAL = 0.12, 0.7, 0.06
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,12 @@ def judge(sightings: Sightings, w2c: Array, K: Array, *, focal_known: bool = Tru
     at = [share(few, best, focal) for focal in focals]
     of_best = share(some, best, focals[int(np.argmax(at))])
     own_focal, own = _best_focal(some, w2c, K)
-    if not (of_best > _ENOUGH and of_best > _CLEARLY * max(given, own if own > _ENOUGH else 0.0)):
+    if not (of_best > _ENOUGH and of_best > _CLEARLY * max(given, own if own > _FOCAL_SURE else 0.0)):
         best = AS_READ
     focal, found = (own_focal, own) if best is AS_READ else _best_focal(some, best.applied(w2c), K)
     at_given = share(some, best, 1.0)
-    if focal_known and not (found > at_given + _FOCAL_GAIN and abs(np.log(focal)) > _SAME_FOCAL):
+    better = found > max(at_given + _FOCAL_GAIN, _FOCAL_SURE) and abs(np.log(focal)) > _SAME_FOCAL
+    if focal_known and not better:
         focal, found = 1.0, at_given
     return Verdict(len(some), given, found, best, focal)
 

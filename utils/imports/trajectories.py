@@ -47,7 +47,7 @@ def of_json(path: Path, content: Any) -> dict[str, Any] | None:
         )
     if isinstance(content, list):
         return _of_entries(content) if content and isinstance(content[0], dict) and _is_camera(content[0]) else None
-    if not isinstance(content, dict) or "frames" in content:
+    if not isinstance(content, dict) or "frames" in content or _is_record3d(content):
         return None
     kinds = named(content)
     if "w2c" in kinds or "c2w" in kinds:
@@ -61,6 +61,12 @@ def of_json(path: Path, content: Any) -> dict[str, Any] | None:
         return None
     keys = sorted(entries, key=lambda key: (int(found[1]) if (found := _NUMBERS.search(key)) else 0, key))
     return _of_entries([entries[key] for key in keys]) | _sizes(content)
+
+
+def _is_record3d(content: dict[str, Any]) -> bool:
+    """Record3D's metadata.json, whose poses are quaternion and position."""
+    poses = content.get("poses")
+    return isinstance(poses, list) and all(isinstance(pose, list) and len(pose) == 7 for pose in poses)
 
 
 def _of_camera_path(content: dict[str, Any]) -> dict[str, Any]:
