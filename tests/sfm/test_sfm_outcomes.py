@@ -23,7 +23,7 @@ from utils.sfm.backend import SfmGeometry
 from utils.sfm.captured_camera import estimate_camera
 from utils.sfm.flow_tracks import add_flow_tracks
 from utils.sfm.matches_agreement import agreement
-from utils.sfm.matches_database import frame_ids, verify
+from utils.sfm.matches_database import frame_ids
 from utils.sfm.path_breaks import path_breaks
 from utils.synthetic.captured import bent
 from utils.synthetic.world import WorldConfig, make_world
@@ -94,7 +94,6 @@ def model_of(frames: int, focal: float) -> SparseModel:
 
 def stub_mapping(monkeypatch: pytest.MonkeyPatch, free: SparseModel, given: Callable[[float], SparseModel]) -> None:
     monkeypatch.setattr(sfm_poses, "_match", lambda images, folder, seed, keep: folder)
-    monkeypatch.setattr(sfm_poses, "well_joined", lambda database, count, clips: False)
     monkeypatch.setattr(sfm_poses, "_map", lambda database, seed, focal=None: free if focal is None else given(focal))
 
 
@@ -136,55 +135,6 @@ def test_part_of_the_frames_is_used_and_named_and_too_few_are_refused(monkeypatc
     stub_mapping(monkeypatch, model_of(7, 90.0), lambda given: model_of(7, given))
     with pytest.raises(GeometryError, match="only 7 of 12"):
         sfm_poses.map_frames(images, seed=0, report=notes)
-
-
-@pytest.mark.parametrize(
-    ("joined", "placed", "agreeing", "asked"),
-    [
-        (True, 12, 0.9, ["rough"]),
-        (True, 11, 0.9, ["rough", "whole"]),
-        (True, 12, 0.7, ["rough", "whole"]),
-        (False, 12, 0.9, ["whole"]),
-    ],
-)
-def test_well_joined_clips_are_placed_roughly_unless_a_frame_is_missing_or_matches_disagree(
-    monkeypatch: pytest.MonkeyPatch, joined: bool, placed: int, agreeing: float, asked: list[str]
-) -> None:
-    seen = []
-
-    def mapped(database: Path, seed: int, focal: float | None = None, *, rough: bool = False) -> SparseModel:
-        seen.append("rough" if rough else "whole")
-        return model_of(placed if rough else 12, 90.0)
-
-    monkeypatch.setattr(sfm_poses, "_match", lambda images, folder, seed, keep: folder)
-    monkeypatch.setattr(sfm_poses, "well_joined", lambda database, count, clips: joined)
-    monkeypatch.setattr(sfm_poses, "_map", mapped)
-    monkeypatch.setattr(sfm_poses, "agreement", lambda model, database: agreeing)
-    model = sfm_poses.map_frames(np.zeros((12, 60, 100, 3), np.uint8), seed=0, report=NULL_REPORTER)
-    assert len(model.frames) == 12 and seen == asked
-
-
-def test_a_clip_is_well_joined_where_frames_share_many_matches_with_the_sixth_after(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    points = np.column_stack([rng.uniform(-4, 4, 200), rng.uniform(-2, 2, 200), rng.uniform(8, 12, 200)])
-    for frame in range(9):
-        cv2.imwrite(str(tmp_path / f"{frame:06d}.png"), np.zeros((60, 100, 3), np.uint8))
-    reader = pycolmap.ImageReaderOptions(camera_model="SIMPLE_PINHOLE", camera_params="90,50,30")
-    pairs = [(frame, frame + 6) for frame in range(3)]
-    for shared in (150, 40):
-        path = tmp_path / f"{shared}.db"
-        pycolmap.Database.open(path).close()
-        pycolmap.import_images(path, tmp_path, camera_mode=pycolmap.CameraMode.SINGLE, options=reader)
-        with pycolmap.Database.open(path) as stored:
-            ids = frame_ids(stored, 9)
-            for frame, image in enumerate(ids):
-                moved = points - [0.2 * frame, 0, 0]
-                stored.write_keypoints(image, np.pad(moved[:, :2] / moved[:, 2:] * 90 + [50, 30], ((0, 0), (0, 4))).astype(np.float32))
-            for a, b in pairs:
-                stored.write_matches(ids[a], ids[b], np.repeat(np.arange(shared, dtype=np.uint32)[:, None], 2, 1))
-        verify(path, pairs, 0, least=15, share=0.25)
-        assert sfm_poses.well_joined(path, 9) == (shared == 150)
-        assert not sfm_poses.well_joined(path, 9, np.repeat([0, 1], [5, 4]))  # no pair lies within one clip
 
 
 def test_frames_placed_by_next_to_no_points_do_not_count() -> None:

@@ -29,7 +29,7 @@ from utils.sfm.flow_depth import frame_threads
 from utils.sfm.flow_tracks import add_flow_tracks, sample_field
 from utils.sfm.learned_matches import add_learned_matches, learned_features
 from utils.sfm.matches_agreement import agreement
-from utils.sfm.matches_database import frame_ids, verified_counts
+from utils.sfm.matches_database import frame_ids
 from utils.sfm.path_breaks import is_broken, path_breaks, turn_breaks, worst_break
 from utils.types import Array, Reporter
 
@@ -75,8 +75,7 @@ def map_frames(
 ) -> SparseModel:
     """Poses, focal length and sparse points from images of one moving camera.
 
-    The poses of a well joined clip are rough and those of the prior's focal length until `settle_focal` has adjusted them.
-    Else global mapping first estimates the focal length from a prior of `FOCAL_PRIOR` times the longest side. If it registers too
+    Global mapping first estimates the focal length from a prior of `FOCAL_PRIOR` times the longest side. If it registers too
     little, it is repeated with the focal length held at the prior; if it ends at an implausible one, with several of that side, of
     which the one is taken that most matches agree with.
 
@@ -102,9 +101,7 @@ def map_frames(
             if learned is not None:
                 helped = add_learned_matches(database, learned.result(), seed=seed)
                 report.note(f"poses: {helped} more pairs of frames are held together by learned matches (XFeat)")
-        model = _map_well_joined(database, seed, images, clips)
-        if model is None:
-            model = _map(database, seed)
+        model = _map(database, seed)
         if model is None or len(model.frames) < needed or not _plausible(model, images):
             model = _map_with_given_focal(model, database, images, seed, needed, clips, report)
         if model is not None and len(model.frames) >= needed and is_broken(_breaks(model, clips, database)):
@@ -186,13 +183,10 @@ def sparse_pairs(count: int) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
-def _map(database: Path, seed: int, focal: float | None = None, *, rough: bool = False) -> SparseModel | None:
-    """The largest model of global mapping, `None` if there is none; with this focal length (pixels) held, or a free one.
-
-    A `rough` one is not adjusted after its cameras and points have been placed.
-    """
+def _map(database: Path, seed: int, focal: float | None = None) -> SparseModel | None:
+    """The largest model of global mapping, `None` if there is none; with this focal length (pixels) held, or a free one."""
     with _copy_of(database, focal) as copy:
-        reconstruction = _reconstruct(copy, database.with_name("images"), seed, fixed_focal=focal is not None, rough=rough)
+        reconstruction = _reconstruct(copy, database.with_name("images"), seed, fixed_focal=focal is not None)
         return None if reconstruction is None else supported(_to_model(reconstruction))
 
 
@@ -234,36 +228,6 @@ def _map_with_given_focal(
 def _badness(model: SparseModel, clips: Array | None, database: Path) -> tuple[float, int, float]:
     """What of several models of a clip the smallest is taken of: how badly the path breaks, frames missing, matches that disagree."""
     return float(_breaks(model, clips, database).sum()), -len(model.frames), -agreement(model, database)
-
-
-# A clip is well joined if nearly all its frames (but this percentile) share so many verified matches with the frame so many later:
-# slow paths have 250 and more, orbits in large steps next to none.
-_JOINED_APART, _JOINED_MATCHES, _JOINED_PERCENTILE = 6, 100, 10
-# Share of the verified matches that a rough model has to agree with: 0.85 to 0.96 do where the prior's focal length is near, 0.83 on a
-# clip whose own is 0.49 longest sides, 0.50 on one that wants 0.23.
-_ROUGHLY_AGREEING = 0.84
-
-
-def well_joined(database: Path, count: int, clips: Array | None = None) -> bool:
-    """Whether points of `count` frames are followed over many of them, so that nothing is left open by rotations and positions alone."""
-    with pycolmap.Database.open(database) as stored:
-        counts = verified_counts(stored, frame_ids(stored, count))
-    pairs = [(a, a + _JOINED_APART) for a in range(count - _JOINED_APART) if clips is None or clips[a] == clips[a + _JOINED_APART]]
-    return bool(pairs) and np.percentile([counts.get(pair, 0) for pair in pairs], _JOINED_PERCENTILE) >= _JOINED_MATCHES
-
-
-def _map_well_joined(database: Path, seed: int, images: Array, clips: Array | None) -> SparseModel | None:
-    """A rough model of a well joined clip, with the focal length of the prior; `None` where the whole of global mapping is needed.
-
-    COLMAP's adjustments and second triangulation take three fifths of the time on their one thread. What they change is done by
-    `settle_focal` afterwards, on all cores, and with a prior on the focal length.
-    """
-    if not well_joined(database, len(images), clips):
-        return None
-    model = _map(database, seed, rough=True)
-    if model is None or len(model.frames) < len(images) or is_broken(path_breaks(model, clips)):
-        return None
-    return model if agreement(model, database) >= _ROUGHLY_AGREEING else None
 
 
 # A step is confirmed by matches that turn the camera by the same, to so many degrees or this share of the turn.
@@ -402,7 +366,7 @@ def map_distorted(images: Array, *, seed: int, keep: Array | None = None) -> Spa
     return model
 
 
-def _reconstruct(database: Path, pictures: Path, seed: int, *, fixed_focal: bool, rough: bool) -> "pycolmap.Reconstruction | None":
+def _reconstruct(database: Path, pictures: Path, seed: int, *, fixed_focal: bool) -> "pycolmap.Reconstruction | None":
     """The largest reconstruction of global mapping, see `_map`; writes beside the database."""
     options = pycolmap.GlobalPipelineOptions()
     options.random_seed = seed
@@ -416,7 +380,6 @@ def _reconstruct(database: Path, pictures: Path, seed: int, *, fixed_focal: bool
     options.mapper.global_positioning.use_gpu = False
     options.mapper.bundle_adjustment.ceres.use_gpu = False
     options.mapper.bundle_adjustment.refine_focal_length = not fixed_focal
-    options.mapper.skip_bundle_adjustment = options.mapper.skip_retriangulation = rough
     models = pycolmap.global_mapping(database, pictures, database.parent, options)
     if not models:
         return None
