@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from tests.twins import GPU
-from utils.sfm import backend
+from utils.sfm import backend, flow_depth_batched
 from utils.sfm.flow_depth import RayDepth, project_inverse, triangulate
 from utils.sfm.flow_depth_batched import BatchedFlowDepth
 from utils.sfm.flow_depth_batched import project_inverse as project_batched
@@ -86,3 +87,19 @@ def test_a_clip_is_measured_as_by_the_compiled_code(masked: bool) -> None:
         assert np.median(np.abs(measured.matches - expected.matches)[held]) < 0.1
         if keep is not None:
             assert not measured.ray.views[:, 20:30].any()
+
+
+def test_flow_of_large_images_is_found_at_half_resolution_in_their_own_pixels() -> None:
+    """By 9 and -4.5 pixels, sides odd; on small images the same."""
+    for height, width in ((301, 401), (76, 102)):
+        rng = np.random.default_rng(4)
+        texture = cv2.GaussianBlur(rng.uniform(0, 255, (height + 40, width + 40)).astype(np.float32), (0, 0), 2.5)
+        texture = (texture - texture.mean()) * 8 + 128
+        source = texture[20:-20, 20:-20]
+        y, x = np.mgrid[:height, :width].astype(np.float32)
+        target = cv2.remap(texture, x + 20 - 9, y + 20 + 4.5, cv2.INTER_CUBIC)
+        images = [torch.from_numpy(np.ascontiguousarray(image))[None].to(GPU) for image in (source, target)]
+        flow = flow_depth_batched._flow(*images, torch.ones(1, height, width, dtype=torch.bool, device=GPU))[0].cpu().numpy()
+        assert flow.shape == (height, width, 2)
+        off = np.linalg.norm(flow - [9, -4.5], axis=-1)[12:-12, 12:-12]
+        assert np.median(off) < 0.1 and np.percentile(off, 90) < 0.4

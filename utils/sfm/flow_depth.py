@@ -31,7 +31,7 @@ EPIPOLAR_PX = 1.5
 # Inlier gate of a view: its inverse depth lies within this share of the median, or within so many pixels of flow error.
 INLIER, INLIER_PX = 0.04, 0.7
 # Up to this size flow runs at full resolution, beyond at half.
-_FINE_FLOW_PIXELS = 100_000
+FINE_FLOW_PIXELS = 100_000
 # Weight of smoothness in the flow's variational refinement (OpenCV's presets: 20).
 _FLOW_SMOOTHNESS = 5.0
 
@@ -95,7 +95,7 @@ def dense_flow(pixels: int) -> "cv2.DISOpticalFlow":
         pixels: of the images.
     """
     kept: dict[int, cv2.DISOpticalFlow] = _LOCAL.__dict__.setdefault("flows", {})
-    finest = 0 if pixels <= _FINE_FLOW_PIXELS else 1
+    finest = 0 if pixels <= FINE_FLOW_PIXELS else 1
     if finest not in kept:
         kept[finest] = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         kept[finest].setFinestScale(finest)

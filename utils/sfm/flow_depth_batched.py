@@ -13,13 +13,21 @@ from torch.nn import functional as F
 
 from utils.cameras.pixels import pixel_grid
 from utils.device.accelerator import in_chunks
-from utils.matching.optical_flow.reference import dense_flow, sample
+from utils.matching.optical_flow.reference import Level, dense_flow, sample
 from utils.sfm.depth_completion import PosedClip, relative_poses
-from utils.sfm.flow_depth import CYCLE_PX, EPIPOLAR_PX, INLIER, INLIER_PX, Measured, RayDepth
+from utils.sfm.flow_depth import CYCLE_PX, EPIPOLAR_PX, FINE_FLOW_PIXELS, INLIER, INLIER_PX, Measured, RayDepth
 from utils.types import Array
 
 _BATCH_PIXELS = 6_000_000
 """Pixels of a batch of pairs, both directions counted; about 200 bytes are in use for each at the peak."""
+
+# Flow between a frame and a neighbour far off, seen through a first depth: wider steps and less smoothness than where alignment has
+# brought frames together. On a kitchen of 504 px depth then shows other frames as the compiled code's does: mean difference 8.75 grey
+# levels against 8.68; 8.93 at full resolution with the alignment's levels and smoothness, where a tenth of the pixels stayed unmatched.
+_LEVELS = (Level(8, 2, 4), Level(4, 2, 4), Level(2, 2, 4), Level(1, 1, 3))
+_SMOOTHNESS = 5.0
+# Share of a pixel that must be known for one of half the resolution to be.
+_ALL_KNOWN = 0.99
 
 
 class BatchedFlowDepth:
@@ -113,7 +121,7 @@ def match_through_depth(
     start, visible = project_inverse(inverse, *pose, K)
     warped = torch.where(visible, sample(neighbour[:, None], start)[:, 0], reference)
     images = torch.cat([reference, warped]), torch.cat([warped, reference])
-    forward, backward = dense_flow(*images, torch.cat([visible, torch.ones_like(visible)])).chunk(2)
+    forward, backward = _flow(*images, torch.cat([visible, torch.ones_like(visible)])).chunk(2)
     to = grid + forward
     cycle = sample(backward.permute(0, 3, 1, 2), to).permute(0, 2, 3, 1) + forward
     x, y = to.unbind(-1)
@@ -121,6 +129,18 @@ def match_through_depth(
     consistent = (cycle.abs() < CYCLE_PX).all(-1) & surrounded
     match = sample(start.permute(0, 3, 1, 2), to).permute(0, 2, 3, 1)
     return match, consistent & _nearest(visible, to) & visible & _inside(match, height, width)
+
+
+def _flow(source: Tensor, target: Tensor, known: Tensor) -> Tensor:
+    """Flow (B, H, W, 2) in pixels between images (B, H, W): of small ones at full, of others at half resolution, as `flow_depth` has it."""
+    height, width = source.shape[1:]
+    if height * width <= FINE_FLOW_PIXELS:
+        return dense_flow(source, target, known, _LEVELS, _SMOOTHNESS)
+    half = height // 2, width // 2
+    images = [F.interpolate(image[:, None].float(), half, mode="area")[:, 0] for image in (source, target, known)]
+    flow = dense_flow(images[0], images[1], images[2] > _ALL_KNOWN, _LEVELS, _SMOOTHNESS).permute(0, 3, 1, 2)
+    scale = flow.new_tensor([width / half[1], height / half[0]])
+    return F.interpolate(flow, (height, width), mode="bilinear", align_corners=False).permute(0, 2, 3, 1) * scale
 
 
 def project_inverse(inverse: Tensor, rotation: Tensor, translation: Tensor, K: Array) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ robust terms alone take far too many steps from zero, and windows alone smear ov
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,18 +48,20 @@ _ROBUST = 0.03  # pixels up to which the robust terms are quadratic
 ROBUST_TERMS = (_SMOOTHNESS, _BRIGHTNESS, _GRADIENT, _FLAT, _ROBUST)
 
 
-def dense_flow(source: Tensor, target: Tensor, known: Tensor) -> Tensor:
+def dense_flow(source: Tensor, target: Tensor, known: Tensor, levels: Sequence[Level] = LEVELS, smoothness: float = _SMOOTHNESS) -> Tensor:
     """Flow (B, H, W, 2) in pixels with target(x + flow(x)) = source(x).
 
     Args:
         source: (B, H, W) float32 grey levels 0..255.
         target: (B, H, W) float32.
         known: (B, H, W) bool, pixels of the target that show something; others should hold what the source shows.
+        levels: from coarse to fine.
+        smoothness: weight of the robust smoothness.
     """
     images = source[:, None], target[:, None], known[:, None].float()
     flow = source.new_zeros(len(source), 2, 1, 1)
-    reached = LEVELS[0].scale
-    for level in LEVELS:
+    reached = levels[0].scale
+    for level in levels:
         if min(source.shape[1:]) < level.scale * WINDOW:
             continue
         a, b, mask = (F.avg_pool2d(image, level.scale) for image in images)
@@ -66,7 +69,7 @@ def dense_flow(source: Tensor, target: Tensor, known: Tensor) -> Tensor:
         reached = level.scale
         flow = _shift(a, b, mask, flow, level.shifts)
         for _ in range(level.refinements):
-            flow = _refine(a, b, mask, flow)
+            flow = _refine(a, b, mask, flow, smoothness)
     return flow.permute(0, 2, 3, 1)
 
 
@@ -113,26 +116,28 @@ def _shift(source: Tensor, target: Tensor, mask: Tensor, flow: Tensor, iteration
     return flow
 
 
-def _refine(source: Tensor, target: Tensor, mask: Tensor, flow: Tensor) -> Tensor:
+def _refine(source: Tensor, target: Tensor, mask: Tensor, flow: Tensor, smoothness: float) -> Tensor:
     """Flow (B, 2, H, W) after one linearisation of the robust energy at `flow`."""
     warped = sample(target, pixel_grid(source.shape[2], source.shape[3], source.device) + flow.permute(0, 2, 3, 1))
     if flow.is_cuda and triton_ready():
         from utils.matching.optical_flow import triton as flow_triton
 
-        xx, xy, yy, right, stiff = flow_triton.linearised(source, warped, mask, flow, ROBUST_TERMS)
+        xx, xy, yy, right, stiff = flow_triton.linearised(source, warped, mask, flow, (smoothness, *ROBUST_TERMS[1:]))
     else:
-        xx, xy, yy, right, stiff = linearised(source, warped, mask, flow)
+        xx, xy, yy, right, stiff = linearised(source, warped, mask, flow, smoothness)
     across = F.pad((stiff[..., 1:] + stiff[..., :-1]) / 2, (1, 1))  # weight of the edge to the left neighbour, and one more column
     down = F.pad((stiff[..., 1:, :] + stiff[..., :-1, :]) / 2, (0, 0, 1, 1))
     return relax(xx, xy, yy, right, across, down, flow)
 
 
-def linearised(source: Tensor, warped: Tensor, mask: Tensor, flow: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def linearised(
+    source: Tensor, warped: Tensor, mask: Tensor, flow: Tensor, smoothness: float = _SMOOTHNESS
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Matrix xx, xy, yy (B, 1, H, W) and right side (B, 2, H, W) for the flow itself, and its stiffness (B, 1, H, W) at every pixel."""
     xx, xy, yy, right = _data_term(source, warped, mask)
     right = right + torch.cat([xx * flow[:, :1] + xy * flow[:, 1:], xy * flow[:, :1] + yy * flow[:, 1:]], 1)
     slope_x, slope_y = (g.square().sum(1, keepdim=True) for g in gradients(flow))
-    return xx, xy, yy, right, _SMOOTHNESS * _robust(slope_x + slope_y)
+    return xx, xy, yy, right, smoothness * _robust(slope_x + slope_y)
 
 
 def _data_term(source: Tensor, warped: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
