@@ -108,6 +108,7 @@ def run(config: BatchConfig, common: Sequence[str] = ()) -> list[SceneRun]:
 
 def _work(scenes: list[SceneRun], storage: Storage, engine: Engine, retries: int, expected: dict[str, float]) -> None:
     """Runs the schedule; the table and the page come whatever happens."""
+    storage.put_file("", INDEX, index_page(scenes).encode())  # also tells before the work that nothing may be written there
     view = View(storage)
 
     def over(scene: SceneRun) -> None:

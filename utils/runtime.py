@@ -31,6 +31,16 @@ from utils.errors import V2WError
 T = TypeVar("T")
 # Characters of a message that are shown.
 _LONGEST = 1200
+_PERMISSIONS, _DISK = "check that you may read and write there, or give another path", "check the disk that the file is on"
+_ROOM = "free space, then run the same command again"
+_HINTS = {
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "give another path"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _PERMISSIONS),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV), _DISK),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), or use fewer threads (V2W_CPUS)"),
+}
+"""What to do where the system refuses something that no part of this program has foreseen, by its number."""
 
 
 def run_stage(work: Callable[[], None]) -> None:
@@ -96,8 +106,8 @@ def _told(error: BaseException, interrupts: Interrupts) -> tuple[int, str]:
     if _out_of_memory(error):
         hint = "use fewer frames, a lower resolution or smaller settings, or a machine with more memory"
         return 2, error_lines(V2WError(f"not enough memory: {str(error) or type(error).__name__}", hint))
-    if _unusable_path(error):
-        return 2, error_lines(V2WError(str(error), "give another path"))
+    if (of_the_system := _of_the_system(error)) is not None:
+        return 2, error_lines(of_the_system)
     # a fault of this program: one line, and all of it where it can be sent from
     told = f"{_one_line(str(error) or 'no reason given')} ({type(error).__name__})"
     return 1, error_lines(V2WError(told, f"this is a fault of the program; what led to it is in {_log_of(error)}"))
@@ -115,11 +125,12 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
 
 
-def _unusable_path(error: Exception) -> bool:
-    """Whether a path was asked for that no file system has: a name too long, links in a loop (no OSError before Python 3.13)."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
-    return isinstance(error, RuntimeError) and str(error).startswith("Symlink loop")
+def _of_the_system(error: Exception) -> V2WError | None:
+    """The error of a path, a disk or a limit of the system that somebody other than this program can mend; None for others."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # no OSError before Python 3.13
+        return V2WError(str(error), "give another path")
+    hint = _HINTS.get(error.errno or 0) if isinstance(error, OSError) else None
+    return V2WError(str(error), hint) if hint else None
 
 
 def _log_of(error: Exception) -> str:

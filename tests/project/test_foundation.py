@@ -1,8 +1,10 @@
 """Geometry laws, manifests, artifacts and configs: what every stage stands on."""
 
 import dataclasses
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,7 @@ from utils.reporting import number_ranges
 from utils.runtime import run_stage
 from utils.scene.artifacts import artifact_id, load_alignment, load_scene, save_alignment, save_results
 from utils.scene.layout import SceneLayout
-from utils.scene.manifest import is_current, read_manifest, require_fresh, write_manifest
+from utils.scene.manifest import is_current, read_manifest, require_fresh, sha256, write_manifest
 from utils.scene.transaction import publish
 from utils.types import Alignment, CameraSet, CanonicalCloud, LatticeFields, Scene
 
@@ -328,6 +330,24 @@ def test_config_from_plain_is_strict():
 
 def test_runs_of_numbers_are_told_short():
     assert number_ranges([3, 4, 5, 9]) == "3-5, 9" and number_ranges([0]) == "0" and number_ranges([]) == ""
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE]
+)
+def test_what_the_system_refuses_is_no_fault_of_the_program(number, capsys):
+    def work():
+        raise OSError(number, os.strerror(number), "scene/x")
+
+    with pytest.raises(SystemExit) as caught:
+        run_stage(work)
+    error, hint = capsys.readouterr().err.strip().splitlines()
+    assert caught.value.code == 2 and os.strerror(number) in error and "scene/x" in error and hint.startswith("hint: ")
+
+
+def test_a_file_that_cannot_be_read_is_named():
+    with pytest.raises(OSError, match="/proc/self/mem"):
+        sha256(Path("/proc/self/mem"))
 
 
 @pytest.mark.parametrize("kind", ["long", "loop"])

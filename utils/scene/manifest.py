@@ -139,9 +139,13 @@ def significant(config: Any) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_slow(stream)
+    """Hash of a file's bytes; an OSError names the file."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_slow(stream)
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def _sha256_slow(stream: Any) -> str:

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+from contextlib import suppress
 from typing import Any
 
 from utils.errors import ConfigError, MissingDependencyError
@@ -28,7 +29,9 @@ def listen(host: str, wanted: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, wanted, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"{host} is no address of this machine: {error}", "choose another with --host, for example 127.0.0.1") from error
+        raise ConfigError(
+            f"'{host}' is no address of this machine: {error}", "choose another with --host, for example 127.0.0.1"
+        ) from error
     last = min(wanted + _PORTS_TRIED, 65536) - 1
     for port in range(wanted, last + 1):
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -66,4 +69,5 @@ def run(app: Any, sock: socket.socket) -> None:
     )
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup wants it to go on
         signal.signal(signal.SIGHUP, lambda *_: setattr(server, "should_exit", True))
-    server.run(sockets=[sock])
+    with suppress(KeyboardInterrupt):  # which is how it ends
+        server.run(sockets=[sock])

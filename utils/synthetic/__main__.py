@@ -1,6 +1,8 @@
 """`python -m utils.synthetic --out DIR` writes a synthetic inconsistent clip and its ground truth."""
 
 import argparse
+import errno
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -83,6 +85,8 @@ def main() -> None:
     )
     try:
         args.out.mkdir(parents=True, exist_ok=True)  # told before the work is done
+        if not os.access(args.out, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(args.out))
         with ConsoleReporter() as console:
             console.note("compiling the ray caster, which takes a minute the first time on a machine")
             world = make_world(config, console)
