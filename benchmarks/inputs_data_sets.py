@@ -465,6 +465,21 @@ def record3d(folder: Path, rng: np.random.Generator):
     return {"frames_dir": folder / "rgb", "cameras": folder}, right(truth, within=0.01)
 
 
+@data_set("Polycam, 3D Scanner App: a file for each picture")
+def phones(folder: Path, rng: np.random.Generator):
+    truth, which = small(rng), int(rng.integers(2))
+    names = [f"{4100 + 37 * i}.png" if which else f"frame_{i:05d}.png" for i in range(FRAMES)]
+    frames_of(folder, truth, names)
+    place, K = folder / ("keyframes/cameras" if which else "scan"), truth.K
+    place.mkdir(parents=True)
+    for name, pose in zip(names, truth.c2w @ GL, strict=True):
+        polycam = {f"t_{row}{column}": pose[row, column] for row in range(3) for column in range(4)}
+        polycam |= {"fx": K[0, 0], "fy": K[1, 1], "cx": K[0, 2], "cy": K[1, 2], "width": SIZE[1], "height": SIZE[0]}
+        scanner = {"cameraPoseARFrame": pose.ravel().tolist(), "intrinsics": K.ravel().tolist(), "frame_index": 1}
+        (place / name).with_suffix(".json").write_text(json.dumps(polycam if which else scanner))
+    return given(folder, folder if which else place), right(truth)
+
+
 def npz_of(folder: Path, **arrays: Any) -> Path:
     """An npz file."""
     np.savez(folder / "results.npz", **arrays)
@@ -574,7 +589,11 @@ def trajectory(which: int, folder: Path, c2w: Array, K: Array) -> Path:
     w2c, (h, w), count = invert_rigid(c2w), SIZE, len(c2w)
     if which == 0:
         truth = Cube(np.zeros((count, *SIZE, 3), np.uint8), np.zeros((count, *SIZE)), c2w, K)
-        return transforms(folder, truth, [f"./samples-rgb/{i:03d}.png" for i in range(count)], orientation_override="none")
+        path = transforms(folder, truth, [f"./samples-rgb/{i:03d}.png" for i in range(count)], orientation_override="none")
+        content = json.loads(path.read_text())  # SEVA lists the pictures that it was given as well
+        content["frames"].insert(0, {**content["frames"][0], "file_path": "./input/000.png"})
+        path.write_text(json.dumps(content))
+        return path
     if which == 1:
         np.savez(
             folder / "trajectory.npz",

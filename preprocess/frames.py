@@ -80,6 +80,7 @@ def _read(config: PreprocessConfig, source: Source, choice: Choice) -> ClipFrame
         numbers=np.array(source.numbers, np.int64)[choice.read],
         total=source.total,
         counted=source.counted,
+        folder=source.folder.name,
     )
 
 

@@ -246,7 +246,7 @@ def _cameras_are_upright(folder: FrameFolder, given: Path, report: Reporter) -> 
         return True
     height, width = read_image(folder.frames[turned[0]]).shape[:2]
     cameras = read_cameras(given, (height, width))
-    row = int(cameras.rows(folder.names)[turned[0]])
+    row = int(cameras.rows([f"{folder.root.name}/{name}" for name in folder.names])[turned[0]])
     if row < 0:
         return True
     aspect = float(np.log(cameras.sizes[row, 1] / cameras.sizes[row, 0]))

@@ -67,6 +67,7 @@ class ClipFrames:
         numbers: (T,) int64 of each frame in its input, from 0, whatever was left out. None: these are all of it.
         total: frames of the input; 0: these.
         counted: the names are numbers that frames of a clip were given, not names of files.
+        folder: what the folder of the frames is called; it may tell frames of one name apart.
     """
 
     images: Array
@@ -80,6 +81,7 @@ class ClipFrames:
     numbers: Array | None = None
     total: int = 0
     counted: bool = False
+    folder: str = ""
 
     def __post_init__(self) -> None:
         if len(self.chosen) < 2:

@@ -73,7 +73,8 @@ class ImportGeometry:
             cameras = cameras.first(total)
         for note in cameras.notes:
             report.note(f"cameras: {note}")
-        rows = cameras.rows(frames.names, frames.numbers, total, counted=frames.counted)
+        named = [f"{frames.folder}/{name}" for name in frames.names]
+        rows = cameras.rows(named, frames.numbers, total, counted=frames.counted)
         kept = np.flatnonzero(rows[frames.chosen] >= 0)
         if len(kept) < 2:
             raise GeometryError(

@@ -6,7 +6,7 @@ COLMAP puts pixel centres at +0.5 too, so its intrinsics are taken over as they 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
@@ -102,17 +102,27 @@ class ImportedCameras:
         if self.numbers:
             row_of = {number: row for row, number in enumerate(self.numbers)}
             return np.array([row_of.get(int(number), -1) for number in numbers], np.int64)
-        if self.names and not (counted and len(self.c2w) == total):
+        order = self._in_order(total)
+        if self.names and not (counted and order is not None):
             rows = matched(self.names, names)
             if (rows >= 0).any() or not counted:
                 return rows
-        if len(self.c2w) != total:
+        if order is None:
             raise InputError(
                 f"the cameras are those of {len(self.c2w)} frames{'' if self.names else ' without names'}, but there are {total} frames",
                 "give exactly the frames that the cameras were made for, or cameras of all of these",
             )
-        order = sorted(range(total), key=lambda row: natural_name(self.names[row])) if self.names else range(total)
         return np.array(order, np.int64)[numbers]
+
+    def _in_order(self, total: int) -> list[int] | None:
+        """Rows of so many frames that follow each other: all, or those of the one folder that holds so many (SEVA lists its input too)."""
+        if not self.names:
+            return list(range(total)) if len(self.c2w) == total else None
+        folders: dict[str, list[int]] = {}
+        for row in sorted(range(len(self.names)), key=lambda row: natural_name(self.names[row])):
+            folders.setdefault(str(PurePosixPath(self.names[row]).parent), []).append(row)
+        fitting = [rows for rows in folders.values() if len(rows) == total]
+        return fitting[0] if len(fitting) == 1 else None
 
     def intrinsics(self, row: int, size: tuple[int, int]) -> Array:
         """K (3, 3) of an image when it is resized to (h, w)."""
@@ -201,6 +211,8 @@ def read_cameras(source: Path, image_size: tuple[int, int] | None = None) -> Imp
         CorruptArtifactError: unreadable, or without cameras.
     """
     place = locate_cameras(source)
+    if place.is_dir() and not colmap.has_model(place):
+        return _near_origin(_of_one_each(place))
     if place.is_dir():
         return _near_origin(read_colmap(place, source))
     readers = {".json": read_transforms, ".npz": read_npz}
@@ -215,7 +227,7 @@ def files_of_cameras(source: Path) -> list[Path]:
     """
     place = locate_cameras(source)
     if place.is_dir():
-        return sorted(p for p in place.iterdir() if p.suffix in (".bin", ".txt"))
+        return sorted(p for p in place.iterdir() if p.suffix in (".bin", ".txt", ".json"))
     if place.suffix.lower() != ".json":
         return [place, *_beside_poses(place)]
     named = transforms.files_named(_json_files(place))
@@ -241,6 +253,9 @@ def locate_cameras(source: Path) -> Path:
         for name in ("results.npz", "exports/npz/results.npz", "exports/mini_npz/results.npz", "predictions.npz"):
             if (source / name).is_file():
                 return source / name
+        for place in (source / "keyframes" / "corrected_cameras", source / "keyframes" / "cameras", source):
+            if trajectories.has_one_each(place):
+                return place
         for single in (sorted((source / "pose").glob("*.npz")), sorted(source.glob("*.npz")), sorted(source.glob("*.json"))):
             if len(single) == 1:  # ViPE's poses; the one file of cameras that is there
                 return single[0]
@@ -307,6 +322,17 @@ def read_transforms(path: Path, image_size: tuple[int, int] | None = None) -> Im
     return ImportedCameras(
         names=found.names, c2w=found.c2w, lenses=found.lenses, depths=found.depths, masks=found.masks, depth_unit=found.depth_unit
     )
+
+
+def _of_one_each(folder: Path) -> ImportedCameras:
+    """Cameras of a folder of JSON files, one for each picture and called like it (Polycam, 3D Scanner App)."""
+    frames = []
+    for path in sorted(folder.glob("*.json"), key=lambda path: natural_name(path.name)):
+        frame = trajectories.of_phone(transforms.load_json(path))
+        if frame is not None:
+            frames.append({"file_path": path.stem, **frame})
+    found = transforms.of_frames(folder, frames)
+    return ImportedCameras(names=found.names, c2w=found.c2w, lenses=found.lenses, depths=found.depths, masks=found.masks)
 
 
 def read_npz(path: Path, image_size: tuple[int, int] | None = None) -> ImportedCameras:

@@ -14,10 +14,13 @@ import numpy as np
 
 from utils.errors import CorruptArtifactError
 from utils.scene.foreign import named
+from utils.scene.json_files import json_object
 from utils.types import Array
 
 _NUMBERS = re.compile(r"(\d+)")
 _MOST_BYTES = 200_000_000
+# Files of a folder that are opened to see what they are.
+_LOOKED_AT = 5
 # What sizes are called beside cameras.
 _SIZES = {"image_height": ("image_height", "height", "h"), "image_width": ("image_width", "width", "w")}
 # Names of one camera's parts in a list or mapping of cameras.
@@ -117,6 +120,30 @@ def _sizes(content: dict[str, Any]) -> dict[str, Any]:
         if value is not None:
             found[name] = np.array(int(value))
     return found
+
+
+def has_one_each(folder: Path) -> bool:
+    """Whether a folder holds a camera for each picture, as a phone's program writes them."""
+    files = sorted(folder.glob("*.json"))[:_LOOKED_AT] if folder.is_dir() else []
+    return len(files) >= 2 and any(of_phone(json_object(path)) is not None for path in files)
+
+
+def of_phone(content: Any) -> dict[str, Any] | None:
+    """Pose (c2w, OpenGL's camera axes) and intrinsics of one picture of Polycam or 3D Scanner App, named as in transforms.json."""
+    if not isinstance(content, dict):
+        return None
+    if {"t_00", "t_23", "fx", "fy", "cx", "cy"} <= content.keys():
+        pose = [[content[f"t_{row}{column}"] for column in range(4)] for row in range(3)]
+        K = [content[name] for name in ("fx", "fy", "cx", "cy")]
+    elif {"cameraPoseARFrame", "intrinsics"} <= content.keys():
+        pose = np.reshape(content["cameraPoseARFrame"], (4, 4)).tolist()
+        flat = np.ravel(content["intrinsics"])
+        K = [float(flat[i]) for i in (0, 4, 2, 5)]
+    else:
+        return None
+    size = {"w": content.get("width"), "h": content.get("height")}
+    plain = dict(zip(("fl_x", "fl_y", "cx", "cy"), K, strict=True))
+    return {"transform_matrix": pose, **plain, **{k: v for k, v in size.items() if v}}
 
 
 def of_text(path: Path) -> dict[str, Any]:

@@ -111,8 +111,8 @@ def files_named(paths: Sequence[Path]) -> set[Path]:
     return found
 
 
-def _one_file(path: Path, image_size: tuple[int, int] | None) -> JsonCameras:
-    content = load_json(path)
+def _one_file(path: Path, image_size: tuple[int, int] | None, content: Any = None) -> JsonCameras:
+    content = load_json(path) if content is None else content
     try:
         if isinstance(content, list):
             return _splat_cameras(path, content)
@@ -147,6 +147,15 @@ def _transforms(path: Path, content: dict[str, Any], image_size: tuple[int, int]
         masks=tuple(_beside(path, frame, "mask_path", "mask_file_path") for frame in frames),
         depth_unit=float(content.get("depth_unit_scale_factor", _DEPTH_UNIT)),
     )
+
+
+def of_frames(folder: Path, frames: list[dict[str, Any]]) -> JsonCameras:
+    """Cameras of entries like those of a transforms.json, from files of their own.
+
+    Raises:
+        CorruptArtifactError: as `read_json_cameras`.
+    """
+    return _one_file(folder / "cameras", None, {"frames": frames})
 
 
 def _matrices(rows: list[Any]) -> Array:
