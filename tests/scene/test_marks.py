@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.inputs_world import make_cube
 from utils.scene.clip.marks import find_mark
+from utils.synthetic.world import WorldConfig, make_world
 
 
 def zoomed(frames: int = 40) -> np.ndarray:
@@ -44,3 +45,14 @@ def test_a_blended_logo_is_found_where_it_is(make, share, level) -> None:
     top, left, bottom, right = mark.box
     assert 0.7 < top < bottom < 0.95 and 0.45 < left < right, mark.box
     assert "bottom right" in mark.words
+
+
+def test_a_mark_on_the_demo_s_few_frames_is_found_and_nothing_without_it() -> None:
+    """24 frames before a busy picture blur where each edge of the mark lies; all of them together stand still."""
+    images = make_world(WorldConfig(layout="room", frames=24, size=(162, 288), texture="calm")).images
+    grays = np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images])
+    assert find_mark(grays) is None
+    cover = np.zeros(grays.shape[1:], np.uint8)
+    cv2.putText(cover, "SAMPLE", (168, 152), cv2.FONT_HERSHEY_SIMPLEX, 0.9, 255, 2, cv2.LINE_AA)
+    mark = find_mark((grays * (1 - 0.4 * cover / 255.0) + 0.5).astype(np.uint8))
+    assert mark is not None and "bottom right" in mark.words

@@ -17,9 +17,11 @@ _LEAST_FRAMES = 8
 _EDGE, _OVER_CHANGE = 4.0, 0.8
 # Parts of the clip that must each show it, at this share of its strength.
 _PARTS, _AGREE = 4, 0.6
-# Edges of a mark stay where they are to this many pixels over the clip. Measured on marks blended into eleven clips: mostly 0.03 to 0.4,
-# more where they merge with edges of the scene; edges near what a camera turns about or zooms on: 0.5 to 2.6.
-_STANDS, _REACH = 0.42, 3
+# Edges of a mark stay where they are to this many pixels over the clip, all of them together. Measured on marks blended into eleven clips
+# and the demo: mostly 0.01 to 0.25; edges near what a camera turns about or zooms on: 0.28 to 1.0.
+_STANDS, _REACH = 0.26, 3
+# A single edge's place is known to so many pixels where the picture behind it changes; rounds in which those that are off lose weight.
+_EDGE_NOISE, _ROUNDS = 0.5, 4
 # ... while the picture changes by this many grey levels on both sides: behind a mark it goes on. A horizon or a dashboard is still.
 _CHANGES = 1.5
 # Share of textured pixels that stand still at most: with more it is the camera that does.
@@ -109,23 +111,35 @@ class _Edges:
     Attributes:
         levels: (S, steps, n) grey levels along the normal of each, at -3 .. 3 pixels.
         profile: (S, steps, n) gradients across the edge, there.
+        place: (2, n) column and row of each.
+        way: (2, n) its normal, x and y.
     """
 
     levels: Array
     profile: Array
+    place: Array
+    way: Array
 
     @property
     def drift(self) -> float:
-        """How far they wander over the parts of the clip, in pixels across themselves; the median over them.
+        """How far they wander together over the parts of the clip, in pixels across themselves; the median over them.
 
-        An edge near what the camera turns about or zooms on keeps its direction and strength as a mark's does, but creeps.
+        An edge near what the camera turns about or zooms on keeps its direction and strength as a mark's does, but creeps. Where each
+        edge lies is blurred by what changes behind it, so one shift and one growth are fitted to all of them.
         """
         steps = np.arange(-_REACH, _REACH + 1)[:, None]
         centres = []
         for part in np.array_split(self.profile, _PARTS):
             weight = np.clip(np.median(part, axis=0), 0, None)
             centres.append((weight * steps).sum(axis=0) / np.maximum(weight.sum(axis=0), 1e-6))
-        return float(np.median(np.ptp(np.stack(centres), axis=0)))
+        off = (np.stack(centres) - np.mean(centres, axis=0)).T
+        place = (self.place - self.place.mean(axis=1, keepdims=True)) / max(1, *np.ptp(self.place, axis=1))
+        moves = np.column_stack([*self.way, (self.way * place).sum(axis=0)])
+        trust = np.ones((len(moves), 1))
+        for _ in range(_ROUNDS):
+            fitted = moves @ np.linalg.lstsq(moves * trust, off * trust, rcond=1e-3)[0]
+            trust = 1 / (1 + (np.abs(off - fitted).mean(axis=1, keepdims=True) / _EDGE_NOISE) ** 2)
+        return float(np.median(np.ptp(fitted, axis=1)))
 
     @property
     def change(self) -> float:
@@ -143,7 +157,8 @@ def _across(edges: Array, grays: Array, x: Array, y: Array) -> _Edges:
     height, width = edges.shape
     at_row = np.clip(np.rint(rows + steps * way[1]).astype(int), 0, height - 1)
     at_column = np.clip(np.rint(columns + steps * way[0]).astype(int), 0, width - 1)
-    return _Edges(grays[:, at_row, at_column], x[:, at_row, at_column] * way[0] + y[:, at_row, at_column] * way[1])
+    profile = x[:, at_row, at_column] * way[0] + y[:, at_row, at_column] * way[1]
+    return _Edges(grays[:, at_row, at_column], profile, np.stack([columns, rows]).astype(np.float32), way)
 
 
 def _filled(mask: Array, reach: int) -> Array:
