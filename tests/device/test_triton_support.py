@@ -1,9 +1,11 @@
 """Where Triton cannot build its launchers, the program says so once and does without."""
 
+import ast
 import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -66,3 +68,35 @@ def test_without_a_device_triton_is_not_asked(monkeypatch: pytest.MonkeyPatch) -
     installed(monkeypatch, lambda: pytest.fail("asked"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert not triton_ready()
+
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = sorted(p for top in ("utils", "train_gs") for p in (ROOT / top).rglob("*triton*.py"))
+
+
+def named_factors_first(path: Path) -> list[str]:
+    """Products in kernels whose first factor is a `tl.constexpr` of the module."""
+    tree = ast.parse(path.read_text())
+    named = {
+        node.targets[0].id
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and "constexpr" in ast.unparse(node.value)
+    }
+    kernels = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(d) for d in node.decorator_list)
+    ]
+    products = [n for k in kernels for n in ast.walk(k) if isinstance(n, ast.BinOp) and isinstance(n.op, ast.Mult)]
+    return [
+        ast.unparse(n) for n in products if isinstance(n.left, ast.Name) and n.left.id in named and not isinstance(n.right, ast.Constant)
+    ]
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_constants_are_the_second_factor(path: Path) -> None:
+    """`constexpr * tensor` is a constexpr that holds a tensor in Triton 3.7's interpreter, which nothing can compare or store."""
+    assert named_factors_first(path) == []
+
+
+def test_the_search_finds_such_factors(tmp_path: Path) -> None:
+    (tmp_path / "k.py").write_text("_A = tl.constexpr(2.0)\n@triton.jit\ndef k(x):\n    return _A * x + x * _A + _A * 2\n")
+    assert named_factors_first(tmp_path / "k.py") == ["_A * x"]

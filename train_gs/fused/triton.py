@@ -76,7 +76,7 @@ def see_colors(base, higher, harmonics, counts, records, num, STORED: tl.constex
     seen = tl.load(counts + row, row < num, 0) > 0
     if tl.max(seen.to(tl.int32)) > 0:
         red, green, blue = load3(base, row, seen)
-        red, green, blue = 0.5 + _SH0 * red, 0.5 + _SH0 * green, 0.5 + _SH0 * blue
+        red, green, blue = 0.5 + red * _SH0, 0.5 + green * _SH0, 0.5 + blue * _SH0
         if ACTIVE > 1:
             column = tl.arange(0, 64)[None, :]
             wanted = seen[:, None] & (column < 3 * (ACTIVE - 1))
@@ -93,8 +93,8 @@ def _adam(value, first, second, place, mask, gradient, rate, scale1, scale2):
     """One step of Adam in place; `scale1` and `scale2` are 1 / (1 - beta^t)."""
     m = tl.load(first + place, mask, 0.0)
     v = tl.load(second + place, mask, 0.0)
-    m = _BETA1 * m + (1.0 - _BETA1) * gradient
-    v = _BETA2 * v + (1.0 - _BETA2) * gradient * gradient
+    m = m * _BETA1 + gradient * (1.0 - _BETA1)
+    v = v * _BETA2 + gradient * (1.0 - _BETA2) * gradient
     tl.store(first + place, m, mask)
     tl.store(second + place, v, mask)
     change = rate * scale1 * m / (tl.sqrt(v * scale2) + _EPSILON)
@@ -217,9 +217,9 @@ def step_colors(
         g0, g1, g2 = tl.where(red > 0.0, g0, 0.0), tl.where(green > 0.0, g1, 0.0), tl.where(blue > 0.0, g2, 0.0)
         scale1, scale2 = _bias_corrections(step)
         rate = tl.load(rates + 4)
-        _adam(base, base1, base2, row * 3, seen, _SH0 * g0, rate, scale1, scale2)
-        _adam(base, base1, base2, row * 3 + 1, seen, _SH0 * g1, rate, scale1, scale2)
-        _adam(base, base1, base2, row * 3 + 2, seen, _SH0 * g2, rate, scale1, scale2)
+        _adam(base, base1, base2, row * 3, seen, g0 * _SH0, rate, scale1, scale2)
+        _adam(base, base1, base2, row * 3 + 1, seen, g1 * _SH0, rate, scale1, scale2)
+        _adam(base, base1, base2, row * 3 + 2, seen, g2 * _SH0, rate, scale1, scale2)
         if ACTIVE > 1:
             scale1, scale2 = _bias_corrections(higher_step)
             column = tl.arange(0, 64)[None, :]

@@ -246,7 +246,7 @@ def _meet(dx, dy, i00, i01, i10, i11, p, q, z):
     ahead = denominator > _RAY_MIN
     inverse = 1.0 / tl.where(ahead, denominator, 1.0)
     u, v = (i00[:, None] * dx + i01[:, None] * dy) * inverse, (i10[:, None] * dx + i11[:, None] * dy) * inverse
-    on_disc, low_pass = u * u + v * v, _LOW_PASS * (dx * dx + dy * dy)
+    on_disc, low_pass = u * u + v * v, (dx * dx + dy * dy) * _LOW_PASS
     hits = ahead & (on_disc <= low_pass)
     inverse = tl.where(hits, inverse, 1.0)
     return u, v, inverse, hits, 0.5 * tl.where(hits, on_disc, low_pass), z[:, None] * inverse
@@ -412,8 +412,8 @@ def blend_surfels_backward(
         nvx, nvy = _column(nv, columns, 1) - mean_x * nv0, _column(nv, columns, 2) - mean_y * nv0
         denx, deny = _column(den, columns, 1) - mean_x * den0, _column(den, columns, 2) - mean_y * den0
         lowx, lowy = _column(low, columns, 1) - mean_x * low0, _column(low, columns, 2) - mean_y * low0
-        g_mean_x = p * den0 - i00 * nu0 - i10 * nv0 + _LOW_PASS * lowx
-        g_mean_y = q * den0 - i01 * nu0 - i11 * nv0 + _LOW_PASS * lowy
+        g_mean_x = p * den0 - i00 * nu0 - i10 * nv0 + lowx * _LOW_PASS
+        g_mean_y = q * den0 - i01 * nu0 - i11 * nv0 + lowy * _LOW_PASS
         sums = tl.where(columns == 0, g_mean_x[:, None], tl.where(columns == 1, g_mean_y[:, None], sums))
         sums = tl.where(columns == 2, nux[:, None], tl.where(columns == 3, nuy[:, None], sums))
         sums = tl.where(columns == 4, nvx[:, None], tl.where(columns == 5, nvy[:, None], sums))

@@ -89,8 +89,8 @@ def _gaussian_rows(x, y, z, qw, qx, qy, qz, s0, s1, s2, fx, fy, cx, cy, width, h
     """Rows of the 2 x 3 factor of the projected covariance, the ratios it is linearised at, and whether these are unclamped."""
     r00, r01, r02, r10, r11, r12, r20, r21, r22 = _rotation(qw, qx, qy, qz)
     inv_z = 1.0 / z
-    limit_x0, limit_x1 = -cx / fx - _MARGIN * width / fx, (width - cx) / fx + _MARGIN * width / fx
-    limit_y0, limit_y1 = -cy / fy - _MARGIN * height / fy, (height - cy) / fy + _MARGIN * height / fy
+    limit_x0, limit_x1 = -cx / fx - width * _MARGIN / fx, (width - cx) / fx + width * _MARGIN / fx
+    limit_y0, limit_y1 = -cy / fy - height * _MARGIN / fy, (height - cy) / fy + height * _MARGIN / fy
     raw_x, raw_y = x * inv_z, y * inv_z
     tx = tl.minimum(tl.maximum(raw_x, limit_x0), limit_x1)
     ty = tl.minimum(tl.maximum(raw_y, limit_y0), limit_y1)
@@ -115,7 +115,7 @@ def write_gaussian(
     covariance = u0 * v0 + u1 * v1 + u2 * v2
     # The cross-product form of the determinant keeps needle-like Gaussians positive definite in float32.
     c0, c1, c2 = u1 * v2 - u2 * v1, u2 * v0 - u0 * v2, u0 * v1 - u1 * v0
-    determinant = c0 * c0 + c1 * c1 + c2 * c2 + _EPS2D * (var_x + var_y - _EPS2D)
+    determinant = c0 * c0 + c1 * c1 + c2 * c2 + (var_x + var_y - _EPS2D) * _EPS2D
     mean_x, mean_y = fx * x / z + cx, fy * y / z + cy
     reach = 2.0 * tl.log(tl.maximum(opacity / _ALPHA_MIN, 1.0))
     radius_x, radius_y = tl.sqrt(reach * var_x), tl.sqrt(reach * var_y)
@@ -238,7 +238,7 @@ def _surfel_frame(x, y, z, qw, qx, qy, qz, s0, s1, fx, fy):
     u0, u1 = ax * (r00 - tx * r20) * s0, ax * (r01 - tx * r21) * s1
     v0, v1 = ay * (r10 - ty * r20) * s0, ay * (r11 - ty * r21) * s1
     determinant = u0 * v1 - u1 * v0
-    open_ = tl.abs(determinant) > _EDGE_ON * (u0 * u0 + u1 * u1 + v0 * v0 + v1 * v1)
+    open_ = tl.abs(determinant) > (u0 * u0 + u1 * u1 + v0 * v0 + v1 * v1) * _EDGE_ON
     return u0, u1, v0, v1, r20 * s0 * inv_z, r21 * s1 * inv_z, tl.where(open_, determinant, 1.0), open_
 
 

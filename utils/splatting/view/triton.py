@@ -132,7 +132,7 @@ def _forward(
     tl.store(out_opacities + row, 1.0 / (1.0 + tl.exp(-tl.load(logits + row, mask, 0.0))), mask)
     if ACTIVE == 1:
         r, g, b = load3(sh, row * (1 if SPLIT else STORED), mask)
-        red, green, blue = 0.5 + _SH0 * r, 0.5 + _SH0 * g, 0.5 + _SH0 * b
+        red, green, blue = 0.5 + r * _SH0, 0.5 + g * _SH0, 0.5 + b * _SH0
     else:
         # A splat's coefficients, band by band and r, g, b within, are neighbours in memory and so lie across lanes.
         column = tl.arange(0, 64)[None, :]
@@ -204,7 +204,7 @@ def _backward(
     h0, h1, h2 = load3(i_colors, row, mask)
     h0, h1, h2 = tl.where(c0 > 0.0, h0, 0.0), tl.where(c1 > 0.0, h1, 0.0), tl.where(c2 > 0.0, h2, 0.0)
     if STORED == 1:
-        store3(g_sh, row, mask, _SH0 * h0, _SH0 * h1, _SH0 * h2)
+        store3(g_sh, row, mask, h0 * _SH0, h1 * _SH0, h2 * _SH0)
     else:
         column = tl.arange(0, 64)[None, :]
         place, stored = _place(g_sh, g_higher, row[:, None], column, STORED, SPLIT), mask[:, None] & (column < 3 * STORED)
