@@ -45,7 +45,8 @@ def test_a_reader_that_goes_away_ends_it_quietly(words: list[str], unbuffered: s
     os.close(reading)
     done = ran(words, unbuffered, stdout=writing)
     os.close(writing)
-    assert done.stderr == "" and done.returncode == NO_READER
+    by_itself = {0} if words[-1].startswith("--help") else set()  # parsers that keep quiet about it themselves
+    assert done.stderr == "" and done.returncode in {NO_READER} | by_itself
 
 
 def test_a_reader_of_errors_that_goes_away_ends_it_quietly() -> None:
