@@ -295,6 +295,16 @@ def test_a_weak_layer_that_contradicts_its_surroundings_is_outvoted() -> None:
     assert np.abs(robust / truth - 1)[:15].max() < 0.03
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_value_with_nothing_known_around_it_does_not_overflow() -> None:
+    value, weight = np.zeros((2, 9, 9), np.float32), np.zeros((2, 9, 9), np.float32)
+    value[0, 4, 4], weight[0, 4, 4] = 3e3, 1e-30
+    value[1], weight[1] = 1e-20, 1.0
+    couplings = edge_couplings(np.zeros((9, 9, 3), np.uint8))
+    assert np.isfinite(fill_robust(value, weight, couplings, 4.0)).all()
+
+
+
 def test_filling_follows_image_edges() -> None:
     image = np.zeros((40, 60, 3), np.uint8)
     image[:, 30:] = 200

@@ -77,7 +77,8 @@ def fill_layers(value: Array, weight: Array, couplings: tuple[Array, Array], str
 def fill_robust(value: Array, weight: Array, couplings: tuple[Array, Array], strength: float) -> Array:
     """`fill_layers` with one IRLS step: Geman-McClure weights of each layer's residuals to its surroundings."""
     around = fill_layers(value, weight, couplings, _ROBUST_STRENGTH)
-    residual = (value - around) / (_ROBUST_SCALE * np.maximum(around, 1e-9))
+    # Where nothing is known around, it is 0; a residual beyond 1e6 has no weight anyway, and its power would overflow.
+    residual = np.clip((value - around) / (_ROBUST_SCALE * np.maximum(around, 1e-9)), -1e6, 1e6)
     return fill_layers(value, weight / (1 + residual * residual) ** 2, couplings, strength)
 
 
