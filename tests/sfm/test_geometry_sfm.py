@@ -304,7 +304,6 @@ def test_a_value_with_nothing_known_around_it_does_not_overflow() -> None:
     assert np.isfinite(fill_robust(value, weight, couplings, 4.0)).all()
 
 
-
 def test_filling_follows_image_edges() -> None:
     image = np.zeros((40, 60, 3), np.uint8)
     image[:, 30:] = 200
