@@ -232,7 +232,8 @@ def starting_splats(alignment: Alignment, data: TrainingData, config: GSConfig) 
     views = np.flatnonzero(data.trained)
     cameras = data.cameras.select(views)
     if config.clear_views > 0 and data.depth is not None:
-        cloud = cloud.select(~in_the_way(cloud.points, cameras, data.depth[views], config.clear_views))
+        made_by = np.searchsorted(cameras.frame_ids, cloud.frame)
+        cloud = cloud.select(~in_the_way(cloud.points, cameras, data.depth[views], config.clear_views, made_by))
         clips = None if data.clips is None else data.clips[views]
         cloud = cloud.select(~in_the_way_between(cloud.points, cameras, data.depth[views], clips))
     shell = None

@@ -111,3 +111,18 @@ def test_nothing_lies_between_two_clips_or_far_frames() -> None:
     c2w = cameras.c2w.copy()
     c2w[:, 0, 3] *= 6
     assert not in_the_way_between(points, replace(cameras, c2w=c2w), depth).any()
+
+
+def test_background_of_the_other_side_is_in_the_way_of_who_looks_back() -> None:
+    """Two cameras face each other, a thing at 4 between them; a point at 2 before the second one, half as far as the thing."""
+    c2w = np.tile(np.eye(4), (2, 1, 1))
+    c2w[1] = np.diag([-1.0, 1, -1, 1])
+    c2w[1, 2, 3] = 8.0
+    K = np.tile(np.array([[30.0, 0, 15], [0, 30.0, 10], [0, 0, 1]]), (2, 1, 1))
+    cameras, depth = CameraSet(c2w=c2w, K=K, size=SIZE, frame_ids=np.arange(2)), np.full((2, *SIZE), 4.0, np.float32)
+    point = np.array([[0.0, 0.0, 6.0]])
+    assert in_the_way(point, cameras, depth, 0.3, made_by=np.array([0])).all()
+    assert not in_the_way(point, cameras, depth, 0.3, made_by=np.array([1])).any()  # its own foreground, where depth is better known
+    assert not in_the_way(point, cameras, depth, 0.3).any()
+    farther = np.array([[0.0, 0.0, 5.0]])  # 3 before the second: too near the thing
+    assert not in_the_way(farther, cameras, depth, 0.3, made_by=np.array([0])).any()

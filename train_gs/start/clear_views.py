@@ -28,19 +28,29 @@ _MOVED = 0.15
 _FREE = 0.7
 # A point this near to a frame's depth, as a share of it, lies on what the frame shows.
 _SAME_SURFACE = 0.15
+# Frames whose views differ by so much see the same place as background and as foreground: a point that one has put on its background, where
+# depth is least certain, is in the other's way if it is nearer than this share of the depth there.
+_OTHER_SIDE_DEG, _OTHER_SIDE_SHARE = 60.0, 0.6
 
 
-def in_the_way(points: Array, cameras: CameraSet, depth: Array, share: float) -> Array:
+def in_the_way(points: Array, cameras: CameraSet, depth: Array, share: float, made_by: Array | None = None) -> Array:
     """(N,) bool, points that some frame sees through: nearer than a share of the depth it has there and around.
 
     Args:
         points: (N, 3).
         cameras: of F frames, at any size.
         depth: (F, h, w) camera z of these frames, 0 where unknown: such pixels say nothing.
-        share: of the depth, 0..1.
+        share: of the depth, 0..1; at least `_OTHER_SIDE_SHARE` for frames that look the other way than the one that made the point.
+        made_by: (N,) position of the frame that made each point; None: nothing is known of it.
     """
     cameras = cameras.resized((depth.shape[1], depth.shape[2]))
-    return _on_the_device(points, lambda there: _hidden_by(there, cameras, depth, share).cpu().numpy())
+    shares: Array = np.full((len(cameras), len(cameras)), share)
+    if made_by is None:
+        made_by = np.zeros(len(points), np.int64)
+    else:
+        forward = cameras.c2w[:, :3, 2]
+        shares[forward @ forward.T < np.cos(np.radians(_OTHER_SIDE_DEG))] = max(share, _OTHER_SIDE_SHARE)
+    return _on_the_device(points, lambda there: _hidden_by(there, cameras, depth, shares, made_by).cpu().numpy())
 
 
 def in_the_way_between(points: Array, cameras: CameraSet, depth: Array, clips: Array | None = None) -> Array:
@@ -58,7 +68,7 @@ def in_the_way_between(points: Array, cameras: CameraSet, depth: Array, clips: A
     steps = steps_between(cameras, depth, clips)
 
     def work(there: Tensor) -> Array:
-        blocking = np.zeros(len(points), bool)
+        blocking, nobody = np.zeros(len(points), bool), np.zeros(len(points), np.int64)
         for first in steps:
             pair = [first, first + 1]
             # w2c of the views: exp(share * log(second from first)) after the first frame's.
@@ -66,7 +76,7 @@ def in_the_way_between(points: Array, cameras: CameraSet, depth: Array, clips: A
             w2c = np.stack([se3.exp(along * twist).numpy() @ cameras.w2c[first] for along in _BETWEEN])
             views = replace(cameras.select([first] * len(_BETWEEN)), c2w=np.linalg.inv(w2c))
             shown = np.repeat(np.minimum(least[first], least[first + 1])[None], len(_BETWEEN), axis=0)
-            rows = torch.nonzero(_hidden_by(there, views, shown, _FREE))[:, 0].cpu().numpy()
+            rows = torch.nonzero(_hidden_by(there, views, shown, np.full((len(views), 1), _FREE), nobody))[:, 0].cpu().numpy()
             blocking[rows[~_on_a_surface(points[rows], cameras.select(pair), depth[pair])]] = True
         return blocking
 
@@ -103,17 +113,27 @@ def _on_a_surface(points: Array, cameras: CameraSet, depth: Array) -> Array:
     return found
 
 
-def _hidden_by(points: Tensor, cameras: CameraSet, depth: Array, share: float) -> Tensor:
-    """(N,) bool on the points' device, `in_the_way` of points (N, 3) for cameras of the depth's size."""
+def _hidden_by(points: Tensor, cameras: CameraSet, depth: Array, shares: Array, made_by: Array) -> Tensor:
+    """(N,) bool on the points' device, points (N, 3) in the way of cameras of the depth's size.
+
+    Args:
+        points: see `in_the_way`.
+        cameras: of F frames.
+        depth: (F, h, w).
+        shares: (F, G) of the depth before which a point made by each of G is in the way of each camera.
+        made_by: (N,) which of the G made each point.
+    """
     blocking = torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    for w2c, K, z_shown in zip(cameras.w2c, cameras.K, depth, strict=True):
-        limit = share * cv2.erode(z_shown.astype(np.float32), np.ones((_AROUND, _AROUND), np.uint8))
+    maker = torch.from_numpy(made_by).to(points.device)
+    for w2c, K, z_shown, share in zip(cameras.w2c, cameras.K, depth, shares, strict=True):
+        least = cv2.erode(z_shown.astype(np.float32), np.ones((_AROUND, _AROUND), np.uint8))
         projection = torch.from_numpy(K @ w2c[:3]).to(points)
         z = points @ projection[2, :3] + projection[2, 3]
         # Few points are so near: only they are projected.
-        near = torch.nonzero((z > 0) & (z < float(limit.max())))[:, 0]
+        near = torch.nonzero((z > 0) & (z < float(share.max() * least.max())))[:, 0]
         column, row = ((points[near] @ projection[:2, :3].T + projection[:2, 3]) / z[near, None]).floor().unbind(1)
         inside = (column >= 0) & (column < depth.shape[2]) & (row >= 0) & (row < depth.shape[1])
         near, pixel = near[inside], (row[inside] * depth.shape[2] + column[inside]).long()
-        blocking[near[z[near] < torch.from_numpy(limit).to(points.device).view(-1)[pixel]]] = True
+        limit = torch.from_numpy(share).to(points)[maker[near]] * torch.from_numpy(least).to(points.device).view(-1)[pixel]
+        blocking[near[z[near] < limit]] = True
     return blocking
