@@ -34,7 +34,7 @@ _LONGEST = 1200
 _PERMISSIONS, _DISK = "check that you may read and write there, or give another path", "check the disk that the file is on"
 _ROOM = "free space, then run the same command again"
 _HINTS = {
-    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "give another path"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "give another path"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _PERMISSIONS),
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV), _DISK),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import struct
 import types
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -526,7 +527,7 @@ def cameras(draws: random.Random, ground: Ground, folder: Path) -> Case:
         if path.is_file() and not path.is_symlink():
             try:
                 about.append(spoil.spoil(draws, path))
-            except (ValueError, KeyError, OSError, RecursionError):
+            except (ValueError, KeyError, OSError, EOFError, RecursionError, zipfile.BadZipFile):
                 break  # it is beyond further damage
     return Case("cameras", "preprocess_video", (*line, given), f"{kind}: {'; '.join(about)}")
 

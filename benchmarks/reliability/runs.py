@@ -55,7 +55,8 @@ def command(clip: Path, root: Path, stage: str) -> list[str]:
     """The command line of one stage of the small run, or of an export of its result."""
     if stage == EXPORT:
         words = f"-m utils.export_checkpoint_to_ply --config.format mesh-textured --config.device cpu --config.run {_run(root).root.name}"
-        return [sys.executable, *words.split(), "--config.texture-size", "256", "--config.root-path", str(root)]
+        places = ("--config.root-path", str(root), "--config.out-ply", str(_mesh(root)))
+        return [sys.executable, *words.split(), "--config.texture-size", "256", *places]
     calls = plan(configure(["--config.input-video", str(clip), "--config.root-path", str(root), *FLAGS]))
     words = shlex.split(command_of(next(call for call in calls if call.title == stage)))
     return [sys.executable, *words[1:]]
@@ -155,11 +156,16 @@ def _run(root: Path) -> RunLayout:
     return layout.run(layout.run_name(6, 1, 0))
 
 
+def _mesh(root: Path) -> Path:
+    """Of the export: not in the folder of the splats, which their stage replaces."""
+    return root / "mesh.glb"
+
+
 def folders(root: Path, stage: str) -> list[Path]:
     """What a stage of the small run makes."""
     layout, run_layout = SceneLayout(root), _run(root)
     results = {
-        EXPORT: [run_layout.gs("3dgs") / "mesh_textured_3dgs.glb"],
+        EXPORT: [_mesh(root)],
         "geometry": [
             layout.npz_dir,
             layout.clip_cameras,

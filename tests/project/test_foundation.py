@@ -333,7 +333,20 @@ def test_runs_of_numbers_are_told_short():
 
 
 @pytest.mark.parametrize(
-    "number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE]
+    "number",
+    [
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EIO,
+        errno.ESTALE,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EMFILE,
+        errno.EEXIST,
+        errno.ENOTDIR,
+    ],
 )
 def test_what_the_system_refuses_is_no_fault_of_the_program(number, capsys):
     def work():
