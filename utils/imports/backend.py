@@ -246,8 +246,8 @@ def _in_convention(clip: _Clip, verdict: Verdict, cameras: ImportedCameras, repo
     if (verdict.focal != 1.0 or not cameras.focal_known) and all(lens.plain for lens in cameras.lenses):
         K[[0, 1], [0, 1]] *= verdict.focal
         share = K[0, 0] / max(clip.images.shape[1:3])
-        told = f"the focal length is {verdict.focal:.2f} times the one given" if cameras.focal_known else "the focal length is not given"
-        report.note(f"cameras: {told} by what the frames' matches say: {share:.2f} of the longest side is taken")
+        told = f"the focal length is {verdict.focal:.2f} times the one given" if cameras.focal_known else "no focal length is given"
+        report.note(f"cameras: {told}; by what the frames' matches say, {share:.2f} of the longest side is taken")
     return replace(clip, w2c=w2c, K=K)
 
 

@@ -18,6 +18,9 @@ from utils.types import Array
 AGREES_PX = 2.0
 # Another convention is taken where so many matches agree with it, and so many times as many as with the one given.
 _ENOUGH, _CLEARLY = 0.5, 1.8
+# Of the many rare ones some fits any poses a little (0.66 of the matches, with quaternions read in the wrong order): they need more. The
+# common ones are camera-to-world and world-to-camera, with axes of OpenCV or OpenGL.
+_COMMON, _ENOUGH_FOR_RARE = 4, 0.85
 # Conventions whose fit (0 to 1) differs by less are as good as each other.
 _AS_GOOD = 0.03
 # Matches that tell: they move by so many pixels; number needed, and number looked at.
@@ -161,7 +164,8 @@ def judge(sightings: Sightings, w2c: Array, K: Array, *, focal_known: bool = Tru
     at = [share(few, best, focal) for focal in focals]
     of_best = share(some, best, focals[int(np.argmax(at))])
     own_focal, own = _best_focal(some, w2c, K)
-    if not (of_best > _ENOUGH and of_best > _CLEARLY * max(given, own if own > _FOCAL_SURE else 0.0)):
+    enough = _ENOUGH if any(best is option for option in options[:_COMMON]) else _ENOUGH_FOR_RARE
+    if not (of_best > enough and of_best > _CLEARLY * max(given, own if own > _FOCAL_SURE else 0.0)):
         best = AS_READ
     focal, found = (own_focal, own) if best is AS_READ else _best_focal(some, best.applied(w2c), K)
     at_given = share(some, best, 1.0)
