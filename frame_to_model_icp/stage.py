@@ -53,8 +53,9 @@ def run(config: FrameToModelICPConfig, report: Reporter = NULL_REPORTER) -> Path
             result, usable = align_frame_to_model(scene, usable, settings, board, checkpoints=checkpoints)
             vote = replace(vote, enabled=False)  # the method has filtered already
         else:
+            clips = artifacts.clip_of_frames(config.root_path, len(everything))[index]
             matched = (confident if matching.edges else usable) & ~sky
-            result = align_sequential(scene, matched, settings, board, checkpoints=checkpoints)
+            result = align_sequential(scene, matched, settings, board, checkpoints=checkpoints, clips=clips)
         cloud = build_cloud(scene, result.cameras, result.fields, result.aligned, usable, vote)
         alignment = to_alignment(scene, result, cloud, heldout)
         publish_alignment(out, scene, result, alignment, config, inputs, started, {}, board)

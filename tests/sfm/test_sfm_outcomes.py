@@ -23,7 +23,7 @@ from utils.sfm.backend import SfmGeometry
 from utils.sfm.captured_camera import estimate_camera
 from utils.sfm.flow_tracks import add_flow_tracks
 from utils.sfm.matches_agreement import agreement
-from utils.sfm.matches_database import frame_ids
+from utils.sfm.matches_database import frame_ids, verified_counts
 from utils.sfm.path_breaks import path_breaks
 from utils.synthetic.captured import bent
 from utils.synthetic.world import WorldConfig, make_world
@@ -254,3 +254,41 @@ def test_a_masked_watermark_does_not_disturb_the_poses() -> None:
     column, row = masked.seen_at.T
     assert not ((column < 133) & (row > 57)).any()
     assert wander(spoiled, world.cameras.c2w) > 0.1
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_many_frames_of_several_clips_are_matched_by_what_they_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned: bool) -> None:
+    """Three clips of which the first and the last look at one wall, the second at another: SIFT's own features tell, or given vectors."""
+    monkeypatch.setattr(sfm_poses, "MAX_EXHAUSTIVE_FRAMES", 4)
+    here, there = clip(right=0.3)[0], clip(right=0.3, turn=0.1)[0]
+    turned = box_images(
+        se3.exp(torch.tensor([[0.0, 2.0 + 0.01 * k, 0, 0.05 * k, 0, 0] for k in range(6)], dtype=torch.float64)).numpy(), SIZE
+    )
+    images, clips = np.concatenate([here[:6], turned, there[2:8]]), np.repeat([0, 1, 2], 6)
+    vectors = np.eye(3)[[0] * 6 + [1] * 6 + [0] * 6] if learned else None
+    database = sfm_poses._match(images, tmp_path, 0, None, clips, vectors)
+    with pycolmap.Database.open(database) as stored:
+        ids = frame_ids(stored, 18)
+        tried = [(a, b) for a in range(18) for b in range(a + 1, 18) if stored.exists_matches(ids[a], ids[b])]
+        counts = verified_counts(stored, ids)
+    assert {(a, a + 1) for a in range(17) if clips[a] == clips[a + 1]} <= set(tried)
+    assert len(tried) < 18 * 17 // 2
+    between = {pair: count for pair, count in counts.items() if clips[pair[0]] != clips[pair[1]]}
+    assert len(between) >= 10 and min(between.values()) > 25
+    assert all((clips[a], clips[b]) == (0, 2) for a, b in between)
+
+
+def test_a_clip_of_another_place_is_named_and_left_out() -> None:
+    """Of three clips of four frames the second has one frame placed, by chance, and the third two: it is kept."""
+    model = model_of(12, 90.0)
+    placed = np.array([0, 1, 2, 3, 5, 8, 9])
+    seen_by = np.repeat(np.arange(7), 12)
+    rng = np.random.default_rng(0)
+    seen = {"seen_by": seen_by, "seen_point": rng.integers(0, 30, 84), "seen_at": rng.random((84, 2))}
+    model = replace(model, frames=placed, w2c=model.w2c[placed], points=rng.random((30, 3)), **seen)
+    notes = Notes()
+    kept = sfm_poses.of_one_place(model, np.repeat([0, 1, 2], 4), [f"clip_{k // 4}/{k % 4}" for k in range(12)], notes)
+    assert kept.frames.tolist() == [0, 1, 2, 3, 8, 9] and len(kept.w2c) == 6 and kept.seen_by.max() == 5
+    assert len(notes.lines) == 1 and "clip 2" in notes.lines[0] and "clip_1/0" in notes.lines[0]
+    assert sfm_poses.of_one_place(model, None, [], notes) is model
+    assert sfm_poses.of_one_place(model, np.zeros(12, int), [], notes) is model

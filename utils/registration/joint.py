@@ -127,7 +127,7 @@ def _round(
     """One matching pass and one solve over the frames of these indices."""
     clock = [time.perf_counter()]
     geometry = AlignedGeometry(scene, current.cameras, current.fields)
-    pairs = choose_pairs(overlaps(geometry, frames), frames, matching)
+    pairs = choose_pairs(overlaps(geometry, frames), frames, matching, clips)
     grid = match_grid(scene, len(pairs), matching)
     matcher = matcher or MATCHERS.load(matching.matcher)(scene, usable, grid, matching)
     matcher = keeping_matches(matcher, checkpoints, f"matches_{index}")

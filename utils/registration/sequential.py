@@ -39,6 +39,7 @@ def align_sequential(
     report: Reporter = NULL_REPORTER,
     matcher: Matcher | None = None,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
+    clips: Array | None = None,
 ) -> Registration:
     """Poses and fields of all frames, each registered to the aligned ones before it, from the first of those that matches connect.
 
@@ -49,13 +50,14 @@ def align_sequential(
         report: progress.
         matcher: replaces the one named in the config (tests, exact matches).
         checkpoints: parts that an interrupted run finished.
+        clips: (F,) clip that each frame is from. None: all are of one.
     """
     if config.matching.matcher == "none" and matcher is None:
         return unaligned(scene)
     frames, start = len(scene), time.perf_counter()
     cameras = replace(scene.cameras, c2w=scene.cameras.c2w.copy())
     fields = zero_fields(scene.depth, scene.valid, config.solver.lattice)
-    all_matches, samples = _matched(AlignedGeometry(scene, cameras, fields), usable, config, matcher, checkpoints, report)
+    all_matches, samples = _matched(AlignedGeometry(scene, cameras, fields), usable, config, matcher, checkpoints, report, clips)
     seconds = {"matching": time.perf_counter() - start, "solving": 0.0}
     start = time.perf_counter()
     supported, saved = supported_matches(all_matches, samples), SavedSteps(checkpoints, "evidence")
@@ -125,13 +127,14 @@ def _matched(
     matcher: Matcher | None,
     checkpoints: Checkpoints,
     report: Reporter,
+    clips: Array | None,
 ) -> tuple[list[MatchSet], float]:
     """Matches of each frame with frames before it, and the number of samples per pair.
 
     All start from the geometry before alignment, so that no pair waits for a frame to be aligned; flow finds what drift leaves.
     """
     scene, ids = geometry.scene, np.arange(len(geometry.scene))
-    pairs = choose_pairs(overlaps(geometry, ids), ids, config.matching)
+    pairs = choose_pairs(overlaps(geometry, ids), ids, config.matching, clips)
     grid = match_grid(scene, len(pairs), config.matching)
     matcher = matcher or MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
     matcher = keeping_matches(matcher, checkpoints, "matches")

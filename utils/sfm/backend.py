@@ -37,6 +37,7 @@ from utils.sfm.mapping import (
     focal_prior,
     hosted,
     map_frames,
+    of_one_place,
     place_between,
     restricted,
     settle_focal,
@@ -87,6 +88,8 @@ class SfmGeometry:
         """
         with contextlib.nullcontext() if frames.mapped is not None else rehearsing(depth_of):
             model = self._mapped(frames, report)
+        clips = None if frames.clips is None else frames.clips[frames.chosen]
+        model = of_one_place(model, clips, [frames.names[position] for position in frames.chosen], report)
         report.note(
             f"poses: {len(model.frames)} of {len(frames.chosen)} frames, {len(model.points)} points, reprojection"
             f" {model.error_px:.2f} px, focal {model.focal / max(frames.images.shape[1:3]):.2f} x longest side"

@@ -35,19 +35,21 @@ def learned_features(images: Array, keep: Array | None = None) -> list[Keypoints
     return [find_keypoints(own, _KEYPOINTS, None if keep is None else keep[frame]) for frame, own in enumerate(maps)]
 
 
-def add_learned_matches(database: Path, features: Sequence[Keypoints], *, seed: int) -> int:
+def add_learned_matches(database: Path, features: Sequence[Keypoints], *, seed: int, pairs: Sequence[Pair] | None = None) -> int:
     """Adds XFeat's keypoints and verified matches to a database of SIFT's; returns how many pairs they hold together.
 
     Args:
         database: with images named `<position>.png`, their SIFT features matched and verified.
         features: of each image.
         seed: of RANSAC.
+        pairs: that are tried; None: `candidate_pairs`.
     """
     count = len(features)
     with pycolmap.Database.open(database) as stored:
         ids = frame_ids(stored, count)
         held = verified_counts(stored, ids)
-        pairs = hopeful_pairs(features, [p for p in candidate_pairs(count) if held.get(p, 0) < _ENOUGH])
+        tried = candidate_pairs(count) if pairs is None else pairs
+        pairs = hopeful_pairs(features, [p for p in tried if held.get(p, 0) < _ENOUGH])
         rows = match_keypoints(features, pairs)
         matched = {pair: own for pair, own in zip(pairs, rows, strict=True) if len(own) >= SAME_PLACE}
         first_row = [append_keypoints(stored, image, own.px.cpu().numpy()) for image, own in zip(ids, features, strict=True)]

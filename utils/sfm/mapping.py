@@ -8,7 +8,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +22,7 @@ import pycolmap
 from utils.cameras.resection import resect
 from utils.errors import GeometryError
 from utils.geometry_backend import SparseModel
+from utils.matching.retrieval import frame_vectors, pairs_of_clips
 from utils.reporting import number_ranges
 from utils.runtime import cpu_count
 from utils.sfm.dense_bundle_adjustment import Bundle, FocalPrior, Matches, adjust
@@ -97,9 +98,12 @@ def map_frames(
     with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder, _quiet():
         with ThreadPoolExecutor(1) as beside:
             learned = beside.submit(learned_features, images, keep) if features == "xfeat" else None
-            database = _match(images, Path(folder), seed, keep)
+            by_place = several(clips) and len(images) > MAX_EXHAUSTIVE_FRAMES
+            vectors = frame_vectors([own.descriptors.cpu().numpy() for own in learned.result()]) if by_place and learned else None
+            database = _match(images, Path(folder), seed, keep, clips, vectors)
             if learned is not None:
-                helped = add_learned_matches(database, learned.result(), seed=seed)
+                pairs = pairs_of_clips(vectors, clips) if vectors is not None and clips is not None else None
+                helped = add_learned_matches(database, learned.result(), seed=seed, pairs=pairs)
                 report.note(f"poses: {helped} more pairs of frames are held together by learned matches (XFeat)")
         model = _map(database, seed)
         if model is None or len(model.frames) < needed or not _plausible(model, images):
@@ -118,8 +122,24 @@ def map_frames(
 _MASK_MARGIN = 0.01
 
 
-def _match(images: Array, folder: Path, seed: int, keep: Array | None = None) -> Path:
-    """The feature database of the images, matched and geometrically verified; features lie only where `keep` (F, h, w) holds."""
+def several(clips: Array | None) -> bool:
+    """Whether frames of more than one clip are meant."""
+    return clips is not None and len(np.unique(clips)) > 1
+
+
+def _match(
+    images: Array, folder: Path, seed: int, keep: Array | None = None, clips: Array | None = None, vectors: Array | None = None
+) -> Path:
+    """The feature database of the images, matched and geometrically verified.
+
+    Args:
+        images: (F, h, w, 3) uint8.
+        folder: of the database.
+        seed: of RANSAC.
+        keep: (F, h, w) bool, where features may lie; None: everywhere.
+        clips: (F,) clip of each frame; None: all are of one.
+        vectors: (F, C) of the frames by what they show, for many frames of several clips; None: made of SIFT's features.
+    """
     pictures, database = folder / "images", folder / "database.db"
     pictures.mkdir()
     for index, image in enumerate(images):
@@ -152,13 +172,24 @@ def _match(images: Array, folder: Path, seed: int, keep: Array | None = None) ->
         pycolmap.match_exhaustive(database, matching_options=matching, verification_options=verification, device=cpu)
     else:
         pairs = folder / "pairs.txt"
-        pairs.write_text("".join(f"{a:06d}.png {b:06d}.png\n" for a, b in sparse_pairs(len(images))))
+        pairs.write_text("".join(f"{a:06d}.png {b:06d}.png\n" for a, b in _pairs(database, len(images), clips, vectors)))
         pairing = pycolmap.ImportedPairingOptions()
         pairing.match_list_path = pairs
         pycolmap.match_image_pairs(
             database, matching_options=matching, pairing_options=pairing, verification_options=verification, device=cpu
         )
     return database
+
+
+def _pairs(database: Path, count: int, clips: Array | None, vectors: Array | None) -> list[tuple[int, int]]:
+    """Pairs of many frames that are matched, see `_match`."""
+    if clips is None or not several(clips):
+        return sparse_pairs(count)
+    if vectors is None:
+        with pycolmap.Database.open(database) as stored:
+            found = [stored.read_descriptors(image).data / np.float32(512) for image in frame_ids(stored, count)]  # of unit length
+        vectors = frame_vectors(found)
+    return pairs_of_clips(vectors, clips)
 
 
 def _write_masks(keep: Array, folder: Path) -> Path:
@@ -326,6 +357,32 @@ _LEAST_SEEN = 10
 def supported(model: SparseModel) -> SparseModel:
     """The model without frames that mapping has placed by next to no points."""
     return _only(model, np.bincount(model.seen_by, minlength=len(model.frames)) >= _LEAST_SEEN)
+
+
+# A clip of which a smaller share of the frames can be placed shows another place: those few lie there by chance.
+_LEAST_OF_CLIP = 0.3
+
+
+def of_one_place(model: SparseModel, clips: Array | None, names: Sequence[str], report: Reporter) -> SparseModel:
+    """The model without clips that show another place than the others.
+
+    Args:
+        model: of all frames.
+        clips: (F,) clip of each of the frames it was made from; None: all are of one.
+        names: (F,) of the frames.
+        report: told which clips are left out.
+    """
+    if clips is None or not several(clips):
+        return model
+    placed = {clip: float(np.isin(np.flatnonzero(clips == clip), model.frames).mean()) for clip in np.unique(clips)}
+    other = [clip for clip, share in placed.items() if share < _LEAST_OF_CLIP]
+    if len(other) in (0, len(placed)):
+        return model
+    for clip in other:
+        first = names[int(np.flatnonzero(clips == clip)[0])]
+        report.note(f"warning: clip {clip + 1} (from {first}) shows nothing of the place of the others and is left out")
+    keep = ~np.isin(clips[model.frames], other)
+    return model if keep.all() else _only(model, keep)
 
 
 def restricted(model: SparseModel, images: Array, chosen: Array) -> SparseModel:
