@@ -92,7 +92,7 @@ def test_broken_paths_are_mapped_again_until_they_are_whole(monkeypatch: pytest.
         tried.append(focal)
         return whole if closing is None or focal == pytest.approx(closing * 100) else broken
 
-    monkeypatch.setattr(mapping, "_match", lambda images, folder, seed, keep: folder)
+    monkeypatch.setattr(mapping, "_match", lambda images, folder, *rest: folder)
     monkeypatch.setattr(mapping, "_map", lambda database, seed, focal=None: broken)
     monkeypatch.setattr(mapping, "agreement", lambda model, database: 0.5)
     monkeypatch.setattr(mapping, "add_flow_tracks", lambda database, images, *, seed, keep: 3)

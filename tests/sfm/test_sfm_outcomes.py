@@ -93,7 +93,7 @@ def model_of(frames: int, focal: float) -> SparseModel:
 
 
 def stub_mapping(monkeypatch: pytest.MonkeyPatch, free: SparseModel, given: Callable[[float], SparseModel]) -> None:
-    monkeypatch.setattr(sfm_poses, "_match", lambda images, folder, seed, keep: folder)
+    monkeypatch.setattr(sfm_poses, "_match", lambda images, folder, *rest: folder)
     monkeypatch.setattr(sfm_poses, "_map", lambda database, seed, focal=None: free if focal is None else given(focal))
 
 
