@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import shutil
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -151,10 +152,13 @@ def claimed(workspace: Path) -> Iterator[None]:
     """
     try:
         workspace.mkdir(parents=True, exist_ok=True)
-        lock = (workspace / ".lock").open("w")
+        # Neither waits for the other end of a pipe nor empties what a link leads to.
+        lock = os.fdopen(os.open(workspace / ".lock", os.O_RDWR | os.O_CREAT | os.O_NONBLOCK))
     except OSError as error:
         raise ConfigError(f"{workspace} cannot be used as workspace: {error.strerror}", "choose another with --workspace") from error
     with lock:
+        if not stat.S_ISREG(os.fstat(lock.fileno()).st_mode):
+            raise ConfigError(f"{workspace / '.lock'} is not a file", "remove it, or choose another folder with --workspace")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

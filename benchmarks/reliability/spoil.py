@@ -293,5 +293,8 @@ def spoil(draws: random.Random, path: Path) -> str:
     elif choice < 0.35 or path.suffix not in fitting:
         about = bytes_of(draws, path)
     else:
-        about = fitting[path.suffix](draws, path)
+        try:
+            about = fitting[path.suffix](draws, path)
+        except (ValueError, RecursionError):  # its content is none of its kind as it is
+            about = bytes_of(draws, path)
     return f"{path.name}: {about}"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -225,6 +226,22 @@ def test_two_servers_do_not_share_a_workspace(tmp_path):
 
     with site(tmp_path / "w"), pytest.raises(ConfigError, match="another server"), claimed((tmp_path / "w").resolve()):
         pass
+
+
+def test_a_lock_that_is_no_file_is_told_and_a_link_is_not_emptied(tmp_path):
+    from web.server import claimed
+
+    piped, linked = tmp_path / "piped", tmp_path / "linked"
+    for folder in (piped, linked):
+        folder.mkdir()
+    os.mkfifo(piped / ".lock")
+    with pytest.raises(ConfigError, match=r"\.lock is not a file"), claimed(piped):
+        pass
+    letter = tmp_path / "letter.txt"
+    letter.write_text("dear diary")
+    (linked / ".lock").symlink_to(letter)
+    with claimed(linked):
+        assert letter.read_text() == "dear diary"
 
 
 @pytest.mark.parametrize(
