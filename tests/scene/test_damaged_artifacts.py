@@ -60,6 +60,17 @@ def test_a_cloud_of_another_kind(alignment: Path) -> None:
         artifacts.load_cloud(alignment)
 
 
+@pytest.mark.parametrize("frame", [np.inf, 99, -1])
+def test_points_of_frames_that_are_not_there(alignment: Path, frame: float) -> None:
+    with np.load(alignment / "canonical_points.npz") as stored:
+        arrays = dict(stored)
+    changed = arrays["frame"].astype(float) if np.isinf(frame) else arrays["frame"].copy()
+    changed[:2] = frame
+    spoil(alignment / "canonical_points.npz", arrays | {"frame": changed})
+    with pytest.raises(CorruptArtifactError, match="frames"):
+        artifacts.load_alignment(alignment)
+
+
 def test_json_that_is_no_object(tmp_path: Path) -> None:
     for text in ("[]", "3", '"x"', "null"):
         (tmp_path / "a.json").write_text(text)

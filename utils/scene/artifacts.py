@@ -198,10 +198,13 @@ def load_alignment(folder: Path, made_by: str = "", with_cloud: bool = True) -> 
                 raise ValueError("some numbers are infinite, or none")
         if stored["original_w2c"].shape != cameras.c2w.shape or stored["frame_ids"].dtype.kind not in "iu":
             raise ValueError("poses or numbers of frames of another kind")
+        cloud = load_cloud(folder) if with_cloud else _empty_cloud()
+        if not np.isin(cloud.frame, stored["frame_ids"]).all():
+            raise ValueError("points of frames that are not in the alignment")
         return Alignment(
             cameras=cameras,
             fields=LatticeFields(nodes=nodes, inv_depth_range=stored["inv_depth_range"]),
-            cloud=load_cloud(folder) if with_cloud else _empty_cloud(),
+            cloud=cloud,
             original_w2c=stored["original_w2c"],
             aligned=stored["aligned"],
             color_maps=stored.get("color_maps"),
@@ -242,7 +245,10 @@ def load_cloud(folder: Path) -> CanonicalCloud:
     """The cloud of `canonical_points.npz`; raises ArtifactError if it is missing or damaged."""
     path = folder / "canonical_points.npz"
     with understood(path, _MADE_BY.get(folder.name, "run_reconstruction.py").format(root=folder.parent.parent, run=folder.parent.name)):
-        return CanonicalCloud(**_read_npz(path, ("points", "colors", "frame", "pixel")))
+        stored = _read_npz(path, ("points", "colors", "frame", "pixel"))
+        if stored["frame"].dtype.kind not in "iu" or stored["pixel"].dtype.kind not in "iu":
+            raise ValueError("frames or pixels that are no whole numbers")
+        return CanonicalCloud(**stored)
 
 
 def write_points_ply(path: Path, points: Array, colors: Array) -> None:
