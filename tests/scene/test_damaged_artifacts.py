@@ -60,6 +60,14 @@ def test_a_cloud_of_another_kind(alignment: Path) -> None:
         artifacts.load_cloud(alignment)
 
 
+def test_a_lattice_without_depth(alignment: Path) -> None:
+    with np.load(alignment / "alignment.npz") as stored:
+        arrays = dict(stored)
+    spoil(alignment / "alignment.npz", arrays | {"inv_depth_range": np.zeros_like(arrays["inv_depth_range"])})
+    with pytest.raises(CorruptArtifactError, match="inverse depths"):
+        artifacts.load_alignment(alignment)
+
+
 @pytest.mark.parametrize("frame", [np.inf, 99, -1])
 def test_points_of_frames_that_are_not_there(alignment: Path, frame: float) -> None:
     with np.load(alignment / "canonical_points.npz") as stored:

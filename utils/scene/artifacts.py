@@ -196,6 +196,8 @@ def load_alignment(folder: Path, made_by: str = "", with_cloud: bool = True) -> 
         for values in (cameras.c2w, cameras.K, nodes, stored["inv_depth_range"], stored["original_w2c"]):
             if not np.isfinite(values).all():
                 raise ValueError("some numbers are infinite, or none")
+        if not (stored["inv_depth_range"] > 0).all():
+            raise ValueError("inverse depths of the lattice that are not above 0")
         if stored["original_w2c"].shape != cameras.c2w.shape or stored["frame_ids"].dtype.kind not in "iu":
             raise ValueError("poses or numbers of frames of another kind")
         cloud = load_cloud(folder) if with_cloud else _empty_cloud()
