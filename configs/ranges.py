@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from utils.errors import ConfigError
 
+_TINY = 1e-12
+
 
 @dataclass(frozen=True)
 class Range:
@@ -19,7 +21,7 @@ class Range:
     Attributes:
         low: smallest.
         high: largest.
-        above: `low` itself is too small.
+        above: `low` itself is too small, and what exceeds it by less than `_TINY`: divided by, it would overflow.
     """
 
     low: float = -math.inf
@@ -27,7 +29,7 @@ class Range:
     above: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return (value > self.low if self.above else value >= self.low) and value <= self.high
+        return (value >= self.low + _TINY if self.above else value >= self.low) and value <= self.high
 
     def __str__(self) -> str:
         low, high = (f"{bound:,.0f}" if abs(bound) >= 1000 else f"{bound:g}" for bound in (self.low, self.high))

@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from utils.errors import ConfigError
 from utils.types import Reporter, StepReport
 
 
@@ -172,8 +173,11 @@ class ProgressFileReporter:
     def _write(self) -> None:
         self._written = time.monotonic()
         beside = self._path.with_name(self._path.name + ".partial")
-        beside.write_text(json.dumps(self._state))
-        beside.replace(self._path)
+        try:
+            beside.write_text(json.dumps(self._state))
+            beside.replace(self._path)
+        except OSError as error:
+            raise ConfigError(f"cannot write the progress file {self._path}: {error.strerror}", "choose another path for it") from error
 
 
 def number_ranges(numbers: list[int]) -> str:

@@ -27,7 +27,7 @@ from configs.stage3_inverse_deformation import InverseDeformationConfig
 from frame_to_model_icp.selection import select_frames
 from run_reconstruction import command_of, configure, plan
 from utils.errors import ArtifactError, ConfigError, CorruptArtifactError
-from utils.reporting import ConsoleReporter, line
+from utils.reporting import ConsoleReporter, ProgressFileReporter, line
 from utils.scene.layout import SceneLayout
 from utils.scene.manifest import read_manifest, to_plain
 from utils.types import NULL_REPORTER, StepReport
@@ -340,3 +340,11 @@ def test_later_stages_are_imported_beside_the_first_and_failures_are_left_to_the
             time.sleep(0.01)
     assert sys.modules.pop("stage_of_a_test")
     assert not [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+
+
+def test_a_progress_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    gone = tmp_path / "gone" / "progress.json"
+    reporter = ProgressFileReporter(gone, ["geometry"], NULL_REPORTER)
+    gone.parent.rmdir()  # removed under the run
+    with pytest.raises(ConfigError, match=r"cannot write the progress file .*progress\.json"):
+        reporter.begin(1)

@@ -129,3 +129,8 @@ def test_saved_settings_are_told_at_once_too(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config_file(GSConfig, tmp_path / "saved.json")
     assert all(part in caught.value.message for part in ("num_iters is 0", "sh_degree is 7", "lr_sh0 is 1000000000.0"))
+
+
+def test_next_to_nothing_is_nothing() -> None:
+    """What is divided by must not overflow: 1e-300 is as little above 0 as 0 itself."""
+    assert 1e-300 not in POSITIVE and 0.0 not in POSITIVE and 1e-9 in POSITIVE

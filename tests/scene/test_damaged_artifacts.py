@@ -1,5 +1,6 @@
 """Artifacts of this program whose content is of another kind than it was written: an error that says which, never a fault."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from configs.preprocess import default_root
 from tests.train_gs.test_train_gs import make_world
 from utils.errors import ConfigError, CorruptArtifactError, V2WError
 from utils.scene import artifacts
+from utils.scene.foreign import read_arrays
 from utils.scene.json_files import json_object, read_json
 from utils.scene.lock import writing_scene
 from utils.scene.manifest import write_manifest
@@ -100,3 +102,12 @@ def test_a_root_with_a_name_too_long_is_told(tmp_path: Path) -> None:
     with pytest.raises(V2WError) as caught, writing_scene(tmp_path / ("a" * 300)):
         pass
     assert "shorter" in caught.value.hint
+
+
+def test_an_npz_that_declares_more_than_there_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "poses.npz"
+    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000000000000,), }"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("extrinsics.npy", b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header.encode() + b"\n")
+    with pytest.raises(CorruptArtifactError, match="cannot be read"):
+        read_arrays(path)

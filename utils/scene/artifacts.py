@@ -137,7 +137,7 @@ def _read_npz(path: Path, keys: tuple[str, ...], optional: tuple[str, ...] = ())
                     "give a results.npz with image, depth, conf, extrinsics and intrinsics, as Depth Anything 3 exports it",
                 )
             return {k: stored[k] for k in (*keys, *optional) if k in stored.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, ValueError, OverflowError, EOFError, OSError) as error:
         raise CorruptArtifactError(f"{path} cannot be read: {error}", "the file is truncated or no npz; make it again") from error
 
 

@@ -58,7 +58,7 @@ class CheckpointFolder:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return {key: stored[key] for key in stored.files}
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError):
+        except (zipfile.BadZipFile, ValueError, OverflowError, EOFError, OSError):
             return None
 
     def save(self, name: str, arrays: dict[str, Array]) -> None:

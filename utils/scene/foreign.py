@@ -230,7 +230,17 @@ def read_arrays(path: Path, *, ours: bool = False) -> Foreign:
                         raise
                     notes.append(f"{name} holds no array and is not heeded")
             held = stored.files
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, zlib.error, NotImplementedError, MemoryError, KeyError) as error:
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        OverflowError,
+        EOFError,
+        OSError,
+        zlib.error,
+        NotImplementedError,
+        MemoryError,
+        KeyError,
+    ) as error:
         raise CorruptArtifactError(f"{path} cannot be read: {error}", "the file is truncated or no npz; make it again") from error
     result = understood(path, arrays, ours=ours)
     if not len(result):
