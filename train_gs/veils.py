@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train_gs.start.clear_views import steps_between
-from utils.cameras import se3
+from train_gs.start.clear_views import poses_between, steps_between
 from utils.splatting.rasterize.contract import Rasterizer, SplatMode
 from utils.splatting.view import rigid, view_gaussians
 from utils.types import Array, CameraSet, Splats
@@ -53,18 +52,17 @@ def veiling(
         close = splats.select(rows)
         ends = [_contributions(close, cameras, first, cameras.w2c[i], rasterizer, mode, near) for i in (first, first + 1)]
         least = _TIMES * torch.maximum(*ends) + _LEAST * cameras.size[0] * cameras.size[1]
-        for w2c in _poses_between(cameras, first, reach):
+        for w2c in poses_between(cameras, first, _shares(cameras, first, reach)):
             seen = _contributions(close, cameras, first, w2c, rasterizer, mode, near)
             veiled[rows[(seen > least) & (_depths(close.means, w2c) < _NEAR * reach)]] = True
     return veiled
 
 
-def _poses_between(cameras: CameraSet, first: int, reach: float) -> list[Array]:
-    """(4, 4) w2c of views between two frames, evenly spaced: exp(share * log(second from first)) after the first frame's."""
+def _shares(cameras: CameraSet, first: int, reach: float) -> Array:
+    """Where between two frames, 0..1, views are drawn: evenly spaced, `reach` being the frames' depth in scene units."""
     move = float(np.linalg.norm(cameras.centers[first + 1] - cameras.centers[first]))
     views = min(_MOST_VIEWS, max(3, int(move / (_APART * reach)))) if reach > 0 else 3
-    twist = se3.log(torch.from_numpy(cameras.w2c[first + 1] @ cameras.c2w[first]))
-    return [se3.exp(share * twist).numpy() @ cameras.w2c[first] for share in np.linspace(0, 1, views + 2)[1:-1]]
+    return np.linspace(0, 1, views + 2)[1:-1]
 
 
 def _near_segment(points: Tensor, ends: Array, distance: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import time
@@ -172,7 +173,7 @@ class ProgressFileReporter:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        beside = self._path.with_name(self._path.name + ".partial")
+        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}.partial")  # no name that a person's file may have
         try:
             beside.write_text(json.dumps(self._state))
             beside.replace(self._path)

@@ -13,6 +13,7 @@ from train_gs.floaters import veils_of, without_veils
 from train_gs.train import train
 from train_gs.veils import veiling
 from utils.splatting.rasterize.contract import SplatMode, load_rasterizer
+from utils.synthetic.inconsistency import rotation_matrices
 from utils.types import CameraSet, Splats
 
 NUMBA = load_rasterizer("numba", torch.device("cpu"))
@@ -36,6 +37,20 @@ def test_what_only_a_view_from_between_shows_veils_it(mode: SplatMode) -> None:
     # Midway and near; on the wall; near, but before the first camera, which shows it.
     splats = splats_at([[0.0, 0.0, 0.3], [0.0, 0.0, 4.0], [-0.5, 0.0, 0.5]], 0.05)
     assert veiling(splats, cameras, depth, None, NUMBA, mode, NEAR).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("turned", [0.0, 0.3])
+def test_veils_are_found_in_any_world_and_between_turned_cameras(turned: float) -> None:
+    """The same cameras and splats, the second camera turned by some radians, in a world that is turned and moved: w2c is not c2w."""
+    cameras, depth, _ = beside_the_path()
+    c2w = cameras.c2w.copy()
+    c2w[1, :3, :3] = rotation_matrices(np.array([[0.0, -turned, 0.0]]))[0]  # towards the first camera's side
+    moved = np.eye(4)
+    moved[:3, :3], moved[:3, 3] = rotation_matrices(np.array([[0.7, -1.9, 0.4]]))[0], [5.0, -3.0, 2.0]
+    splats = splats_at([[0.0, 0.0, 0.3], [0.0, 0.0, 4.0], [0.0, 0.0, -0.3]], 0.05)
+    means = splats.means @ torch.from_numpy(moved[:3, :3].T).float() + torch.from_numpy(moved[:3, 3]).float()
+    elsewhere = replace(cameras, c2w=moved @ c2w)
+    assert veiling(replace(splats, means=means), elsewhere, depth, None, NUMBA, "3dgs", NEAR).tolist() == [True, False, False]
 
 
 def test_a_splat_beside_the_view_counts_by_its_extent() -> None:

@@ -6,7 +6,7 @@ says that the space before it is empty. What stands right beside a camera's path
 it, and hides the view from between them: so views between consecutive frames are asked as well.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import cv2
@@ -71,9 +71,7 @@ def in_the_way_between(points: Array, cameras: CameraSet, depth: Array, clips: A
         blocking, nobody = np.zeros(len(points), bool), np.zeros(len(points), np.int64)
         for first in steps:
             pair = [first, first + 1]
-            # w2c of the views: exp(share * log(second from first)) after the first frame's.
-            twist = se3.log(torch.from_numpy(cameras.w2c[first + 1] @ cameras.c2w[first]))
-            w2c = np.stack([se3.exp(along * twist).numpy() @ cameras.w2c[first] for along in _BETWEEN])
+            w2c = np.stack(poses_between(cameras, first, _BETWEEN))
             views = replace(cameras.select([first] * len(_BETWEEN)), c2w=np.linalg.inv(w2c))
             shown = np.repeat(np.minimum(least[first], least[first + 1])[None], len(_BETWEEN), axis=0)
             rows = torch.nonzero(_hidden_by(there, views, shown, np.full((len(views), 1), _FREE), nobody))[:, 0].cpu().numpy()
@@ -87,6 +85,12 @@ def _on_the_device(points: Array, work: Callable[[Tensor], Array]) -> Array:
     """What `work` makes of points (N, 3), which are sent once to the accelerator if there is one, and to the CPU if that is too small."""
     places, device = torch.from_numpy(points.astype(np.float32, copy=False)), accelerator()
     return work(places) if device is None else or_on_cpu(lambda: work(places.to(device)), lambda: work(places), "clear views")
+
+
+def poses_between(cameras: CameraSet, first: int, shares: Iterable[float]) -> list[Array]:
+    """(4, 4) w2c at shares (0..1) of the way from a frame to the next: exp(share * log(next from first)) after the first frame's w2c."""
+    twist = se3.log(torch.from_numpy(cameras.w2c[first + 1] @ cameras.c2w[first]))
+    return [se3.exp(share * twist).numpy() @ cameras.w2c[first] for share in shares]
 
 
 def steps_between(cameras: CameraSet, depth: Array, clips: Array | None) -> Array:
