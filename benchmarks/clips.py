@@ -227,6 +227,8 @@ def work_through(args: argparse.Namespace, clips: list[Path]) -> None:
     """Everything that has no line yet, one after another in this process; a clip that fails is told and does not stop the others."""
     with ConsoleReporter(enabled=args.verbose) as report:
         for subject in subjects(args, clips, report):
+            if args.only not in (None, subject.name):
+                continue
             path = args.out / f"{subject.name}.jsonl"
             done = {line["variant"] for line in read_lines(path)}
             for name in args.variants:
@@ -249,23 +251,32 @@ def attempt(subject: Subject, name: str, args: argparse.Namespace, report: Conso
 
 
 def spread(args: argparse.Namespace, clips: list[Path]) -> None:
-    """Clips in processes of their own, `jobs` at a time, each with its share of the cores."""
+    """Subjects in processes of their own, `jobs` at a time, each with its share of the cores."""
     flags = [word for word in sys.argv[1:] if word not in {str(given) for given in args.clips}]
     shares = core_shares(sorted(os.sched_getaffinity(0)), args.jobs) if hasattr(os, "sched_getaffinity") else []
     threads = {name: str(max(1, cpu_count() // args.jobs)) for name in THREADS}
 
-    def run(job: tuple[int, Path]) -> None:
-        number, clip = job
-        command = [sys.executable, "-m", "benchmarks.clips", str(clip), *flags, "--jobs", "1", "--no-table"]
+    def run(job: tuple[int, tuple[str, list[Path]]]) -> None:
+        number, (name, given) = job
+        words = [*(str(clip) for clip in given), *flags, "--jobs", "1", "--only", name, "--no-table"]
+        command = [sys.executable, "-m", "benchmarks.clips", *words]
         if shares:
             command += ["--cores", *(str(core) for core in shares[number % args.jobs])]
-        with (args.out / f"{clip.stem}.log").open("w") as log:
+        with (args.out / f"{name}.log").open("w") as log:
             code = subprocess.run(command, env=os.environ | threads, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-        print(f"{clip.stem}: {'done' if code == 0 else f'failed, see {log.name}'}", file=sys.stderr, flush=True)
+        print(f"{name}: {'done' if code == 0 else f'failed, see {log.name}'}", file=sys.stderr, flush=True)
 
     ahead = contextlib.nullcontext() if accelerator() is None or args.device == "cpu" else warming_up(("3dgs",))
     with ahead, ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(run, enumerate(clips)))
+        list(pool.map(run, enumerate(apart(args, clips))))
+
+
+def apart(args: argparse.Namespace, clips: list[Path]) -> list[tuple[str, list[Path]]]:
+    """Name and clips of each subject; the geometry that subjects of clips together share is made here, with all cores."""
+    if not args.together:
+        return [(clip.stem, [clip]) for clip in clips]
+    with ConsoleReporter(enabled=args.verbose) as report:
+        return [(subject.name, clips) for subject in subjects(args, clips, report)]
 
 
 def core_shares(cores: list[int], jobs: int) -> list[list[int]]:
@@ -307,12 +318,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--holdout-every", type=int, default=8, help="every k-th frame is held out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
-    parser.add_argument("--jobs", type=int, default=1, help="clips at a time, each in a process of its own")
+    parser.add_argument("--jobs", type=int, default=1, help="scenes at a time, each in a process of its own")
     parser.add_argument("--films", action="store_true", help="also make the fly-through and the film of the frames' poses")
     parser.add_argument("--rows", type=int, default=5, help="frames shown in a picture")
     parser.add_argument("--width", type=int, default=300, help="width of a frame in it, in pixels")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is in DIR")
     parser.add_argument("--no-table", action="store_true", help=argparse.SUPPRESS)  # of a job: its caller makes it
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # of a job: the subject that it does
     parser.add_argument("--cores", nargs="+", type=int, help=argparse.SUPPRESS)  # of a job
     parser.add_argument("--verbose", action="store_true", help="show what the stages say")
     return parser.parse_args()
@@ -325,7 +337,7 @@ def main() -> None:
         os.sched_setaffinity(0, args.cores)
     if not args.table:
         clips = listed(args.clips)
-        if args.jobs > 1 and not args.together and len(clips) > 1:
+        if args.jobs > 1 and len(clips) > 1:
             spread(args, clips)
         else:
             work_through(args, clips)
