@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -214,7 +215,7 @@ def subjects(args: argparse.Namespace, clips: list[Path], report: ConsoleReporte
             geometry((clip,), root, args, report)
             yield Subject(name=clip.stem, root=root, data=data)
         return
-    root = args.out / "together" / "scene"
+    root = args.out / (args.only or "together") / "scene"
     geometry(tuple(clips), root, args, report)
     yield Subject(name="together", root=root, data=data)
     of_clip = artifacts.clip_of_frames(root, artifacts.count_frames(root))
@@ -272,11 +273,14 @@ def spread(args: argparse.Namespace, clips: list[Path]) -> None:
 
 
 def apart(args: argparse.Namespace, clips: list[Path]) -> list[tuple[str, list[Path]]]:
-    """Name and clips of each subject; the geometry that subjects of clips together share is made here, with all cores."""
+    """Name and clips of each subject; the geometry that subjects of clips together share is made here, and copied to each."""
     if not args.together:
         return [(clip.stem, [clip]) for clip in clips]
     with ConsoleReporter(enabled=args.verbose) as report:
-        return [(subject.name, clips) for subject in subjects(args, clips, report)]
+        names = [subject.name for subject in subjects(args, clips, report)]
+    for name in names[1:]:
+        shutil.copytree(args.out / names[0] / "scene", args.out / name / "scene", dirs_exist_ok=True)
+    return [(name, clips) for name in names]
 
 
 def core_shares(cores: list[int], jobs: int) -> list[list[int]]:

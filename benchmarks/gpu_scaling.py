@@ -120,31 +120,37 @@ def frames_sweep(counts: list[int], size: tuple[int, int], splats: int, plot: Pa
             curves.setdefault(name, []).append(cost)
             seconds = " | ".join(f"{s:.2f}" for s in (cost.first, cost.second, cost.inverse))
             print(f"| {count} | {name} | {seconds} | {cost.per_frame:.0f} | {cost.step:.2f} |", flush=True)
-    cv2.imwrite(str(plot), plotted({name: [(c.frames, c.per_frame) for c in costs] for name, costs in curves.items()}))
+    caption = "frames; milliseconds per frame of stages 1, 2 and inverse"
+    cv2.imwrite(str(plot), plotted({name: [(c.frames, c.per_frame) for c in costs] for name, costs in curves.items()}, caption))
     print(f"\nplot: {plot}")
 
 
-def plotted(curves: dict[str, list[tuple[float, float]]]) -> Array:
-    """(h, w, 3) uint8 BGR line plot of milliseconds per frame over frames, from zero."""
+_COLORS = ((180, 90, 20), (40, 90, 220), (60, 150, 60), (150, 60, 150))
+
+
+def plotted(curves: dict[str, list[tuple[float, float]]], caption: str, y_min: float = 0.0) -> Array:
+    """(h, w, 3) uint8 BGR line plot of named curves of (x, y); x begins at zero, y at `y_min`."""
     h, w, left, bottom, top = 420, 640, 60, 50, 20
     image = np.full((h, w, 3), 255, np.uint8)
     points = [p for curve in curves.values() for p in curve]
-    x_max, y_max = max(p[0] for p in points), 1.15 * max(p[1] for p in points)
-    place = lambda x, y: (round(left + x / x_max * (w - left - 20)), round(h - bottom - y / y_max * (h - bottom - top)))  # noqa: E731
+    x_max, y_span = max(p[0] for p in points), 1.15 * (max(p[1] for p in points) - y_min)
+    height = h - bottom - top
+    place = lambda x, y: (round(left + x / x_max * (w - left - 20)), round(h - bottom - (y - y_min) / y_span * height))  # noqa: E731
     write = lambda text, at: cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (60, 60, 60), 1, cv2.LINE_AA)  # noqa: E731
     for k in range(5):
-        cv2.line(image, place(0, y_max * k / 4), place(x_max, y_max * k / 4), (225, 225, 225), 1)
-        write(f"{y_max * k / 4:.0f}", (8, place(0, y_max * k / 4)[1] + 4))
-        write(f"{x_max * k / 4:.0f}", (place(x_max * k / 4, 0)[0] - 10, h - 30))
-    write("frames; milliseconds per frame of stages 1, 2 and inverse", (left, h - 8))
+        y = y_min + y_span * k / 4
+        cv2.line(image, place(0, y), place(x_max, y), (225, 225, 225), 1)
+        write(f"{y:.4g}", (8, place(0, y)[1] + 4))
+        write(f"{x_max * k / 4:.0f}", (place(x_max * k / 4, y_min)[0] - 10, h - 30))
+    write(caption, (left, h - 8))
     for number, (name, curve) in enumerate(curves.items()):
-        color = ((180, 90, 20), (40, 90, 220))[number % 2]
+        color = _COLORS[number % len(_COLORS)]
         corners = [place(*p) for p in curve]
         for a, b in itertools.pairwise(corners):
             cv2.line(image, a, b, color, 2, cv2.LINE_AA)
         for corner in corners:
             cv2.circle(image, corner, 4, color, -1, cv2.LINE_AA)
-        cv2.putText(image, name, (w - 80, 30 + 20 * number), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, 1, cv2.LINE_AA)
+        cv2.putText(image, name, (w - 160, 30 + 20 * number), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, 1, cv2.LINE_AA)
     return image
 
 
