@@ -28,7 +28,7 @@ class SparseModel:
     Attributes:
         frames: (R,) int64, position of each registered image in the list given, increasing.
         w2c: (R, 4, 4) camera from world.
-        K: (3, 3) pixels of the images given; one camera for all.
+        K: (R, 3, 3) pixels of the images given; all of one principal point, and of one focal length unless the clip zooms.
         points: (P, 3) world.
         seen_by: (M,) int64, row of `frames` of each observation.
         seen_point: (M,) int64, row of `points` of each observation.
@@ -47,8 +47,8 @@ class SparseModel:
 
     @property
     def focal(self) -> float:
-        """Focal length in pixels."""
-        return float(self.K[0, 0])
+        """Focal length in pixels, the median of a zoom."""
+        return float(np.median(self.K[:, 0, 0]))
 
 
 @dataclass(frozen=True, kw_only=True)

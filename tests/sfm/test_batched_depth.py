@@ -58,7 +58,8 @@ def test_projection_is_that_of_the_compiled_code() -> None:
     K = np.array([[25.0, 0, 15], [0, 25.0, 10], [0, 0, 1]])
     rotation, translation = np.linalg.qr(np.eye(3) + rng.normal(0, 0.2, (3, 3)))[0], np.array([0.3, -0.2, -0.8])
     expected, seen = project_inverse(inverse, rotation, translation, K)
-    pixel, visible = project_batched(*(torch.from_numpy(a[None].astype(np.float32)).to(GPU) for a in (inverse, rotation, translation)), K)
+    arrays = (torch.from_numpy(a[None].astype(np.float32)).to(GPU) for a in (inverse, rotation, translation))
+    pixel, visible = project_batched(*arrays, K[None])
     np.testing.assert_array_equal(visible[0].cpu().numpy(), seen)
     assert 0 < seen.sum() < seen.size
     np.testing.assert_allclose(pixel[0].cpu().numpy()[seen], expected[seen], rtol=1e-4, atol=1e-3)

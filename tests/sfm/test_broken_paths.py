@@ -35,7 +35,7 @@ def orbit(turns: Array, focal: float = 100.0) -> SparseModel:
     return SparseModel(
         frames=np.arange(len(angles)),
         w2c=w2c,
-        K=K,
+        K=np.repeat(K[None], len(angles), 0),
         points=points,
         seen_by=frame,
         seen_point=point,
@@ -151,8 +151,8 @@ def test_far_matches_are_those_that_close_a_loop() -> None:
     assert len(inverse) == 20 and matches.point.max() == 19 and (np.diff(matches.point) >= 0).all()
     assert (np.abs(matches.host - matches.target) > 3).any()
     # A host pixel, lifted by its 1/z and seen by the target, falls on the target's pixel.
-    ray = np.linalg.inv(clip.K) @ np.c_[matches.host_px, np.ones(len(matches.host))].T
+    ray = np.linalg.inv(clip.K[0]) @ np.c_[matches.host_px, np.ones(len(matches.host))].T
     camera = ray.T / inverse[matches.point][:, None]
     world = np.einsum("nij,nj->ni", np.linalg.inv(model.w2c)[matches.host], np.c_[camera, np.ones(len(camera))])
-    there = np.einsum("nij,nj->ni", model.w2c[matches.target], world)[:, :3] @ clip.K.T
+    there = np.einsum("nij,nj->ni", model.w2c[matches.target], world)[:, :3] @ clip.K[0].T
     np.testing.assert_allclose(there[:, :2] / there[:, 2:], matches.target_px, atol=1e-6)

@@ -27,7 +27,7 @@ def test_lens_and_shutter_are_estimated_and_taken_out() -> None:
     # The model that comes with it is that of the straightened images, so that they need not be mapped again.
     camera_points = np.einsum("mij,mj->mi", model.w2c[model.seen_by, :3, :3], model.points[model.seen_point])
     camera_points += model.w2c[model.seen_by, :3, 3]
-    pixels = (camera_points / camera_points[:, 2:]) @ model.K.T
+    pixels = (camera_points / camera_points[:, 2:]) @ model.K[0].T
     assert np.median(np.linalg.norm(pixels[:, :2] - model.seen_at, axis=1)) < 0.4
     assert model.focal == pytest.approx(0.85 * 256, rel=0.04)
     inner = (slice(16, -16), slice(16, -16))
@@ -56,10 +56,10 @@ def test_bundle_adjustment_tells_lens_and_shutter_from_poses() -> None:
     )
     start = 1 / seen[0, :, 2] * rng.normal(1, 0.05, points)
     focal = flow_bundle.FocalPrior(center_px=220.0, sigma=0.1, independent=1e4)
-    bundle = flow_bundle.adjust(w2c, K, matches, start, focal=focal, steps=60, faults=faults)
+    bundle = flow_bundle.adjust(w2c, np.repeat(K[None], len(w2c), 0), matches, start, focal=focal, steps=60, faults=faults)
     assert bundle.k == pytest.approx(k, abs=2e-3) and bundle.readout == pytest.approx(readout, abs=2e-3)
     assert bundle.after_px < 0.02 < bundle.before_px
-    plain = flow_bundle.adjust(w2c, K, matches, start, focal=focal, steps=60)
+    plain = flow_bundle.adjust(w2c, np.repeat(K[None], len(w2c), 0), matches, start, focal=focal, steps=60)
     assert (plain.k, plain.readout) == (0, 0) and plain.after_px > 0.3
 
 
@@ -103,9 +103,16 @@ def test_motion_is_measured_between_neighbours_of_one_clip() -> None:
 
 def test_implausible_readout_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def adjusted(model: object, matches: object, start: object, shifts: object, size: tuple[int, int]) -> flow_bundle.Bundle:
-        K = np.diag([90.0, 90.0, 1.0])
+        K = np.diag([90.0, 90.0, 1.0])[None]
         return flow_bundle.Bundle(
-            w2c=np.eye(4)[None], K=K, inverse=np.ones(1), before_px=1, after_px=1, k=0.01, readout=0.0 if shifts is None else 1.7
+            w2c=np.eye(4)[None],
+            K=K,
+            inverse=np.ones(1),
+            before_px=1,
+            after_px=1,
+            objective=0,
+            k=0.01,
+            readout=0.0 if shifts is None else 1.7,
         )
 
     monkeypatch.setattr(captured_camera, "_adjusted", adjusted)

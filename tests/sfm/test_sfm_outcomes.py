@@ -83,7 +83,7 @@ def model_of(frames: int, focal: float) -> SparseModel:
     return SparseModel(
         frames=np.arange(frames),
         w2c=np.tile(np.eye(4), (frames, 1, 1)),
-        K=np.diag([focal, focal, 1.0]),
+        K=np.tile(np.diag([focal, focal, 1.0]), (frames, 1, 1)),
         points=np.zeros((0, 3)),
         seen_by=np.zeros(0, np.int64),
         seen_point=np.zeros(0, np.int64),
@@ -285,7 +285,7 @@ def test_a_clip_of_another_place_is_named_and_left_out() -> None:
     seen_by = np.repeat(np.arange(7), 12)
     rng = np.random.default_rng(0)
     seen = {"seen_by": seen_by, "seen_point": rng.integers(0, 30, 84), "seen_at": rng.random((84, 2))}
-    model = replace(model, frames=placed, w2c=model.w2c[placed], points=rng.random((30, 3)), **seen)
+    model = replace(model, frames=placed, w2c=model.w2c[placed], K=model.K[placed], points=rng.random((30, 3)), **seen)
     notes = Notes()
     kept = sfm_poses.of_one_place(model, np.repeat([0, 1, 2], 4), [f"clip_{k // 4}/{k % 4}" for k in range(12)], notes)
     assert kept.frames.tolist() == [0, 1, 2, 3, 8, 9] and len(kept.w2c) == 6 and kept.seen_by.max() == 5

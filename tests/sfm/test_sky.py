@@ -46,14 +46,14 @@ def test_what_shows_no_parallax_lands_on_the_far_shell() -> None:
     clip = PosedClip(
         grays=np.zeros((FRAMES, *SIZE), np.uint8),
         w2c=world.true.w2c,
-        K=world.true.K[0],
+        K=world.true.K,
         refs=np.arange(FRAMES),
         sparse=[np.zeros((0, 3))] * FRAMES,
     )
     frames = ClipFrames(images=world.scene.images, chosen=np.arange(FRAMES), size=SIZE, names=("",) * FRAMES)
     empty = np.zeros(0, np.int64)
     model = SparseModel(
-        frames=np.arange(FRAMES), w2c=world.true.w2c, K=world.true.K[0], points=np.zeros((0, 3)), seen_by=empty, seen_point=empty,
+        frames=np.arange(FRAMES), w2c=world.true.w2c, K=world.true.K, points=np.zeros((0, 3)), seen_by=empty, seen_point=empty,
         seen_at=np.zeros((0, 2)), error_px=0.0,
     )  # fmt: skip
     scene = _to_scene(frames, model, clip, *_with_shell(clip, list(inverse), rays))

@@ -36,6 +36,7 @@ from utils.sfm.mapping import (
     check_parallax,
     focal_prior,
     hosted,
+    intrinsics_between,
     map_frames,
     of_one_place,
     place_between,
@@ -128,7 +129,8 @@ def _posed_clip(frames: ClipFrames, model: SparseModel) -> PosedClip:
     refs = frames.chosen[model.frames]
     w2c = np.full((len(frames.images), 4, 4), np.nan)
     w2c[refs] = model.w2c
-    w2c = place_between(frames.images, w2c, refs, model)
+    K = intrinsics_between(refs, model.K, len(frames.images), frames.clips)
+    w2c = place_between(frames.images, w2c, K, refs, model)
     sparse = []
     for row in range(len(refs)):
         mine = model.seen_by == row
@@ -146,8 +148,7 @@ def _posed_clip(frames: ClipFrames, model: SparseModel) -> PosedClip:
         host_px=matches.host_px * scale,
         target_px=matches.target_px * scale,
     )
-    K = np.diag([*scale, 1.0]) @ model.K
-    return PosedClip(grays=grays, w2c=w2c, K=K, refs=refs, sparse=sparse, tracks=(matches, inverse), keep=keep)
+    return PosedClip(grays=grays, w2c=w2c, K=np.diag([*scale, 1.0]) @ K, refs=refs, sparse=sparse, tracks=(matches, inverse), keep=keep)
 
 
 def choose_neighbours(clip: PosedClip, row: int) -> list[int]:
@@ -164,7 +165,8 @@ def choose_neighbours(clip: PosedClip, row: int) -> list[int]:
     rays = offsets / distance[..., None]
     own = int(np.flatnonzero(posed == ref)[0])
     angle = np.degrees(np.percentile(np.arccos(np.clip((rays * rays[own]).sum(-1), -1, 1)), _NEARER_PERCENTILE, axis=1))
-    zoom = np.abs(np.log(np.median(distance / distance[own], axis=1)))
+    grown = clip.K[ref, 0, 0] / clip.K[posed, 0, 0]
+    zoom = np.abs(np.log(np.median(distance / distance[own], axis=1) * grown))
     overlap = _shares_inside(clip, posed, points)
     gap = np.abs(posed - ref)
     sides = [side for side in (posed < ref, posed > ref) if side.any()]
@@ -191,7 +193,7 @@ def _sparse_world(clip: PosedClip, row: int) -> Array:
     """World points (M, 3) of the sparse points that a ref sees."""
     x, y, inverse = clip.sparse[row].T
     depth = 1 / inverse
-    K = clip.K
+    K = clip.K[clip.refs[row]]
     camera = np.column_stack([(x - K[0, 2]) / K[0, 0] * depth, (y - K[1, 2]) / K[1, 1] * depth, depth])
     c2w = invert_rigid(clip.w2c[clip.refs[row]])
     return camera @ c2w[:3, :3].T + c2w[:3, 3]
@@ -202,7 +204,8 @@ def _shares_inside(clip: PosedClip, posed: Array, points: Array) -> Array:
     w2c = clip.w2c[posed]
     camera = points @ w2c[:, :3, :3].transpose(0, 2, 1) + w2c[:, None, :3, 3]
     front = camera[..., 2] > 1e-6
-    x, y = (clip.K[i, i] * camera[..., i] / np.where(front, camera[..., 2], 1) + clip.K[i, 2] for i in (0, 1))
+    K = clip.K[posed]
+    x, y = (K[:, i, i, None] * camera[..., i] / np.where(front, camera[..., 2], 1) + K[:, i, 2, None] for i in (0, 1))
     height, width = clip.grays.shape[1:]
     inside = front & (x > 0) & (x < width) & (y > 0) & (y < height)
     return inside.sum(1) / max(len(points), 1)
@@ -305,7 +308,9 @@ def _given(measured: Measured) -> Measured:
 def _measure(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> Measured:
     matches, valid = _match(clip, row, neighbours, inverse)
     y, x = _sampled_pixels(inverse.shape)
-    return Measured(triangulate(matches, valid, *relative_poses(clip, row, neighbours), clip.K), matches[:, y, x], valid[:, y, x])
+    return Measured(
+        triangulate(matches, valid, *relative_poses(clip, row, neighbours), clip.K[clip.refs[row]]), matches[:, y, x], valid[:, y, x]
+    )
 
 
 def _match(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> tuple[Array, Array]:
@@ -313,7 +318,7 @@ def _match(clip: PosedClip, row: int, neighbours: list[int], inverse: Array) -> 
     rotations, translations = relative_poses(clip, row, neighbours)
     reference = clip.grays[clip.refs[row]]
     matched = [
-        match_through_depth(reference, clip.grays[k], inverse, (R, t), clip.K)
+        match_through_depth(reference, clip.grays[k], inverse, (R, t), clip.K[clip.refs[row]])
         for k, R, t in zip(neighbours, rotations, translations, strict=True)
     ]
     matches, valid = np.stack([match for match, _ in matched]), np.stack([valid for _, valid in matched])
@@ -355,7 +360,7 @@ def _refine_cameras(clip: PosedClip, samples: list[Matches], starts: list[Array]
     """The clip with poses and focal length from bundle adjustment on the dense matches."""
     # In pixels of x the longest side is as wide as the image, or as high times the pixels' aspect.
     height, width = clip.grays.shape[1:]
-    longest = max(width, height * clip.K[0, 0] / clip.K[1, 1])
+    longest = max(width, height * clip.K[0, 0, 0] / clip.K[0, 1, 1])
     prior = focal_prior(longest, len(clip.refs))
     if not sum(len(sample.point) for sample in samples):
         report.note("poses: no pixel is seen by three frames, the cameras stay as mapped")
@@ -363,7 +368,7 @@ def _refine_cameras(clip: PosedClip, samples: list[Matches], starts: list[Array]
     bundle = adjust(clip.w2c, clip.K, join(samples), np.concatenate(starts), focal=prior)
     report.note(
         f"poses: dense matches off by {bundle.before_px:.2f} px before, {bundle.after_px:.2f} px after refinement;"
-        f" focal {bundle.K[0, 0] / clip.K[0, 0]:.3f} x"
+        f" focal {np.median(bundle.K[:, 0, 0] / clip.K[:, 0, 0]):.3f} x"
     )
     return replace(clip, w2c=bundle.w2c, K=bundle.K)
 
@@ -383,7 +388,7 @@ def _with_shell(clip: PosedClip, inverse: list[Array], rays: list[RayDepth]) -> 
     own = np.stack([2 * ray.weight / (ray.weight + 0.5) for ray in rays])
     with frame_threads() as pool:
         smooth = np.stack(list(pool.map(planarity, inverse)))
-    return depth_and_confidence(stacked, measured, own, lowest, clip.w2c[clip.refs], clip.K, smooth)
+    return depth_and_confidence(stacked, measured, own, lowest, clip.w2c[clip.refs], clip.K[clip.refs], smooth)
 
 
 def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, depth: Array, confidence: Array) -> Scene:
@@ -392,5 +397,5 @@ def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, depth: Ar
     c2w = invert_rigid(clip.w2c[clip.refs])
     c2w[:, :3, 3] *= scale
     images = np.stack([frames.picture(int(ref)) for ref in clip.refs])
-    cameras = CameraSet(c2w=c2w, K=np.repeat(clip.K[None], len(c2w), 0), size=frames.size, frame_ids=model.frames.astype(np.int64))
+    cameras = CameraSet(c2w=c2w, K=clip.K[clip.refs], size=frames.size, frame_ids=model.frames.astype(np.int64))
     return Scene(cameras=cameras, images=images, depth=depth * np.float32(scale), confidence=confidence)

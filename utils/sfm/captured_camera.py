@@ -51,7 +51,7 @@ def estimate_camera(
     if abs(bundle.readout) > 1:
         report.note(f"shutter: a readout of {bundle.readout:+.2f} frame intervals is implausible, it is not taken out")
         bundle = _adjusted(model, matches, start, None, size)
-    focal, k = bundle.K[0, 0] / max(size), bundle.k
+    focal, k = bundle.K[0, 0, 0] / max(size), bundle.k
     if not FOCAL_RANGE[0] <= focal <= FOCAL_RANGE[1] or abs(k) > Lens.STRONGEST:
         raise GeometryError(
             f"the clip does not tell its lens (focal length {focal:.2f} x longest side, distortion {k:+.2f})",
@@ -65,9 +65,9 @@ def estimate_camera(
 def _straightened(model: SparseModel, bundle: Bundle, shifts: Array | None, camera: CapturedCamera, size: tuple[int, int]) -> SparseModel:
     """The adjusted model with its observations where the straightened images show them."""
     seen = model.seen_at if shifts is None else model.seen_at - camera.readout * shifts
-    K = bundle.K.copy()
-    K[[0, 1], [0, 1]] *= camera.lens.enlarged(size)
-    seen = straight_rays(seen, bundle.K, bundle.k) * K[[0, 1], [0, 1]] + K[:2, 2]
+    K = bundle.K.copy()  # one for all frames
+    K[:, [0, 1], [0, 1]] *= camera.lens.enlarged(size)
+    seen = straight_rays(seen, bundle.K[0], bundle.k) * K[0, [0, 1], [0, 1]] + K[0, :2, 2]
     return adjusted(replace(model, seen_at=seen), replace(bundle, K=K))
 
 

@@ -16,7 +16,7 @@ from utils.cameras.projection import invert_rigid, transform, unproject_depth
 from utils.cameras.resection import resect
 from utils.points.edges import depth_edges
 from utils.scene.media import resize_area
-from utils.sfm.flow_depth import frame_threads, match_through_depth
+from utils.sfm.flow_depth import frame_threads, match_through_depth, zoomed_relative
 from utils.types import Array, Reporter, Scene, StepReport
 
 # Points of each of the two scene frames that a pose is solved from, and how many must agree with it within so many pixels.
@@ -137,8 +137,9 @@ class _WorldPoints:
         scene = self.scene
         depth, valid = scene.depth[row], scene.valid[row]
         inverse = np.where(valid, 1 / np.where(valid, depth, 1), 0).astype(np.float32)
-        relative = invert_rigid(c2w) @ scene.cameras.c2w[row]
-        match, consistent = match_through_depth(self.grays[row], gray, inverse, (relative[:3, :3].copy(), relative[:3, 3].copy()), K)
+        own = scene.cameras.K[row]
+        relative = zoomed_relative(invert_rigid(c2w), K, invert_rigid(scene.cameras.c2w[row]), own)
+        match, consistent = match_through_depth(self.grays[row], gray, inverse, relative, own)
         sure = scene.confidence[row] >= np.median(scene.confidence[row][valid])
         y, x = np.nonzero(consistent & valid & sure & self.textured[row] & ~depth_edges(depth, 0.05))
         some = np.linspace(0, len(x) - 1, min(_POINTS, len(x))).astype(int)

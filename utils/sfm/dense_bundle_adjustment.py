@@ -1,4 +1,4 @@
-"""Bundle adjustment on dense matches: refines the poses of all frames and the shared focal length.
+"""Bundle adjustment on dense matches: refines the poses of all frames and their focal length, shared or, of a zoom, each its own.
 
 A point is a pixel of its host frame and an inverse depth w along that pixel's ray, so it has one unknown and its elimination (Schur
 complement) is a division. For a host ray r, the target camera sees `Y = R r + w t` (R, t: target from host), which stays finite for
@@ -70,11 +70,43 @@ class FocalPrior:
         center_px: fx in pixels.
         sigma: standard deviation of log fx.
         independent: number of independent observations all residuals are worth.
+        zoom: gives every frame a focal length of its own; None: all change by one factor.
     """
 
     center_px: float
     sigma: float
     independent: float
+    zoom: "Zoom | None" = None
+
+
+@dataclass(frozen=True)
+class Zoom:
+    """How focal lengths are believed to change: the log of each clip's goes a random walk, so it changes smoothly or not at all.
+
+    Attributes:
+        sigma: standard deviation of log fx between the first and the last frame of a clip.
+        clips: (T,) clip of each frame: from one to the next anything may change. None: all are of one.
+    """
+
+    sigma: float
+    clips: Array | None = None
+
+    def penalties(self, frames: Array, level_sigma: float) -> Array:
+        """Q (n, n) such that d Q d is the negative log prior (twice) of how far (d) log fx of the frames is from the prior's centre.
+
+        Args:
+            frames: (n,) increasing.
+            level_sigma: standard deviation of the mean of a clip.
+        """
+        clip_of = np.zeros(len(frames), np.int64) if self.clips is None else self.clips[frames]
+        Q = np.zeros((len(frames), len(frames)))
+        for clip in np.unique(clip_of):
+            own = np.flatnonzero(clip_of == clip)
+            Q[np.ix_(own, own)] += 1 / (len(own) * level_sigma) ** 2
+            steps = np.diff(np.eye(len(frames))[own], axis=0)
+            share = np.diff(frames[own]) / max(frames[own[-1]] - frames[own[0]], 1)
+            Q += steps.T @ (steps / (share * self.sigma**2)[:, None])
+        return Q
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +143,11 @@ class Bundle:
 
     Attributes:
         w2c: (T, 4, 4) refined; frames without matches as they were.
-        K: (3, 3) refined focal length, the ratio fx / fy and the principal point kept.
+        K: (T, 3, 3) refined focal lengths, the ratio fx / fy and the principal point kept.
         inverse: (P,) refined 1/z of the points in their hosts.
         before_px: root median squared residual before.
         after_px: and after.
+        objective: twice the negative log posterior, up to a constant: smaller is better among fits to the same matches.
         k: radial coefficient of the lens, 0 unless asked for.
         readout: of the shutter, 0 unless asked for.
     """
@@ -124,6 +157,7 @@ class Bundle:
     inverse: Array
     before_px: float
     after_px: float
+    objective: float
     k: float = 0.0
     readout: float = 0.0
 
@@ -166,14 +200,14 @@ def adjust(
     faults: CameraFaults | None = None,
     scale_px: float = CAUCHY_PX,
 ) -> Bundle:
-    """Levenberg-Marquardt on poses, focal length, the points' inverse depths and, if asked for, lens and shutter.
+    """Levenberg-Marquardt on poses, focal lengths, the points' inverse depths and, if asked for, lens and shutter.
 
     Args:
         w2c: (T, 4, 4); frames that no match names may be NaN.
-        K: (3, 3), shared.
+        K: (T, 3, 3) of one principal point.
         matches: the observations.
         inverse: (P,) starting 1/z of each point in its host.
-        focal: prior of the focal length; `None` holds it.
+        focal: prior of the focal lengths; `None` holds them.
         steps: most steps.
         faults: makes lens and shutter unknowns; `None` is a pinhole camera with a global shutter.
         scale_px: of the Cauchy loss; larger for poses that are far off.
@@ -184,29 +218,33 @@ def adjust(
     none = np.zeros((len(matches.point), 2))
     shifts = (none, none) if faults is None else (faults.host_shift, faults.target_shift)
     packed = (slot[matches.host], slot[matches.target], matches.point, matches.host_px, matches.target_px, *shifts)
-    poses, K, w, distortion = w2c[frames].copy(), K.astype(np.float64).copy(), inverse.astype(np.float64).copy(), np.zeros(2)
+    poses, w, distortion = w2c[frames].copy(), inverse.astype(np.float64).copy(), np.zeros(2)
+    refined_K, K = K.astype(np.float64).copy(), K[frames].astype(np.float64)
+    priors = _Priors(focal, faults, frames)
     with _solver_threads() as pool:
-        system = _System(packed, len(frames), faults is not None, scale_px, pool)
+        system = _System(packed, len(frames), priors.zooms, faults is not None, scale_px, pool)
         squared = system.squared(poses, K, w, distortion)
         cost, before = _cost(squared, scale_px), float(np.sqrt(np.median(squared)))
-        total, damping, at_focal = _objective(cost, K, focal, distortion, faults), 1e-4, 6 * len(poses)
+        total, damping = priors.objective(cost, K, distortion), 1e-4
         H, g, points = system.normal_equations(poses, K, w, distortion)
         for _ in range(steps):
             damped, right = H.copy(), -g
-            _add_priors(damped, right, damping, scale_px**2 * cost, K, distortion, focal, faults)
+            priors.add_to(damped, right, damping, scale_px**2 * cost, K, distortion)
             factor, indefinite = torch.linalg.cholesky_ex(torch.from_numpy(damped))
             if indefinite:
                 damping *= 10
                 continue
             step = torch.cholesky_solve(torch.from_numpy(right)[:, None], factor)[:, 0].numpy()
-            new_w = w + _back_substitute(step, *points)
-            new_poses = se3.exp(torch.from_numpy(step[:at_focal].reshape(-1, 6))).numpy() @ poses
+            new_w = w + _back_substitute(step, system.block, *points)
+            own = step[: system.block * len(poses)].reshape(-1, system.block)
+            new_poses = se3.exp(torch.from_numpy(own[:, :6].copy())).numpy() @ poses
+            grown = own[:, 6] if priors.zooms else step[len(own.ravel())]
             new_K = K.copy()
-            new_K[[0, 1], [0, 1]] *= np.exp(np.clip(step[at_focal], -0.3, 0.3))
+            new_K[:, [0, 1], [0, 1]] *= np.exp(np.clip(grown, -0.3, 0.3))[..., None]
             new_distortion = distortion if faults is None else distortion + step[-2:]
             squared = system.squared(new_poses, new_K, new_w, new_distortion)
             new_cost = _cost(squared, scale_px)
-            new_total = _objective(new_cost, new_K, focal, new_distortion, faults)
+            new_total = priors.objective(new_cost, new_K, new_distortion)
             if not new_total < total:
                 damping *= 10
                 continue
@@ -217,8 +255,17 @@ def adjust(
             H, g, points = system.normal_equations(poses, K, w, distortion)
         after = float(np.sqrt(np.median(system.squared(poses, K, w, distortion))))
     refined = w2c.copy()
-    refined[frames] = poses
-    return Bundle(w2c=refined, K=K, inverse=w, before_px=before, after_px=after, k=float(distortion[0]), readout=float(distortion[1]))
+    refined[frames], refined_K[frames] = poses, K
+    return Bundle(
+        w2c=refined,
+        K=refined_K,
+        inverse=w,
+        before_px=before,
+        after_px=after,
+        objective=total,
+        k=float(distortion[0]),
+        readout=float(distortion[1]),
+    )
 
 
 @contextmanager
@@ -233,32 +280,52 @@ def _solver_threads() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(before)
 
 
-def _add_priors(
-    H: Array, right: Array, damping: float, cost: float, K: Array, distortion: Array, focal: FocalPrior | None, faults: CameraFaults | None
-) -> None:
-    """Adds damping, what holds the first frame, and the priors to the normal equations H x = right in place; `cost` in squared pixels."""
-    diagonal, at_focal = np.diag(H).copy(), len(H) - (1 if faults is None else 3)
-    H[np.diag_indices(len(H))] += damping * diagonal + 1e-9 * diagonal.max()
-    H[:6, :6] += np.eye(6) * diagonal.max() * 1e3  # the first frame stays: it fixes where the world lies
-    if focal is None:
-        H[at_focal, at_focal] += 1e12 * diagonal.max()
-    else:
-        pull = cost / focal.independent / focal.sigma**2
-        H[at_focal, at_focal] += pull
-        right[at_focal] -= pull * np.log(K[0, 0] / focal.center_px)
-    if faults is not None:
-        pulls = cost / faults.independent / faults.sigmas**2
-        H[[-2, -1], [-2, -1]] += pulls
-        right[-2:] -= pulls * distortion
+class _Priors:
+    """What is believed of focal lengths, lens and shutter of the frames (n,) being adjusted."""
 
+    def __init__(self, focal: FocalPrior | None, faults: CameraFaults | None, frames: Array):
+        self._focal, self._faults, self._zoom = focal, faults, None if focal is None else focal.zoom
+        self._penalties = np.zeros((0, 0))
+        if focal is not None:
+            self._penalties = np.full((1, 1), 1 / focal.sigma**2)
+            if self._zoom is not None:
+                self._penalties = self._zoom.penalties(frames, focal.sigma)
+        self._at_focal = 7 * np.arange(len(frames)) + 6 if self.zooms else np.array([6 * len(frames)])
 
-def _objective(cost: float, K: Array, focal: FocalPrior | None, distortion: Array, faults: CameraFaults | None) -> float:
-    """Negative log posterior: residuals of unknown size, worth so many independent ones, and the priors."""
-    worth = focal.independent if focal is not None else faults.independent if faults is not None else 1.0
-    total = worth * float(np.log(cost))
-    if focal is not None:
-        total += float(np.log(K[0, 0] / focal.center_px) / focal.sigma) ** 2
-    return total + (0.0 if faults is None else faults.penalty(distortion))
+    @property
+    def zooms(self) -> bool:
+        """Whether every frame has a focal length of its own."""
+        return self._zoom is not None
+
+    def _deviation(self, K: Array, focal: FocalPrior) -> Array:
+        """(n,) or (1,) how far the unknown log focal lengths are from the prior's."""
+        return np.log((K[:, 0, 0] if self.zooms else np.median(K[:, 0, 0], keepdims=True)) / focal.center_px)
+
+    def add_to(self, H: Array, right: Array, damping: float, cost: float, K: Array, distortion: Array) -> None:
+        """Adds damping, what holds the first frame, and the priors to H x = right in place; `cost` in squared pixels."""
+        diagonal = np.diag(H).copy()
+        H[np.diag_indices(len(H))] += damping * diagonal + 1e-9 * diagonal.max()
+        H[:6, :6] += np.eye(6) * diagonal.max() * 1e3  # the first frame stays: it fixes where the world lies
+        if self._focal is None:
+            H[self._at_focal, self._at_focal] += 1e12 * diagonal.max()
+        else:
+            pull = cost / self._focal.independent * self._penalties
+            H[np.ix_(self._at_focal, self._at_focal)] += pull
+            right[self._at_focal] -= pull @ self._deviation(K, self._focal)
+        if self._faults is not None:
+            pulls = cost / self._faults.independent / self._faults.sigmas**2
+            H[[-2, -1], [-2, -1]] += pulls
+            right[-2:] -= pulls * distortion
+
+    def objective(self, cost: float, K: Array, distortion: Array) -> float:
+        """Twice the negative log posterior: residuals of unknown size, worth so many independent ones, and the priors."""
+        focal, faults = self._focal, self._faults
+        worth = focal.independent if focal is not None else faults.independent if faults is not None else 1.0
+        total = worth * float(np.log(cost))
+        if focal is not None:
+            deviation = self._deviation(K, focal)
+            total += float(deviation @ self._penalties @ deviation)
+        return total + (0.0 if faults is None else faults.penalty(distortion))
 
 
 def straight_rays(pixels: Array, K: Array, k: float) -> Array:
@@ -281,13 +348,16 @@ class _System:
     Args:
         packed: host slot, target slot, point, host pixel, target pixel, host shift and target shift of the M matches.
         frames: number of slots.
+        zooms: whether every frame has a focal length of its own.
         with_faults: whether lens and shutter are unknown.
         scale_px: of the Cauchy loss.
         pool: the threads.
     """
 
-    def __init__(self, packed: tuple[Array, ...], frames: int, with_faults: bool, scale_px: float, pool: ThreadPoolExecutor):
-        self._unknowns = 6 * frames + (3 if with_faults else 1)
+    def __init__(self, packed: tuple[Array, ...], frames: int, zooms: bool, with_faults: bool, scale_px: float, pool: ThreadPoolExecutor):
+        self.block = 7 if zooms else 6
+        self._shared = (0 if zooms else 1) + (2 if with_faults else 0)
+        self._unknowns = self.block * frames + self._shared
         self._with_faults, self._scale_px, self._pool, self._packed = with_faults, scale_px, pool, packed
         point = packed[2]
         first = np.flatnonzero(np.r_[True, point[1:] != point[:-1]]) if len(point) else np.zeros(0, np.int64)
@@ -302,14 +372,15 @@ class _System:
         return np.concatenate([np.zeros(0), *parts])
 
     def normal_equations(self, poses: Array, K: Array, w: Array, distortion: Array) -> tuple[Array, Array, tuple[Array, ...]]:
-        """Reduced system H (n, n), g (n,) over (6 per frame, log focal[, k, readout]), and what `_back_substitute` needs."""
+        """Reduced system H (n, n), g (n,) over the unknowns of `_normal_equations`, and what `_back_substitute` needs."""
         n = self._unknowns
         point_H, point_g = np.zeros(len(w)), np.zeros(len(w))
 
         def one(part: tuple[Array, ...]) -> tuple[Array, Array, Array]:
             upper, g = np.zeros((n, n)), np.zeros(n)
-            cross = _normal_equations(poses, K, w, distortion, self._with_faults, self._scale_px, *part, upper, g, point_H, point_g)
-            _eliminate(upper, g, point_H, point_g, cross, *part[:3])
+            settings = self.block, self._with_faults, self._scale_px
+            cross = _normal_equations(poses, K, w, distortion, *settings, *part, upper, g, point_H, point_g)
+            _eliminate(upper, g, self.block, point_H, point_g, cross, *part[:3])
             return upper, g, cross
 
         upper, g, crosses = np.zeros((n, n)), np.zeros(n), []
@@ -318,7 +389,7 @@ class _System:
             g += part_g
             crosses.append(cross)
         host, target, point = self._packed[:3]
-        cross = np.concatenate([np.zeros((0, 15 if self._with_faults else 13)), *crosses])
+        cross = np.concatenate([np.zeros((0, 2 * self.block + self._shared)), *crosses])
         return upper + upper.T, g, (point_H, point_g, cross, host, target, point)
 
 
@@ -344,12 +415,12 @@ def _squared(
     """(M,) squared residuals in pixels."""
     out = np.empty(len(point))
     k, readout = distortion
-    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    cx, cy = K[0, 0, 2], K[0, 1, 2]
     X, Y = np.zeros(3), np.zeros(3)
     for m in range(len(point)):
         a, b, q = host[m], target[m], w[point[m]]
-        hx = (host_px[m, 0] - readout * host_shift[m, 0] - cx) / fx
-        hy = (host_px[m, 1] - readout * host_shift[m, 1] - cy) / fy
+        hx = (host_px[m, 0] - readout * host_shift[m, 0] - cx) / K[a, 0, 0]
+        hy = (host_px[m, 1] - readout * host_shift[m, 1] - cy) / K[a, 1, 1]
         rx, ry = hx, hy
         if k != 0.0:
             for _ in range(_UNBENDING):
@@ -364,8 +435,8 @@ def _squared(
         z = max(Y[2], 1e-6)
         u, v = Y[0] / z, Y[1] / z
         bend = 1.0 + k * (u * u + v * v)
-        ex = fx * bend * u + cx + readout * target_shift[m, 0] - target_px[m, 0]
-        ey = fy * bend * v + cy + readout * target_shift[m, 1] - target_px[m, 1]
+        ex = K[b, 0, 0] * bend * u + cx + readout * target_shift[m, 0] - target_px[m, 0]
+        ey = K[b, 1, 1] * bend * v + cy + readout * target_shift[m, 1] - target_px[m, 1]
         out[m] = ex * ex + ey * ey
     return out
 
@@ -376,6 +447,7 @@ def _normal_equations(
     K: Array,
     w: Array,
     distortion: Array,
+    block: int,
     with_faults: bool,
     scale_px: float,
     host: Array,
@@ -390,34 +462,39 @@ def _normal_equations(
     point_H: Array,
     point_g: Array,
 ) -> Array:
-    """Adds some matches to the system over (6 per frame, log focal[, k, readout]) and to what concerns their points.
+    """Adds some matches to the system over (`block` per frame, then what is shared) and to what concerns their points.
 
+    A frame's are the 6 of its pose and, if the block is 7, its log focal length; shared are log focal, if the block is 6, k and readout.
     H is `upper` (n, n) and its transpose together; it, g (n,), point_H (P,) and point_g (P,) are changed in place.
 
     Returns:
-        (M, 13 or 15) the points' second derivatives with host, target and what all frames share.
+        (M, 2 block + shared) the points' second derivatives with host, target and what all frames share.
     """
-    shared = 3 if with_faults else 1
-    width = 12 + shared
+    zooms = block == 7
+    shared = (2 if with_faults else 0) + (0 if zooms else 1)
+    width = 2 * block + shared
+    # columns: host omega, v[, log focal]; target omega, v[, log focal]; [log focal;] [k; readout]; w last
+    at_target, at_host_focal, at_target_focal, at_k, at_w = block, 6 if zooms else 12, 2 * block - 1 if zooms else 12, width - 2, width
     unknowns = len(g)
     k, readout = distortion
     cross = np.zeros((len(point), width))
     R, t, Y, ray = np.zeros((3, 3)), np.zeros(3), np.zeros(3), np.ones(3)
-    J, D = np.zeros((2, 16)), np.zeros((3, 16))
+    J, D = np.zeros((2, width + 1)), np.zeros((3, width + 1))
     index = np.zeros(width, np.int64)
     host_bend, target_bend = 1.0, 1.0
-    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    cx, cy = K[0, 0, 2], K[0, 1, 2]
     for m in range(len(point)):
         a, b, p = host[m], target[m], point[m]
+        hfx, hfy, fx, fy = K[a, 0, 0], K[a, 1, 1], K[b, 0, 0], K[b, 1, 1]
         Ra, ta, Rb, tb = poses[a, :3, :3], poses[a, :3, 3], poses[b, :3, :3], poses[b, :3, 3]
         for i in range(3):
             for j in range(3):
                 R[i, j] = Rb[i, 0] * Ra[j, 0] + Rb[i, 1] * Ra[j, 1] + Rb[i, 2] * Ra[j, 2]
         for i in range(3):
             t[i] = tb[i] - R[i, 0] * ta[0] - R[i, 1] * ta[1] - R[i, 2] * ta[2]
-        rx, ry, q = (host_px[m, 0] - cx) / fx, (host_px[m, 1] - cy) / fy, w[p]
+        rx, ry, q = (host_px[m, 0] - cx) / hfx, (host_px[m, 1] - cy) / hfy, w[p]
         if with_faults:
-            hx, hy = rx - readout * host_shift[m, 0] / fx, ry - readout * host_shift[m, 1] / fy
+            hx, hy = rx - readout * host_shift[m, 0] / hfx, ry - readout * host_shift[m, 1] / hfy
             rx, ry = hx, hy
             for _ in range(_UNBENDING):
                 host_bend = 1.0 + k * (rx * rx + ry * ry)
@@ -433,7 +510,7 @@ def _normal_equations(
             ex = fx * u * target_bend + cx + readout * target_shift[m, 0] - target_px[m, 0]
             ey = fy * v * target_bend + cy + readout * target_shift[m, 1] - target_px[m, 1]
         scale = 1.0 / (1.0 + (ex * ex + ey * ey) / scale_px**2)
-        # columns: host omega, v; target omega, v; log focal[; k; readout]; w last. Each is a change of Y in 3D, projected.
+        # Each column is a change of Y in 3D, projected.
         ray[0], ray[1] = rx, ry
         for i in range(3):
             # host: Y changes by R (ray x omega) - q R v
@@ -442,48 +519,50 @@ def _normal_equations(
             D[i, 2] = R[i, 0] * ray[1] - R[i, 1] * ray[0]
             for j in range(3):
                 D[i, 3 + j] = -q * R[i, j]
-            D[i, 9 + i] = q
-            D[i, 12] = -(R[i, 0] * rx + R[i, 1] * ry)
-            D[i, 15] = t[i]
+            D[i, at_target + 3 + i] = q
+            D[i, at_host_focal] = -(R[i, 0] * rx + R[i, 1] * ry)
+            D[i, at_w] = t[i]
             if with_faults:
-                D[i, 13] = D[i, 12] * (rx * rx + ry * ry) / host_bend
-                D[i, 14] = -(R[i, 0] * host_shift[m, 0] / fx + R[i, 1] * host_shift[m, 1] / fy) / host_bend
+                D[i, at_k] = D[i, at_host_focal] * (rx * rx + ry * ry) / host_bend
+                D[i, at_k + 1] = -(R[i, 0] * host_shift[m, 0] / hfx + R[i, 1] * host_shift[m, 1] / hfy) / host_bend
         # target: Y changes by omega x Y + q v
-        D[0, 7], D[0, 8] = Y[2], -Y[1]
-        D[1, 6], D[1, 8] = -Y[2], Y[0]
-        D[2, 6], D[2, 7] = Y[1], -Y[0]
-        for c in range(16):
+        D[0, at_target + 1], D[0, at_target + 2] = Y[2], -Y[1]
+        D[1, at_target], D[1, at_target + 2] = -Y[2], Y[0]
+        D[2, at_target], D[2, at_target + 1] = Y[1], -Y[0]
+        for c in range(width + 1):
             du, dv = (D[0, c] - u * D[2, c]) / Y[2], (D[1, c] - v * D[2, c]) / Y[2]
             if with_faults:
                 along = 2.0 * k * (u * du + v * dv)
                 du, dv = target_bend * du + along * u, target_bend * dv + along * v
             J[0, c], J[1, c] = fx * du, fy * dv
-        J[0, 12] += fx * u * target_bend
-        J[1, 12] += fy * v * target_bend
+        J[0, at_target_focal] += fx * u * target_bend
+        J[1, at_target_focal] += fy * v * target_bend
         if with_faults:
-            J[0, 13] += fx * u * (u * u + v * v)
-            J[1, 13] += fy * v * (u * u + v * v)
-            J[0, 14] += target_shift[m, 0]
-            J[1, 14] += target_shift[m, 1]
-        for c in range(6):
-            index[c], index[6 + c] = 6 * a + c, 6 * b + c
+            J[0, at_k] += fx * u * (u * u + v * v)
+            J[1, at_k] += fy * v * (u * u + v * v)
+            J[0, at_k + 1] += target_shift[m, 0]
+            J[1, at_k + 1] += target_shift[m, 1]
+        for c in range(block):
+            index[c], index[block + c] = block * a + c, block * b + c
         for c in range(shared):
-            index[12 + c] = unknowns - shared + c
+            index[2 * block + c] = unknowns - shared + c
         for c in range(width):
             g[index[c]] += scale * (J[0, c] * ex + J[1, c] * ey)
-            cross[m, c] = scale * (J[0, c] * J[0, 15] + J[1, c] * J[1, 15])
+            cross[m, c] = scale * (J[0, c] * J[0, at_w] + J[1, c] * J[1, at_w])
             upper[index[c], index[c]] += 0.5 * scale * (J[0, c] * J[0, c] + J[1, c] * J[1, c])
             for d in range(c + 1, width):
                 upper[index[c], index[d]] += scale * (J[0, c] * J[0, d] + J[1, c] * J[1, d])
-        point_H[p] += scale * (J[0, 15] ** 2 + J[1, 15] ** 2)
-        point_g[p] += scale * (J[0, 15] * ex + J[1, 15] * ey)
+        point_H[p] += scale * (J[0, at_w] ** 2 + J[1, at_w] ** 2)
+        point_g[p] += scale * (J[0, at_w] * ex + J[1, at_w] * ey)
     return cross
 
 
 @njit(nogil=True, cache=True)
-def _eliminate(upper: Array, g: Array, point_H: Array, point_g: Array, cross: Array, host: Array, target: Array, point: Array) -> None:
+def _eliminate(
+    upper: Array, g: Array, block: int, point_H: Array, point_g: Array, cross: Array, host: Array, target: Array, point: Array
+) -> None:
     """Subtracts the Schur complements of these matches' points from the system in place; see `_normal_equations`."""
-    shared = cross.shape[1] - 12
+    shared = cross.shape[1] - 2 * block
     at_shared, start = len(g) - shared, 0
     while start < len(point):
         stop = start
@@ -491,27 +570,27 @@ def _eliminate(upper: Array, g: Array, point_H: Array, point_g: Array, cross: Ar
             stop += 1
         p = point[start]
         inverse = 1.0 / (point_H[p] * 1.001 + 1e-9)
-        # one block of six for the host, which all matches of a point have in common, one for each target, and the shared unknowns
+        # one block for the host, which all matches of a point have in common, one for each target, and the shared unknowns
         blocks = 1 + stop - start
-        value, at = np.zeros((blocks, 6)), np.empty(blocks, np.int64)
+        value, at = np.zeros((blocks, block)), np.empty(blocks, np.int64)
         common = np.zeros(shared)
-        at[0] = 6 * host[start]
+        at[0] = block * host[start]
         for m in range(start, stop):
-            at[1 + m - start] = 6 * target[m]
-            for c in range(6):
+            at[1 + m - start] = block * target[m]
+            for c in range(block):
                 value[0, c] += cross[m, c]
-                value[1 + m - start, c] = cross[m, 6 + c]
+                value[1 + m - start, c] = cross[m, block + c]
             for c in range(shared):
-                common[c] += cross[m, 12 + c]
+                common[c] += cross[m, 2 * block + c]
         for i in range(blocks):
-            for c in range(6):
+            for c in range(block):
                 scaled, row = value[i, c] * inverse, upper[at[i] + c]
                 g[at[i] + c] -= scaled * point_g[p]
                 row[at[i] + c] -= 0.5 * scaled * value[i, c]
-                for d in range(c + 1, 6):
+                for d in range(c + 1, block):
                     row[at[i] + d] -= scaled * value[i, d]
                 for j in range(i + 1, blocks):
-                    for d in range(6):
+                    for d in range(block):
                         row[at[j] + d] -= scaled * value[j, d]
                 for d in range(shared):
                     row[at_shared + d] -= scaled * common[d]
@@ -525,13 +604,15 @@ def _eliminate(upper: Array, g: Array, point_H: Array, point_g: Array, cross: Ar
 
 
 @njit(cache=True)
-def _back_substitute(step: Array, point_H: Array, point_g: Array, cross: Array, host: Array, target: Array, point: Array) -> Array:
+def _back_substitute(
+    step: Array, block: int, point_H: Array, point_g: Array, cross: Array, host: Array, target: Array, point: Array
+) -> Array:
     """(P,) change of the inverse depths for a change of the poses."""
     right = point_g.copy()
     for m in range(len(cross)):
         p, a, b = point[m], host[m], target[m]
-        for c in range(6):
-            right[p] += cross[m, c] * step[6 * a + c] + cross[m, 6 + c] * step[6 * b + c]
-        for c in range(12, cross.shape[1]):
+        for c in range(block):
+            right[p] += cross[m, c] * step[block * a + c] + cross[m, block + c] * step[block * b + c]
+        for c in range(2 * block, cross.shape[1]):
             right[p] += cross[m, c] * step[len(step) - cross.shape[1] + c]
     return -right / (point_H * 1.001 + 1e-9)

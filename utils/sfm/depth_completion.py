@@ -10,10 +10,9 @@ from functools import partial
 
 import numpy as np
 
-from utils.cameras.projection import invert_rigid
 from utils.sfm.dense_bundle_adjustment import NO_MATCHES, Matches
 from utils.sfm.depth_filling import fill_robust, scatter_weight
-from utils.sfm.flow_depth import RayDepth, agreement, reproject_depth
+from utils.sfm.flow_depth import RayDepth, agreement, reproject_depth, zoomed_relative
 from utils.sfm.plane_sweep import downweight_contradicted, sweep
 from utils.types import Array
 
@@ -34,7 +33,7 @@ class PosedClip:
     Attributes:
         grays: (T, H, W) uint8.
         w2c: (T, 4, 4), NaN where a frame has no pose.
-        K: (3, 3) pixels of (H, W), shared.
+        K: (T, 3, 3) pixels of (H, W), all of one principal point.
         refs: (R,) int64 positions of the frames that get depth.
         sparse: for each ref, (M, 3) column, row and 1/z of the sparse points it sees.
         tracks: matches of the sparse points in pixels of (H, W), and the (P,) 1/z of these points in their hosts.
@@ -85,7 +84,7 @@ def reprojected_layers(clip: PosedClip, rays: list[RayDepth], least: float, pool
     """For every ref inverse depth reprojected from the others' pixels of more than the `least` weight, and from how many frames."""
     inverse = np.stack([ray.inverse for ray in rays])
     valid = np.stack([(ray.weight > least) & (ray.views >= 3) for ray in rays])
-    return list(pool.map(partial(reproject_depth, inverse, valid, clip.w2c[clip.refs], clip.K), range(len(rays))))
+    return list(pool.map(partial(reproject_depth, inverse, valid, clip.w2c[clip.refs], clip.K[clip.refs]), range(len(rays))))
 
 
 def observations(clip: PosedClip, row: int, ray: RayDepth, reprojected: tuple[Array, Array] | None) -> tuple[Array, Array]:
@@ -111,9 +110,9 @@ def sparse_layer(clip: PosedClip, row: int) -> tuple[Array, Array]:
 
 
 def relative_poses(clip: PosedClip, row: int, neighbours: list[int]) -> tuple[Array, Array]:
-    """Rotations (V, 3, 3) and translations (V, 3), neighbour camera from ref camera."""
-    relative = clip.w2c[neighbours] @ invert_rigid(clip.w2c[clip.refs[row]])
-    return np.ascontiguousarray(relative[:, :3, :3]), np.ascontiguousarray(relative[:, :3, 3])
+    """Rotations (V, 3, 3) and translations (V, 3), neighbour camera from ref camera, to be used with the ref's K; see `zoomed_relative`."""
+    ref = clip.refs[row]
+    return zoomed_relative(clip.w2c[neighbours], clip.K[neighbours], clip.w2c[ref], clip.K[ref])
 
 
 def _downweight_scattered(ray: RayDepth) -> RayDepth:
@@ -129,14 +128,14 @@ def _downweight_swept(
     def swept_of(row: int) -> tuple[Array, float]:
         shown = [int(clip.refs[row]), *neighbours[row]]
         keep = None if clip.keep is None else clip.keep[shown]
-        return sweep(images[row], clip.grays[shown], relative_poses(clip, row, neighbours[row]), clip.K, inverse[row], keep)
+        return sweep(images[row], clip.grays[shown], relative_poses(clip, row, neighbours[row]), clip.K[clip.refs[row]], inverse[row], keep)
 
     rows = range(len(rays))
     swept, spacings = zip(*pool.map(swept_of, rows), strict=True)
     stacked = np.stack(swept)
     # what masks hide may have moved in the frames that show it
     valid = np.isfinite(stacked) if clip.keep is None else np.isfinite(stacked) & clip.keep[clip.refs]
-    others = pool.map(partial(reproject_depth, stacked, valid, clip.w2c[clip.refs], clip.K), rows)
+    others = pool.map(partial(reproject_depth, stacked, valid, clip.w2c[clip.refs], clip.K[clip.refs]), rows)
     consensus = [np.where(count >= _SWEEPS, value, own) for (value, count), own in zip(others, swept, strict=True)]
     return [
         replace(ray, weight=downweight_contradicted(ray.inverse, ray.weight, median, spacing))
@@ -155,7 +154,7 @@ def depth_and_confidence(
         strength: (R, H, W) confidence of the triangulation.
         farthest: inverse depth of the shell; what lies beyond it is put there, at the lowest confidence.
         w2c: (R, 4, 4).
-        K: (3, 3).
+        K: (3, 3), or (R, 3, 3).
         flat: (R, H, W) factor on the confidence.
     """
     depth = (1 / np.maximum(inverse, farthest)).astype(np.float32)

@@ -103,6 +103,18 @@ def dense_flow(pixels: int) -> "cv2.DISOpticalFlow":
     return kept[finest]
 
 
+def zoomed_relative(w2c: Array, K: Array, w2c_ref: Array, K_ref: Array) -> tuple[Array, Array]:
+    """Rotations (V, 3, 3) and translations (V, 3) of cameras (V, 4, 4) from a reference, to be used with the K of the reference.
+
+    A camera of the same principal point and another focal length is one of the reference's whose x and y are scaled, so that neither
+    matching nor triangulation has to know of two focal lengths. z is the camera's own.
+    """
+    relative = w2c @ invert_rigid(w2c_ref)
+    scale = np.diagonal(K, axis1=-2, axis2=-1) / np.diagonal(K_ref, axis1=-2, axis2=-1)
+    relative[..., :3, :] *= scale[..., None]
+    return np.ascontiguousarray(relative[..., :3, :3]), np.ascontiguousarray(relative[..., :3, 3])
+
+
 def match_through_depth(reference: Array, neighbour: Array, inverse: Array, pose: tuple[Array, Array], K: Array) -> tuple[Array, Array]:
     """Where each reference pixel is seen in the neighbour, starting the search at the current depth.
 
@@ -110,8 +122,8 @@ def match_through_depth(reference: Array, neighbour: Array, inverse: Array, pose
         reference: (H, W) uint8 grey.
         neighbour: (H, W) uint8 grey.
         inverse: (H, W) float32 current 1/z of the reference, >= 0.
-        pose: rotation (3, 3) and translation (3,), neighbour camera from reference camera.
-        K: (3, 3).
+        pose: rotation (3, 3) and translation (3,), neighbour camera from reference camera; see `zoomed_relative`.
+        K: (3, 3) of the reference.
 
     Returns:
         (H, W, 2) float32 pixel coordinates in the neighbour, and (H, W) bool, matches that pass the forward-backward check.
@@ -160,9 +172,9 @@ def triangulate(matches: Array, valid: Array, rotations: Array, translations: Ar
     Args:
         matches: (V, H, W, 2) float32 pixel coordinates in the views.
         valid: (V, H, W) bool, matches that count.
-        rotations: (V, 3, 3) view camera from reference camera.
+        rotations: (V, 3, 3) view camera from reference camera, see `zoomed_relative`.
         translations: (V, 3).
-        K: (3, 3), shared.
+        K: (3, 3) of the reference.
     """
     inverse, information, views, far = _triangulate(
         matches, valid, rotations.astype(np.float64), translations.astype(np.float64), K.astype(np.float64)
@@ -255,19 +267,15 @@ def reproject_depth(inverse: Array, valid: Array, w2c: Array, K: Array, row: int
         inverse: (F, H, W) float32 1/z of all frames.
         valid: (F, H, W) bool, pixels that are reprojected.
         w2c: (F, 4, 4).
-        K: (3, 3), shared.
+        K: (F, 3, 3).
         row: the frame.
 
     Returns:
         (H, W) float32 1/z, the median of the frames that reach a pixel, and (H, W) float32 how many do.
     """
     others = [j for o in _REPROJECTED_FROM for j in (row - o, row + o) if 0 <= j < len(inverse)]
-    relative = w2c[row] @ invert_rigid(w2c[others])
     layers = np.stack(
-        [
-            _splat(inverse[j], valid[j], np.ascontiguousarray(T[:3, :3]), np.ascontiguousarray(T[:3, 3]), K.astype(np.float64))
-            for j, T in zip(others, relative, strict=True)
-        ]
+        [_splat(inverse[j], valid[j], *zoomed_relative(w2c[row], K[row], w2c[j], K[j]), K[j].astype(np.float64)) for j in others]
     )
     count = (layers > 0).sum(0)
     ordered = np.sort(np.where(layers > 0, layers, np.inf), axis=0)
@@ -308,16 +316,15 @@ def agreement(depth: Array, w2c: Array, K: Array) -> Array:
     """Geometric consistency of each pixel, (F, H, W) float32 0..1: mean support over the other frames that see its place.
 
     A pixel is reprojected into up to 8 other frames. There its depth agrees (support 0.5 to 1), is hidden behind something nearer (not
-    counted), or floats in front of what that frame sees (support 0).
+    counted), or floats in front of what that frame sees (support 0). K is that of each frame (F, 3, 3), or of all (3, 3).
     """
-    frames = len(depth)
+    frames, K = len(depth), np.broadcast_to(K, (len(depth), 3, 3))
     offsets = sorted({round(o) for o in np.geomspace(1, max(frames // 2, 1), _CHECKED_AGAINST // 2)})
 
     def support_of(i: int) -> Array:
         others = [j for o in offsets for j in (i - o, i + o) if 0 <= j < frames]
-        relative = w2c[others] @ np.linalg.inv(w2c[i])
-        rotations, translations = (np.ascontiguousarray(part) for part in (relative[:, :3, :3], relative[:, :3, 3]))
-        return _support(depth[i], depth[np.array(others)], rotations, translations, K.astype(np.float64))
+        relative = zoomed_relative(w2c[others], K[others], w2c[i], K[i])
+        return _support(depth[i], depth[np.array(others)], *relative, K[i].astype(np.float64))
 
     with frame_threads() as pool:
         return np.stack(list(pool.map(support_of, range(frames))))

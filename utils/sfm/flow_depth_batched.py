@@ -81,7 +81,9 @@ class BatchedFlowDepth:
                 torch.from_numpy(np.stack([poses[i][part][v] for i, v in pairs])).to(self._device, torch.float32) for part in (0, 1)
             )
             images = self._grays[first].float(), self._grays[second].float()
-            matches, valid = match_through_depth(*images, current[index], (rotations, translations), clip.K)
+            matches, valid = match_through_depth(
+                *images, current[index], (rotations, translations), clip.K[clip.refs[rows]][[i for i, _ in pairs]]
+            )
             if self._keep is not None:
                 valid = valid & self._keep[first] & _nearest(self._keep[second], matches)
             return list(zip(matches, valid, strict=True))
@@ -90,12 +92,11 @@ class BatchedFlowDepth:
         found, start = [], 0
         y, x = (torch.from_numpy(axis).to(self._device) for axis in at)
         for row, (rotations, translations) in zip(rows, poses, strict=True):
+            K = clip.K[clip.refs[row]]
             own = matched[start : start + len(neighbours[row])]
             start += len(own)
             matches, valid = torch.stack([m for m, _ in own]), torch.stack([v for _, v in own])
-            inverse_depth, weight, views, far = (
-                part.cpu().numpy() for part in triangulate(matches, valid, rotations, translations, clip.K)
-            )
+            inverse_depth, weight, views, far = (part.cpu().numpy() for part in triangulate(matches, valid, rotations, translations, K))
             there = matches[:, y, x].cpu().numpy(), valid[:, y, x].cpu().numpy()
             found.append(Measured(RayDepth(inverse_depth, weight, views, far), *there))
         return found
@@ -111,7 +112,7 @@ def match_through_depth(
         neighbour: (B, H, W) float32.
         inverse: (B, H, W) float32 current 1/z of the reference.
         pose: rotations (B, 3, 3) and translations (B, 3), neighbour camera from reference camera.
-        K: (3, 3).
+        K: (B, 3, 3) of the references.
 
     Returns:
         (B, H, W, 2) float32 pixel coordinates in the neighbour, and (B, H, W) bool, matches that pass the forward-backward check.
@@ -144,11 +145,11 @@ def _flow(source: Tensor, target: Tensor, known: Tensor) -> Tensor:
 
 
 def project_inverse(inverse: Tensor, rotation: Tensor, translation: Tensor, K: Array) -> tuple[Tensor, Tensor]:
-    """Neighbour pixel (B, H, W, 2) of every reference pixel at 1/z (B, H, W), and whether it lies in front and inside."""
+    """Neighbour pixel (B, H, W, 2) of every reference pixel at 1/z (B, H, W), and whether it lies in front and inside; K (B, 3, 3)."""
     height, width = inverse.shape[1:]
     focal, centre = _intrinsics(K, inverse)
     rays = F.pad((pixel_grid(height, width, inverse.device) - centre) / focal, (0, 1), value=1.0)
-    q = torch.einsum("bij,hwj->bhwi", rotation, rays) + inverse[..., None] * translation[:, None, None]
+    q = torch.einsum("bij,bhwj->bhwi", rotation, rays) + inverse[..., None] * translation[:, None, None]
     pixel = focal * q[..., :2] / q[..., 2:].clamp(min=1e-3) + centre
     return pixel, (q[..., 2] > 1e-3) & _inside(pixel, height, width)
 
@@ -205,8 +206,9 @@ def _weighted_median(value: Tensor, weight: Tensor) -> Tensor:
 
 
 def _intrinsics(K: Array, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Focal length (2,) and principal point (2,) on the device of a tensor."""
-    return like.new_tensor([K[0, 0], K[1, 1]]), like.new_tensor([K[0, 2], K[1, 2]])
+    """Focal length and principal point, (2,) or for K (B, 3, 3) (B, 1, 1, 2) each, on the device of a tensor."""
+    focal, centre = (np.expand_dims(part, (-3, -2)) if K.ndim > 2 else part for part in (K[..., [0, 1], [0, 1]], K[..., :2, 2]))
+    return like.new_tensor(focal), like.new_tensor(centre)
 
 
 def _inside(places: Tensor, height: int, width: int) -> Tensor:

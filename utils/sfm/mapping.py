@@ -319,10 +319,11 @@ def _confirmed(stored: "pycolmap.Database", pair: list[int], model: SparseModel,
     """Whether the rotation of a pair of images (ids), second from first, by its own matches is about that of the model's step."""
     if not stored.exists_two_view_geometry(*pair):
         return False
-    camera, geometry = stored.read_all_cameras()[0], stored.read_two_view_geometry(*pair)
-    camera.params = np.r_[model.focal, camera.params[1:]]
+    geometry, cameras = stored.read_two_view_geometry(*pair), [stored.read_all_cameras()[0] for _ in pair]
+    for camera, K in zip(cameras, model.K[step : step + 2], strict=True):
+        camera.params = np.r_[K[0, 0], camera.params[1:]]
     first, second = (stored.read_keypoints(image)[:, :2].astype(np.float64) for image in pair)
-    if not pycolmap.estimate_two_view_geometry_pose(camera, first, camera, second, geometry):
+    if not pycolmap.estimate_two_view_geometry_pose(cameras[0], first, cameras[1], second, geometry):
         return False
     assert geometry.cam2_from_cam1 is not None
     turned = model.w2c[step + 1, :3, :3] @ model.w2c[step, :3, :3].T
@@ -404,6 +405,7 @@ def _only(model: SparseModel, keep: Array) -> SparseModel:
         model,
         frames=model.frames[keep],
         w2c=model.w2c[keep],
+        K=model.K[keep],
         seen_by=(np.cumsum(keep) - 1)[model.seen_by[mine]],
         seen_point=model.seen_point[mine],
         seen_at=model.seen_at[mine],
@@ -463,7 +465,7 @@ def _to_model(reconstruction: "pycolmap.Reconstruction") -> SparseModel:
     return SparseModel(
         frames=np.array([int(Path(image.name).stem) for image in images], np.int64),
         w2c=w2c,
-        K=camera.calibration_matrix(),
+        K=np.repeat(camera.calibration_matrix()[None], len(images), 0),
         points=np.array([reconstruction.points3D[identity].xyz for identity in row_of_point]).reshape(-1, 3),
         seen_by=np.array(seen_by, np.int64),
         seen_point=np.array(seen_point, np.int64),
@@ -474,7 +476,7 @@ def _to_model(reconstruction: "pycolmap.Reconstruction") -> SparseModel:
 
 def _plausible(model: SparseModel, images: Array) -> bool:
     low, high = (factor * max(images.shape[1:3]) for factor in FOCAL_RANGE)
-    return low <= model.focal <= high
+    return bool((low <= model.K[:, 0, 0]).all() and (model.K[:, 0, 0] <= high).all())
 
 
 def _explain(images: Array, registered: int) -> GeometryError:
@@ -578,10 +580,12 @@ def settle_focal(model: SparseModel, size: tuple[int, int], report: Reporter) ->
     matches, start = hosted(model)
     prior = focal_prior(max(size), len(model.frames))
     K = model.K.copy()
-    K[[0, 1], [0, 1]] = prior.center_px
+    K[:, [0, 1], [0, 1]] = prior.center_px
     held = adjust(model.w2c, K, matches, start, focal=None, steps=30)
     bundle = adjust(held.w2c, held.K, matches, held.inverse, focal=prior, steps=30)
-    report.note(f"poses: focal {model.focal / max(size):.2f} -> {bundle.K[0, 0] / max(size):.2f} x longest side with its prior")
+    report.note(
+        f"poses: focal {model.focal / max(size):.2f} -> {np.median(bundle.K[:, 0, 0]) / max(size):.2f} x longest side with its prior"
+    )
     return adjusted(model, bundle)
 
 
@@ -589,7 +593,8 @@ def adjusted(model: SparseModel, bundle: Bundle) -> SparseModel:
     """A model `by_point` with the poses, focal length and points of its bundle adjustment; points at or behind infinity are left out."""
     first = np.r_[True, model.seen_point[1:] != model.seen_point[:-1]]
     row, host = np.cumsum(first) - 1, model.seen_by[first]
-    ray = np.column_stack([(model.seen_at[first] - bundle.K[:2, 2]) / bundle.K[0, 0], np.ones(len(host))])
+    K = bundle.K[host]
+    ray = np.column_stack([(model.seen_at[first] - K[:, :2, 2]) / K[:, 0, 0, None], np.ones(len(host))])
     front = np.flatnonzero(bundle.inverse > 1e-9)
     c2w = np.linalg.inv(bundle.w2c[host])
     local = ray / np.maximum(bundle.inverse, 1e-9)[:, None]
@@ -611,10 +616,10 @@ def adjusted(model: SparseModel, bundle: Bundle) -> SparseModel:
 
 def _reprojection_error(model: SparseModel) -> float:
     """Mean distance in pixels between where points in front of a camera are seen and where they fall."""
-    w2c = model.w2c[model.seen_by]
+    w2c, K = model.w2c[model.seen_by], model.K[model.seen_by]
     local = np.einsum("mij,mj->mi", w2c[:, :3, :3], model.points[model.seen_point]) + w2c[:, :3, 3]
     front = local[:, 2] > 0
-    pixels = local[front, :2] / local[front, 2:] * np.diag(model.K)[:2] + model.K[:2, 2]
+    pixels = local[front, :2] / local[front, 2:] * K[front][:, [0, 1], [0, 1]] + K[front, :2, 2]
     return float(np.linalg.norm(pixels - model.seen_at[front], axis=1).mean()) if front.any() else 0.0
 
 
@@ -623,7 +628,18 @@ _MIN_TRACKED = 20
 _INLIER_PX = 2.0
 
 
-def place_between(images: Array, w2c: Array, refs: Array, model: SparseModel) -> Array:
+def intrinsics_between(refs: Array, K: Array, count: int, clips: Array | None = None) -> Array:
+    """(count, 3, 3) intrinsics of all frames from those (R, 3, 3) at positions `refs`: linear in between, constant beyond, by clip."""
+    found, clip_of = np.repeat(K[:1], count, 0), np.zeros(count, np.int64) if clips is None else clips
+    for clip in np.unique(clip_of):
+        own, known = np.flatnonzero(clip_of == clip), np.flatnonzero(clip_of[refs] == clip)
+        for i in (0, 1):
+            if len(known):
+                found[own, i, i] = np.interp(own, refs[known], K[known, i, i])
+    return found
+
+
+def place_between(images: Array, w2c: Array, K: Array, refs: Array, model: SparseModel) -> Array:
     """`w2c` (T, 4, 4) with poses for the frames between registered ones; NaN stays where none can be found.
 
     The sparse points seen by the registered frame before and after are tracked into the frame by dense flow, and the pose is
@@ -632,6 +648,7 @@ def place_between(images: Array, w2c: Array, refs: Array, model: SparseModel) ->
     Args:
         images: (T, h, w, 3) uint8.
         w2c: (T, 4, 4), NaN where unknown.
+        K: (T, 3, 3).
         refs: (R,) positions of the registered frames in `images`.
         model: the sparse model of those frames.
     """
@@ -643,7 +660,7 @@ def place_between(images: Array, w2c: Array, refs: Array, model: SparseModel) ->
         around = [row for row in (after - 1, after) if 0 <= row < len(refs)]
         world, pixels = zip(*(_tracked(grays, frame, int(refs[row]), row, model) for row in around), strict=True)
         nearest = min(around, key=lambda row: abs(int(refs[row]) - frame))
-        return resect(np.concatenate(world), np.concatenate(pixels), model.K, w2c[refs[nearest]], _INLIER_PX, _MIN_TRACKED)
+        return resect(np.concatenate(world), np.concatenate(pixels), K[frame], w2c[refs[nearest]], _INLIER_PX, _MIN_TRACKED)
 
     missing = np.flatnonzero(~np.isfinite(w2c[:, 0, 0])).tolist()
     with frame_threads() as pool:

@@ -29,7 +29,7 @@ def agreement(model: SparseModel, database: Path) -> float:
         database: of COLMAP, with keypoints in pixels of the model's K.
     """
     agreeing = total = 0
-    limit = _MOST_ERROR * 2 * float(model.K[:2, 2].max())
+    limit = _MOST_ERROR * 2 * float(model.K[0, :2, 2].max())
     K_inverse = np.linalg.inv(model.K)
     with pycolmap.Database.open(database) as stored:
         ids = frame_ids(stored, int(model.frames[-1]) + 1)
@@ -40,8 +40,9 @@ def agreement(model: SparseModel, database: Path) -> float:
             if count < _LEAST_MATCHES or first not in row_of or second not in row_of:
                 continue
             rows = stored.read_two_view_geometry(first, second).inlier_matches.reshape(-1, 2)
-            relative = model.w2c[row_of[second]] @ np.linalg.inv(model.w2c[row_of[first]])
-            fundamental = K_inverse.T @ skew(torch.from_numpy(relative[:3, 3])).numpy() @ relative[:3, :3] @ K_inverse
+            a, b = row_of[first], row_of[second]
+            relative = model.w2c[b] @ np.linalg.inv(model.w2c[a])
+            fundamental = K_inverse[b].T @ skew(torch.from_numpy(relative[:3, 3])).numpy() @ relative[:3, :3] @ K_inverse[a]
             error = sampson(fundamental, places[first][rows[:, 0]], places[second][rows[:, 1]])
             agreeing += int((error < limit).sum())
             total += len(rows)

@@ -52,7 +52,7 @@ def depth_along_poses(images: Array, w2c: Array, K: Array, refs: Array, report: 
         for row, result in enumerate(pool.map(lambda ref: _one_frame(images, grays, w2c, K, int(ref)), refs)):
             results.append(result)
             report.step(StepReport("depth along the given poses", row, len(refs)))
-        clip = PosedClip(grays=grays, w2c=w2c, K=K, refs=refs, sparse=[np.zeros((0, 3))] * len(refs))
+        clip = PosedClip(grays=grays, w2c=w2c, K=np.repeat(K[None], len(w2c), 0), refs=refs, sparse=[np.zeros((0, 3))] * len(refs))
         neighbours, couplings = [f.neighbours for f in results], [f.couplings for f in results]
         inverse, rays = complete_depth(
             clip, list(images[refs]), neighbours, [f.ray for f in results], [f.inverse for f in results], couplings, pool
@@ -87,7 +87,7 @@ def _one_frame(images: Array, grays: Array, w2c: Array, K: Array, ref: int) -> _
     y, x = np.nonzero(measured)
     some = np.linspace(0, len(x) - 1, min(_PROBES, len(x))).astype(int)
     probes = np.column_stack([x[some] + 0.5, y[some] + 0.5, ray.inverse[y[some], x[some]]])
-    clip = PosedClip(grays=grays, w2c=w2c, K=K, refs=np.array([ref]), sparse=[probes])
+    clip = PosedClip(grays=grays, w2c=w2c, K=np.repeat(K[None], len(w2c), 0), refs=np.array([ref]), sparse=[probes])
     chosen = choose_neighbours(clip, 0) or near
     for strength in _STRENGTHS:
         inverse, ray = _round(grays, w2c, K, ref, chosen, inverse, couplings, strength)

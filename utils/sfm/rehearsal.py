@@ -29,7 +29,7 @@ def made_clip() -> tuple[PosedClip, ClipFrames]:
     clip = PosedClip(
         grays=np.ascontiguousarray(images[..., 0]),
         w2c=w2c,
-        K=np.array([[_FOCAL, 0, width / 2], [0, _FOCAL, height / 2], [0, 0, 1]]),
+        K=np.tile(np.array([[_FOCAL, 0, width / 2], [0, _FOCAL, height / 2], [0, 0, 1]]), (_FRAMES, 1, 1)),
         refs=np.arange(_FRAMES),
         sparse=[seen] * _FRAMES,
     )
