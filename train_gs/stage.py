@@ -205,7 +205,7 @@ class _Attempts:
         if keep and not resumed:
             state.save(trainer)
         trainer.release()
-        return Finished(
+        finished = Finished(
             scene=trained,
             warp=carried_over(trainer.trained_warp(), trained.cameras, data.sources),
             data=data,
@@ -216,6 +216,9 @@ class _Attempts:
             stopped_at=trainer.iteration if trainer.plateau.reached else None,
             seconds={"prepare": prepared - begun, "train": time.perf_counter() - prepared},
         )
+        del trainer, state  # they refer to each other in a circle, which holds more than a GiB of a GPU until it is collected
+        release_memory()
+        return finished
 
 
 def make_trainer(
