@@ -23,10 +23,10 @@ LARGE = 400_000
 
 MOST_BLOCKS = 64
 _PER_PIXEL = 13_000
-"""Bytes of a training for each pixel of an image: from two measured trainings of 1.18 million splats, 2.99 GiB at 504x280 and 12.64 GiB at
-1280x720 (RESULTS.md, NVIDIA H200)."""
-_PER_SPLAT = 400
-"""Bytes for each splat beside its numbers, their gradients and moments: what a step makes of it."""
+"""Bytes of a training for each pixel of an image, from 12.64 GiB at 1280x720; at 504x294 it takes less (RESULTS.md, NVIDIA H200)."""
+_PER_SPLAT = 1_100
+"""Bytes for each splat beside its numbers, their gradients and moments: what a step makes of it. From 1.24 GiB for 0.6 and 2.32 GiB for 1.2
+million splats at 504x294."""
 _OWN_AND_BORDER = 1.5
 """Splats of a block with its border, relative to those of its core; `blocks.cut.BORDER` on two of three sides."""
 
