@@ -20,6 +20,7 @@ from configs.preprocess import PreprocessConfig
 from configs.words import short_help, spelled_out
 from utils.errors import ConfigError
 from utils.runtime import cuda_device_present, run_stage
+from utils.scene.clip_parts import clip_parts, words_about_parts
 from utils.scene.json_files import json_object
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.lock import writing_scene
@@ -243,6 +244,7 @@ def closing_words(config: PipelineConfig, calls: list[StageCall], summary: dict[
     command = ""
     lines = ["", f"Finished in {summary['seconds']:.0f} s. Peak memory {max(s['peak_memory_mb'] for s in summary['stages'])} MB."]
     lines += [f"  {s['title']:<22} {'kept' if s['kept'] else format(s['seconds'], '.1f') + ' s':>9}" for s in summary["stages"]]
+    lines += [f"  warning: {words}" for words in words_about_parts(config.scene_root)]
     for folder in [c.folder for c in calls if c.module == "global_optimization"]:
         lines += [f"  {line}" for line in alignment_words(folder)]
     for renderer, folder in [(c.config.renderer, c.folder) for c in calls if c.module == "train_gs"]:
@@ -263,6 +265,8 @@ def closing_words(config: PipelineConfig, calls: list[StageCall], summary: dict[
     else:  # the viewer is an extra; the page with the viewer inside is not
         lines.append(f"  python -m utils.export_checkpoint_to_ply --config.root-path {scene} --config.format html")
     lines += [f"  {command}"] if command else []
+    others = [part.root for part in clip_parts(config.scene_root)[1:] if part.root is not None]
+    lines += [f"  python run_reconstruction.py {shlex.quote(str(root))}" for root in others]
     return "\n".join(lines)
 
 
@@ -455,8 +459,8 @@ def run(config: PipelineConfig, only: int | None = None) -> Path:
 
 HELP = (
     "mode", "device", "renderer", "root_path", "stage0.max_frames", "stage0.process_res", "stage0.backend", "stage0.masks",
-    "stage0.mask_sky", "stage0.mask_overlays", "stage0.lens", "stage0.cameras", "gs.num_iters", "gs.target_num_points", "max_gpu_gb",
-    "overwrite", "dry_run",
+    "stage0.mask_sky", "stage0.mask_overlays", "stage0.lens", "stage0.cameras", "stage0.part_of", "gs.num_iters", "gs.target_num_points",
+    "max_gpu_gb", "overwrite", "dry_run",
 )  # fmt: skip
 _INTRODUCTION = """\
 usage: video-to-world CLIP [CLIP ...] [--flag value ...]      or: python run_reconstruction.py CLIP ...

@@ -383,7 +383,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = ("synthetic", "captured", "redkitchen", "clips", "decoding")
     shutters = [f"{layout}:{fault}" for layout in ("room", "object") for fault in ("0:0", "0.6:-0.1", "-0.3:0.05")]
-    scenes = [f"{layout}:{severity}:0" for severity in ("none", "medium") for layout in LAYOUTS]
+    scenes = [f"{layout}:{severity}:0" for severity in ("none", "medium") for layout in LAYOUTS if layout != "forgetful"]
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of clips")
     parser.add_argument("--out", type=Path, default=Path("outputs/geometry"))
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)

@@ -32,13 +32,15 @@ class PipelineConfig:
 
     Give one source: a clip, a folder of frames, or a scene root that already holds exports/npz/results.npz (for example from Depth
     Anything 3). Finished stages are skipped when their settings and inputs have not changed, so the same command resumes a run.
-    --config.preprocess-X of earlier versions is --config.stage0.X, and --config.commercial-safe is --config.stage0.commercial-safe.
+    --config.preprocess-X of earlier versions is --config.stage0.X, and --config.commercial-safe is --config.stage0.commercial-safe;
+    --config.part-of is short for --config.stage0.part-of.
     """
 
     ALIASES: ClassVar[dict[str, str]] = {f"preprocess_{name}": f"stage0.{name}" for name in _PREPROCESS} | {
-        "commercial_safe": "stage0.commercial_safe"
+        "commercial_safe": "stage0.commercial_safe",
+        "part_of": "stage0.part_of",
     }
-    """Earlier names of settings, as flags and in saved files -> where they are now."""
+    """Earlier and short names of settings, as flags and in saved files -> where they are now."""
 
     input_video: tuple[Path, ...] = ()
     """Clip(s) of one place, or a folder of them: MP4, MOV, WebM or GIF."""

@@ -78,6 +78,9 @@ class PreprocessConfig:
     """Place the other frames of the clip too, by the depth of the chosen ones, and write all cameras to exports/cameras."""
     as_is: bool = False
     """Use every frame of the input and all of each: no repeats, bad first frames or second shots left out, no bars cut off."""
+    part_of: int | None = None
+    """Where the clip shows several places (shots, or frames that contradict each other): build the one that this frame of the clip shows,
+    from 1, instead of the one that most frames show."""
     seed: int = 0
     """Makes mapping repeatable."""
     overwrite: bool = False
@@ -100,6 +103,8 @@ class PreprocessConfig:
         check(self, COUNT, "max_stride")
         check(self, Range(0, 1000), "between_frames")
         check(self, SEED, "seed")
+        if self.part_of is not None:
+            check(self, COUNT, "part_of")
         if self.process_res < 56:
             refuse(ConfigError(f"process_res is {self.process_res}", "give at least 56 pixels, 252 or 504 are sensible"))
         check(self, Range(high=SIDE), "process_res")

@@ -25,6 +25,7 @@ from utils.exports.check import checked_exports
 from utils.report import pictures
 from utils.report.html import write_report
 from utils.scene import artifacts
+from utils.scene.clip_parts import clip_parts
 from utils.scene.folders import frames_of_scene, list_frames
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.scene.lock import one_writer
@@ -266,6 +267,7 @@ def _measure(config: EvalConfig, subject: _Subject, folder: Path, more: dict[str
         **({} if used is None else {"masked": float(1 - used.mean())}),
         **({} if config.ground_truth is None else {"novel_views": _against_truth(config, subject, config.ground_truth, report)}),
         "frames_placed": _frames_placed(subject),
+        **_parts(config.root_path),
         "off_path": off_path(subject.view, config.off_path_degrees),
         **more,
         "frames": scores,
@@ -290,6 +292,12 @@ def _frames_placed(subject: _Subject) -> dict[str, Any]:
         "left_out": ids[trained.left_out].tolist(),
         "held_out_of_everything": np.intersect1d(ids[trained.heldout], subject.held_out_of_all).tolist(),
     }
+
+
+def _parts(root: Path) -> dict[str, Any]:
+    """The places that the clip shows, where there are several: folder and frames of each, that of this scene first."""
+    parts = clip_parts(root)
+    return {"parts": [part.report(root) for part in parts]} if parts else {}
 
 
 def _against_truth(config: EvalConfig, subject: _Subject, path: Path, report: Reporter) -> dict[str, float]:

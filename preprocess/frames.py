@@ -47,6 +47,25 @@ class Footage:
         image = resized(self.image(position), size) if row is None else self.frames.picture(row)
         return cv2.cvtColor(resize_area(image, size), cv2.COLOR_RGB2GRAY)
 
+    def of(self, rows: Array) -> "Footage":
+        """Of some of the chosen frames alone (ascending rows), with those frames in between that are nearest to them."""
+        frames = self.frames
+        owner = np.abs(np.arange(len(frames.images))[:, None] - frames.chosen).argmin(1)
+        own = np.flatnonzero(np.isin(owner, rows))
+        some = replace(
+            frames,
+            images=frames.images[own],
+            chosen=np.searchsorted(own, frames.chosen[rows]),
+            names=tuple(frames.names[i] for i in own),
+            pictures=None if frames.pictures is None else frames.pictures[own],
+            keep=None if frames.keep is None else frames.keep[own],
+            mapped=None,
+            clips=None if frames.clips is None else frames.clips[own],
+            numbers=None if frames.numbers is None else frames.numbers[own],
+        )
+        choice = Choice(scene=[self.choice.scene[row] for row in rows], read=[self.choice.read[i] for i in own])
+        return replace(self, frames=some, choice=choice)
+
     @cached_property
     def _rows(self) -> dict[int, int]:
         return {position: row for row, position in enumerate(self.choice.read)}

@@ -58,4 +58,6 @@ def settings_of(config: PreprocessConfig, backend: str) -> dict[str, object]:
     plain = dataclasses.asdict(config)
     for name in ("input_video", "frames_dir", "cameras", "pose_priors", "masks", "scene_root", "overwrite"):
         del plain[name]
+    if config.part_of is None:
+        del plain["part_of"]  # scenes made before there was such a setting stay current
     return plain | {"backend": backend}

@@ -16,7 +16,7 @@ from utils.scene.json_files import read_json
 from utils.scene.layout import SceneLayout
 from utils.scene.media import image_size, write_image
 from utils.scene.trajectories import extend_path, save_trajectory
-from utils.scene.transaction import Output
+from utils.scene.transaction import Output, Transaction
 from utils.sfm.clip_cameras import place_clip
 from utils.types import Reporter
 
@@ -33,6 +33,22 @@ def outputs_of(layout: SceneLayout, with_frames: bool) -> list[Output]:
         Output(layout.path_json, "file", file=True),
     ]
     return [*outputs, Output(layout.frames, "frames")] if with_frames else outputs
+
+
+def write_scene(
+    config: PreprocessConfig,
+    layout: SceneLayout,
+    transaction: Transaction,
+    footage: Footage,
+    made: Reconstruction,
+    more: dict[str, object],
+    report: Reporter,
+) -> None:
+    """Everything but results.npz and the clip's frames; `more` goes into the record."""
+    write_subsampled(config, transaction.path(layout.frames_subsampled), footage, made)
+    write_clip_cameras(config, layout, transaction.path(layout.clip_cameras), footage, made, report)
+    write_record(config, transaction.path(layout.preprocess_json), footage, made, more)
+    write_path(transaction.path(layout.path_json), made)
 
 
 def write_subsampled(config: PreprocessConfig, folder: Path, footage: Footage, made: Reconstruction) -> None:
@@ -62,10 +78,11 @@ def write_clip_cameras(
         report: told which frames could not be placed.
     """
     source, scene, straight = footage.source, made.scene, footage.straight
-    shown = list(range(len(source.frames))) if config.every_frame else made.positions
+    everything = list(range(len(source.frames))) if made.shown is None else made.shown
+    shown = everything if config.every_frame else made.positions
     called = [source.names[position] for position in shown]
-    rows = np.array(made.positions) if config.every_frame else np.arange(len(shown))
-    totals = source.totals if config.every_frame else [len(shown)]
+    rows = np.searchsorted(shown, made.positions)
+    totals = _by_clip(shown, source.totals) if config.every_frame else [len(shown)]
     found = place_clip(scene, rows, totals, lambda row: footage.gray(shown[row], scene.cameras.size), report)
     missing = [name for name, placed in zip(called, found.placed, strict=True) if not placed]
     if missing:
@@ -84,15 +101,21 @@ def write_clip_cameras(
     write_clip(folder, found, names, size, scene, None, called, made.offset)
 
 
+def _by_clip(positions: list[int], totals: list[int]) -> list[int]:
+    """How many of the positions are in each clip, of so many frames each."""
+    counts: list[int] = np.histogram(positions, np.cumsum([0, *totals]) - 0.5)[0].tolist()
+    return counts
+
+
 def _abridged(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
-def write_record(config: PreprocessConfig, layout: SceneLayout, path: Path, footage: Footage, made: Reconstruction) -> None:
+def write_record(config: PreprocessConfig, path: Path, footage: Footage, made: Reconstruction, more: dict[str, object]) -> None:
     """`preprocess_frames.json`: what was chosen from what."""
     source, straight = footage.source, footage.straight
     record = {
-        "frames_dir": layout.frames_subsampled.name,
+        "frames_dir": SceneLayout(config.root).frames_subsampled.name,
         "source_frames_dir": os.path.relpath(source.folder, config.root),
         "image_ext": config.image_ext,
         "source": "input_video" if config.input_video else "frames_dir",
@@ -109,6 +132,7 @@ def write_record(config: PreprocessConfig, layout: SceneLayout, path: Path, foot
         "fps": source.fps,
         "world_offset": made.offset,
         "camera": None if straight is None else straight.described(source.fps),
+        **more,
     }
     write_json(path, record)
 

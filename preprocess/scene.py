@@ -17,11 +17,13 @@ class Reconstruction:
         scene: the frames that could be placed.
         positions: of each of them in the source.
         provenance: backend and what it reports, lens and shutter, for the manifest.
+        shown: positions of the source's frames that show this place; None: all.
     """
 
     scene: Scene
     positions: list[int]
     provenance: dict[str, str]
+    shown: list[int] | None = None
 
     @property
     def offset(self) -> list[float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.preprocess import PreprocessConfig
-from utils.errors import InputError
+from utils.errors import ConfigError, InputError
 from utils.imports.cameras import files_of_cameras, read_cameras
 from utils.runtime import cpu_count, in_threads
 from utils.scene.clip.borders import Crop
@@ -219,21 +219,39 @@ def _looked_at(config: PreprocessConfig, report: Reporter) -> list[Clip]:
         surveys = [survey_clip(path, sharp=config.prefer_sharp) for path in paths]
         _require_one_size(surveys)
         _require_two(sum(map(len, surveys)), ", ".join(path.name for path in paths))
-        return [Clip(path=p, survey=s, plan=plan_clip(s, as_is=as_is)) for p, s in zip(paths, surveys, strict=True)]
+        frames = _frame_of_each(config, [len(survey) for survey in surveys])
+        plans = [plan_clip(survey, as_is=as_is, part_of=frame) for survey, frame in zip(surveys, frames, strict=True)]
+        return [Clip(path=p, survey=s, plan=plan) for p, s, plan in zip(paths, surveys, plans, strict=True)]
     folder = frame_folder(_folder(config))
     _require_two(len(folder.frames), str(folder.root))
     for skipped in folder.skipped:
         report.note(f"frames: {skipped}")
     upright = config.given_cameras is None or _cameras_are_upright(folder, config.given_cameras, report)
     clips, first = [], 0
-    for total in folder.totals:
+    for total, named in zip(folder.totals, _frame_of_each(config, list(folder.totals)), strict=True):
         files = folder.frames[first : first + total]
         survey = _folder_survey(folder, files, config.prefer_sharp, upright=upright)
-        plan = plan_clip(survey, as_is=as_is)
+        plan = plan_clip(survey, as_is=as_is, part_of=named)
         names = tuple(folder.names[first : first + total])
         clips.append(Clip(path=folder.root, survey=survey, plan=plan, files=tuple(files), names=names, upright=upright))
         first += total
     return clips
+
+
+def _frame_of_each(config: PreprocessConfig, totals: list[int]) -> list[int | None]:
+    """For each clip of so many frames the one that `part_of` names, from 0; None where it is in another clip, or none is named.
+
+    Raises:
+        ConfigError: there is no such frame.
+    """
+    if config.part_of is None:
+        return [None] * len(totals)
+    if config.part_of > sum(totals):
+        raise ConfigError(f"part_of names frame {config.part_of}, the input has {sum(totals)}", "frames are counted from 1")
+    ends = np.cumsum(totals)
+    clip = int(np.searchsorted(ends, config.part_of))
+    frame = config.part_of - 1 - int(ends[clip] - totals[clip])
+    return [frame if k == clip else None for k in range(len(totals))]
 
 
 def _cameras_are_upright(folder: FrameFolder, given: Path, report: Reporter) -> bool:

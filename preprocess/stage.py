@@ -5,9 +5,8 @@ import time
 from pathlib import Path
 
 from configs.preprocess import PreprocessConfig
-from preprocess import frames, geometry, outputs
+from preprocess import frames, geometry, outputs, parts
 from preprocess.outputs import SCHEMA
-from preprocess.scene import reconstruct
 from preprocess.source import frames_on_disk, input_ids, look_at
 from utils.imports.cameras import locate_cameras
 from utils.scene.artifacts import save_results
@@ -48,11 +47,14 @@ def run(config: PreprocessConfig, report: Reporter = NULL_REPORTER) -> Path:
     with Transaction(wanted, reads=reads, sources=sources, home=config.root, report=report) as transaction, writing(config.root):
         source, choice = frames_on_disk(config, seen, layout, transaction.path(layout.frames) if seen.writes else None, report)
         footage = frames.load(config, source, choice, report)
-        made = reconstruct(config, footage, backend, report)
-        outputs.write_subsampled(config, transaction.path(layout.frames_subsampled), footage, made)
-        outputs.write_clip_cameras(config, layout, transaction.path(layout.clip_cameras), footage, made, report)
-        outputs.write_record(config, layout, transaction.path(layout.preprocess_json), footage, made)
-        outputs.write_path(transaction.path(layout.path_json), made)
+        division = parts.divided(config, footage, backend, report)
+        told = parts.findings_of(division, footage)
+        for finding in told:
+            report.note(f"parts: {finding.text}")
+        footage = dataclasses.replace(footage, source=dataclasses.replace(source, findings=(*source.findings, *told)))
+        parts.keep(config, division, footage, backend, inputs, report)
+        made = division.built
+        outputs.write_scene(config, layout, transaction, footage, made, parts.record(division, footage), report)
         save_results(transaction.path(layout.npz_dir), made.scene)
         write_manifest(
             transaction.path(layout.npz_dir),

@@ -290,6 +290,16 @@ def test_many_frames_left_out_bring_advice(count, told, tmp_path):
     assert "frames left out" in words and ("--config.preprocess-max-frames" in words) == told
 
 
+def test_places_of_a_clip_and_how_to_build_the_others_are_said_at_the_end(tmp_path: Path) -> None:
+    parts = [{"folder": ".", "frames": [1, 2]}, {"folder": "parts/02", "frames": [3, 4]}, {"folder": None, "frames": [5]}]
+    record = {"findings": [{"kind": "parts", "text": "the clip shows 3 places"}, {"kind": "repeats", "text": "x"}], "parts": parts}
+    (tmp_path / "preprocess_frames.json").write_text(json.dumps(record))
+    summary = {"seconds": 1.0, "stages": [{"title": "geometry", "kept": True, "seconds": 0, "peak_memory_mb": 1}]}
+    words = run_reconstruction.closing_words(configure(["--config.root-path", str(tmp_path)]), [], summary).splitlines()
+    assert "  warning: the clip shows 3 places" in words and words[-1] == f"  python run_reconstruction.py {tmp_path}/parts/02"
+    assert sum("parts/" in line for line in words) == 1
+
+
 def test_flags_that_do_nothing_any_more_are_accepted() -> None:
     words = ["--config.root-path", "S", "--config.target-num-points", "5", "--config.global-opt-subdir=x", "--config.fps", "24"]
     assert parse(EvalConfig, words) == EvalConfig(root_path=Path("S"), fps=24)

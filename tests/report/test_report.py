@@ -18,9 +18,13 @@ from tests.browser import Browser, browser_or_skip
 from tests.trained_world import write_trained_world
 from utils.report import pictures
 from utils.report.charts import bar_chart, line_chart
+from utils.report.findings import findings_of_parts
 from utils.report.html import write_report
 from utils.report.style import SCRIPT
 from utils.report.verdict import verdict
+from utils.scene.clip_parts import clip_contradictions, clip_parts, words_about_parts
+from utils.scene.layout import SceneLayout
+from utils.scene.media import write_image
 
 VOID = {"meta", "img", "br", "line", "rect", "polyline", "input"}
 
@@ -236,6 +240,41 @@ def test_what_went_wrong_is_shown_with_pictures_and_the_verdict_is_the_one_of_th
         2,
         1,
     ]
+
+
+def test_places_of_a_clip_are_told_with_frames_that_contradict_side_by_side(tmp_path: Path) -> None:
+    write_trained_world(tmp_path)
+    layout = SceneLayout(tmp_path)
+    layout.frames.mkdir()
+    for number, level in ((1, 40), (9, 200)):
+        write_image(layout.frames / f"{number:06d}.png", np.full((30, 40, 3), level, np.uint8))
+    record = {
+        "source_frames_dir": "frames",
+        "findings": [
+            {"kind": "bars", "text": "bars are cut off"},
+            {"kind": "parts", "text": "the clip shows 2 places"},
+            {"kind": "contradictions", "text": "3 pairs of frames show different things"},
+        ],
+        "parts": [{"folder": ".", "frames": [1, 2, 3]}, {"folder": "parts/02", "frames": [9, 10]}, {"folder": None, "frames": [12]}],
+        "contradictions": [
+            {"frames": [1, 9], "names": ["000001.png", "000009.png"]},
+            {"frames": [2, 9], "names": ["gone.png", "000009.png"]},
+        ],
+    }
+    layout.preprocess_json.write_text(json.dumps(record))
+    evaluate(EvalConfig(root_path=tmp_path, save_video=False, save_images=False, render_gs_video_path=False))
+    section = check(tmp_path / "report.html")[0].split("<h2>What went wrong, and where</h2>")[1].split("</section>")[0]
+    assert "The clip shows 2 places. 3 pairs of frames show different things." in section and "bars" not in section
+    assert f"python run_reconstruction.py {tmp_path}/parts/02" in section
+    assert section.count("frames 1 and 9 of the clip, one spot</figcaption>") == 1 and "frames 2 and 9" not in section
+    metrics = json.loads(next(tmp_path.glob("*/gs_3dgs/gs_video_eval/metrics.json")).read_text())
+    assert metrics["parts"] == record["parts"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"parts": 3, "contradictions": [3, {"frames": [1]}], "findings": {}}', '{"parts": [{}]}'])
+def test_a_damaged_record_tells_of_no_places(tmp_path: Path, content: str) -> None:
+    SceneLayout(tmp_path).preprocess_json.write_text(content)
+    assert clip_parts(tmp_path) == [] == clip_contradictions(tmp_path) == words_about_parts(tmp_path) == findings_of_parts(tmp_path)
 
 
 def test_before_is_the_naive_render_where_there_is_one(tmp_path: Path) -> None:

@@ -76,3 +76,12 @@ def test_as_is_leaves_everything_in(tmp_path: Path) -> None:
     whole, usual = (look(tmp_path / "clip.mp4", tmp_path / str(flag), as_is=flag) for flag in (True, False))
     assert len(whole.source.frames) == 24 and not whole.source.crop and not whole.notes
     assert len(usual.source.frames) == 12 and usual.source.crop.top in (20, 21, 22)
+
+
+def test_of_several_shots_the_one_with_the_named_frame_is_used(tmp_path: Path) -> None:
+    encode(tmp_path / "clip.mp4", np.concatenate([make_cube(n, seed=seed).images for seed, n in ((123456, 24), (987654, 12))]))
+    survey = survey_clip(tmp_path / "clip.mp4")
+    assert plan_clip(survey).used.tolist() == list(range(24))
+    plan = plan_clip(survey, part_of=30)
+    assert plan.used.tolist() == list(range(24, 36))
+    assert any("that of frame 31 is used, frames 25 to 36" in found.text for found in plan.findings)

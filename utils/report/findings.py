@@ -3,6 +3,7 @@
 Frames are counted from 1 here, as the viewer and the verdict do.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,17 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from utils.registration.result import contradiction_words
 from utils.report import pictures
 from utils.report.pieces import picture
 from utils.report.verdict import weak_frames
 from utils.reporting import number_ranges
+from utils.scene.clip_parts import Contradiction, clip_contradictions, clip_parts, words_about_parts
 from utils.scene.layout import RunLayout
+from utils.scene.media import read_image
 from utils.types import Array, Scene
 
 _MOST_SHOWN = 4
 """Pictures of a kind: they show what is wrong, the numbers say how often."""
+_PAIR_WIDTH = 318
+"""Pixels of either of two pictures side by side."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,25 @@ class Finding:
 
     words: str
     figures: tuple[str, ...]
+
+
+def findings_of_parts(scene_root: Path) -> list[Finding]:
+    """Which frames of the clip contradict each other, side by side, and what became of the parts; empty for a clip of one place."""
+    words = words_about_parts(scene_root)
+    if not words:
+        return []
+    pairs = clip_contradictions(scene_root)
+    some = [pairs[k] for k in np.unique(np.linspace(0, len(pairs) - 1, min(_MOST_SHOWN, len(pairs))).astype(int))]
+    figures = [_side_by_side(pair) for pair in some if all(path.is_file() for path in pair.pictures)]
+    kept = [part.root for part in clip_parts(scene_root)[1:] if part.root is not None]
+    commands = [f"Build another with: python run_reconstruction.py {shlex.quote(str(root))}" for root in kept]
+    return [Finding(" ".join([*(f"{one[0].upper()}{one[1:]}." for one in words), *commands]), tuple(figures))]
+
+
+def _side_by_side(pair: Contradiction) -> str:
+    shown = [pictures.fit_width(read_image(path), _PAIR_WIDTH) for path in pair.pictures]
+    a, b = pair.frames
+    return picture(pictures.grid([[shown[0], pictures.resized_to(shown[1], shown[0])]]), f"frames {a} and {b} of the clip, one spot")
 
 
 def findings_of_alignment(report: dict[str, Any], scene: Scene | None) -> list[Finding]:

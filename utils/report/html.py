@@ -18,7 +18,7 @@ from utils.errors import ArtifactError
 from utils.report import pictures
 from utils.report.alignment_pictures import extent, thinned, unaligned_cloud
 from utils.report.charts import bar_chart, line_chart, nice_number
-from utils.report.findings import findings_of_alignment, findings_of_splats
+from utils.report.findings import findings_of_alignment, findings_of_parts, findings_of_splats
 from utils.report.front import Trained, before_after, next_section, plan_section, verdict_section, wrong_section
 from utils.report.pieces import missing, picture, png_file, table
 from utils.report.style import PAGE, SCRIPT, STYLE
@@ -122,7 +122,7 @@ def write_report(scene_root: Path) -> Path:
     trained = _trained(stages)
     front = [
         ("Is the world good?", verdict_section(trained)),
-        ("What went wrong, and where", _what_went_wrong(stages, trained, scene, alignment)),
+        ("What went wrong, and where", _what_went_wrong(scene_root, stages, trained, scene, alignment)),
         ("What to do next", next_section(trained, scene_root)),
         ("Before and after", before_after(trained[-1], _naive(layout, trained[-1]), scene) if trained else ""),
         ("What the clip saw", plan_section(trained)),
@@ -226,11 +226,12 @@ def _naive(layout: SceneLayout, ours: Trained) -> Trained | None:
     return None
 
 
-def _what_went_wrong(stages: list[_Stage], trained: list[Trained], scene: Scene | None, alignment: Alignment | None) -> str:
+def _what_went_wrong(root: Path, stages: list[_Stage], trained: list[Trained], scene: Scene | None, alignment: Alignment | None) -> str:
     if not stages:
         return ""
     aligned = [s for s in stages if "aligned" in s.report or "contradictions" in s.report]
-    findings = findings_of_alignment(aligned[-1].report, scene) if aligned else []
+    findings = findings_of_parts(root)
+    findings += findings_of_alignment(aligned[-1].report, scene) if aligned else []
     findings += [finding for one in trained for finding in findings_of_splats(one.folder, one.title, one.report, scene)]
     return wrong_section(findings, _warnings(stages, scene, alignment))
 

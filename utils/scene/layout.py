@@ -7,6 +7,7 @@ from pathlib import Path
 from utils.errors import ConfigError
 from utils.scene.json_files import json_object
 
+PARTS = "parts"
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and results on their way have longer names
 
 
@@ -19,6 +20,11 @@ def plain_name(name: str, flag: str) -> str:
     if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
         raise ConfigError(f"{flag}: {name!r} is no name of a folder", "give a name without slashes, for example mine_2")
     return name
+
+
+def part_name(number: int) -> str:
+    """Folder of a part in `parts/`."""
+    return f"{number:02d}"
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,10 @@ class SceneLayout:
     @property
     def summary_json(self) -> Path:
         return self.root / "run_summary.json"
+
+    def part(self, number: int) -> "SceneLayout":
+        """Of another part of the same clip, from 2: the first is the scene itself."""
+        return SceneLayout(self.root / PARTS / part_name(number))
 
     def run_name(self, num_frames: int, stride: int, offset: int, suffix: str = "") -> str:
         """Folder name of an alignment run."""

@@ -14,7 +14,7 @@ from utils.synthetic.raycast import BOX, CYLINDER, ELLIPSOID, Primitives
 from utils.synthetic.texture import BRICKS, FOLIAGE, PATCHES, PLANKS, PLASTER, Materials, with_texture
 from utils.types import Array
 
-LAYOUTS = ("room", "corridor", "object", "outdoor", "orbit")
+LAYOUTS = ("room", "corridor", "object", "outdoor", "orbit", "forgetful")
 
 # Frames in which an orbit goes round once, at a reference clip's speed.
 ORBIT_FRAMES = 64
@@ -70,29 +70,45 @@ class Path:
 
 @dataclass(frozen=True)
 class Orbit:
-    """A circle around a vertical axis, looking inwards, which closes after `ORBIT_FRAMES` of a reference clip.
+    """A circle around a vertical axis, looking inwards or outwards, which closes after `ORBIT_FRAMES` of a reference clip.
 
     Attributes:
-        target: (1, 3) point that the optical axis meets.
+        target: (1, 3) point that the optical axis meets, before or behind the camera.
         radius: of the circle, scene units.
         height: of the camera above the target, scene units; it sways by a tenth of it.
+        outward: the camera looks away from the target, at the height it is at.
     """
 
     target: Array
     radius: float
     height: float
+    outward: bool = False
 
     def c2w(self, progress: float, aside: tuple[float, float] = (0.0, 0.0)) -> Array:
         """(4, 4) world from camera; arguments as for `Path.c2w`."""
-        angle = 2 * np.pi * progress * (REFERENCE_FRAMES - 1) / ORBIT_FRAMES
+        angle = orbit_angle(progress)
         height = self.height * (1 + 0.1 * np.sin(2 * angle))
         eye = self.target[0] + np.array([-self.radius * np.sin(angle), -height, -self.radius * np.cos(angle)])
         c2w = np.eye(4)
-        c2w[:3, :3] = look_at(self.target[0] - eye, roll=0.0)
+        c2w[:3, :3] = look_at(self._forward(eye), roll=0.0)
         c2w[:3, 3] = eye + aside[0] * c2w[:3, 0] + aside[1] * c2w[:3, 1]
         if aside != (0.0, 0.0):
-            c2w[:3, :3] = look_at(self.target[0] - c2w[:3, 3], roll=0.0)
+            c2w[:3, :3] = look_at(self._forward(c2w[:3, 3]), roll=0.0)
         return c2w
+
+    def _forward(self, eye: Array) -> Array:
+        inwards: Array = self.target[0] - eye
+        return np.array([-1.0, 0.0, -1.0]) * inwards if self.outward else inwards
+
+
+def orbit_angle(progress: float) -> float:
+    """How far round an `Orbit` has come, radians."""
+    return 2 * np.pi * progress * (REFERENCE_FRAMES - 1) / ORBIT_FRAMES
+
+
+def orbit_progress(angle: float) -> float:
+    """The inverse of `orbit_angle`."""
+    return angle * ORBIT_FRAMES / (2 * np.pi * (REFERENCE_FRAMES - 1))
 
 
 def look_at(forward: Array, roll: float) -> Array:
@@ -124,6 +140,7 @@ class SceneBuilder:
     rng: np.random.Generator
     shapes: list[tuple[int, Array, Array, Array, int, int]] = field(default_factory=list)
     materials: list[tuple[int, float, Array, Array, Array, float]] = field(default_factory=list)
+    spans: dict[int, tuple[float, float]] = field(default_factory=dict)
     current: int = 0
     num_objects: int = 1
 
@@ -195,6 +212,12 @@ class SceneBuilder:
             radius=radius,
         )
 
+    def span_table(self) -> Array | None:
+        """(N, 2) progress within which each object is there; None if all always are."""
+        if not self.spans:
+            return None
+        return np.array([self.spans.get(index, (-np.inf, np.inf)) for index in range(self.num_objects)])
+
     def material_table(self) -> Materials:
         """The table of all materials."""
         kind, wavelength, cell, offset, palette, contrast = (list(column) for column in zip(*self.materials, strict=True))
@@ -210,11 +233,25 @@ class SceneBuilder:
 
 @dataclass(frozen=True)
 class Place:
-    """A built layout: shapes, materials, path."""
+    """A built layout.
+
+    Attributes:
+        shapes: all of them.
+        materials: of the shapes.
+        path: of the camera.
+        spans: (N, 2) progress from which and up to which each object is there; None: all are always there.
+    """
 
     shapes: Primitives
     materials: Materials
     path: Path | Orbit
+    spans: Array | None = None
+
+    def present(self, progress: float) -> Array:
+        """(N,) bool, the objects that are there at a progress along the path."""
+        if self.spans is None:
+            return np.ones(int(self.shapes.object_id.max()) + 1, bool)
+        return (self.spans[:, 0] <= progress) & (progress < self.spans[:, 1])
 
 
 def build_place(layout: str, seed: int, *, occluders: int = 0, texture: str = "rich") -> Place:
@@ -238,11 +275,12 @@ def build_place(layout: str, seed: int, *, occluders: int = 0, texture: str = "r
         "object": _object,
         "outdoor": _outdoor,
         "orbit": _orbit,
+        "forgetful": _forgetful,
     }
     path = build[layout](builder)
     builder.rng = np.random.default_rng([LAYOUTS.index(layout), seed, 5])  # so that the rest does not depend on the occluders
     _posts(builder, path, occluders)
-    return Place(builder.primitives(), with_texture(builder.material_table(), texture), path)
+    return Place(builder.primitives(), with_texture(builder.material_table(), texture), path, builder.span_table())
 
 
 def _posts(b: SceneBuilder, path: Path | Orbit, count: int) -> None:
@@ -522,6 +560,34 @@ def _orbit(b: SceneBuilder) -> Orbit:
         _thing(b, np.array([3.3 * np.cos(angle), floor, 3.3 * np.sin(angle)]), rng.uniform(0.6, 0.9))
     b.structure()
     return Orbit(target=np.array([[0.0, 0.1, 0.0]]), radius=2.1, height=0.7)
+
+
+_SECTORS = 16
+
+
+def _forgetful(b: SceneBuilder) -> Orbit:
+    """Two places in one spot: a hall seen from its middle, whose walls and things are others each time the camera comes round again.
+
+    They are exchanged behind the camera's back, so that frames that follow each other always agree. The first round shows one place, the
+    second another; from the third on it is the second.
+    """
+    rng, floor = b.rng, 1.25
+    stone = {name: b.material(PLASTER, 3.0, (0.6, 0.6, 0.6), 0.2) for name in ("back", "front", "left", "right", "floor", "ceiling")}
+    _shell(b, (-5.2, 5.2), (-1.7, floor), (-5.2, 5.2), stone)
+    for era in range(2):
+        for sector in range(_SECTORS):
+            angle, first = 2 * np.pi * (sector + 0.5) / _SECTORS, b.num_objects
+            outward, away = np.array([-np.sin(angle), 0.0, -np.cos(angle)]), rng.uniform(2.9, 4.1)
+            b.new_object()
+            half = np.array([1.08 * away * np.tan(np.pi / _SECTORS), rng.uniform(1.0, 1.45), 0.05])
+            b.add(BOX, away * outward + (0, floor - half[1], 0), half, b.material(int(rng.choice([PATCHES, BRICKS])), 1.8), yaw(angle))
+            across = np.cross(np.array([0.0, 1.0, 0.0]), outward)
+            _thing(b, (away - rng.uniform(0.6, 1.0)) * outward + rng.uniform(-0.4, 0.4) * across + (0, floor, 0), rng.uniform(0.6, 0.9))
+            swapped = orbit_progress(angle + np.pi)
+            for index in range(first, b.num_objects):
+                b.spans[index] = (-np.inf, swapped) if era == 0 else (swapped, np.inf)
+    b.structure()
+    return Orbit(target=np.zeros((1, 3)), radius=0.8, height=0.15, outward=True)
 
 
 def _house(b: SceneBuilder, foot: Array, half: tuple[float, float], height: float, turn: float) -> None:

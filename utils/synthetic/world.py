@@ -142,21 +142,25 @@ class SyntheticWorld:
     @cached_property
     def clean_images(self) -> Array:
         """(F, H, W, 3) uint8 from the same cameras, with no displacement and no colour drift."""
-        return self._render_clean(self.cameras)[0]
+        return self._render_clean(self.cameras, np.arange(self.config.frames, dtype=float))[0]
 
     @cached_property
     def novel_cameras(self) -> CameraSet:
         """Cameras between the input frames and beside the path, for clean held-out views."""
         config = self.config
-        last = max(config.frames - 1, 0)
-        frames = (np.arange(NUM_NOVEL_VIEWS) + 0.5) / NUM_NOVEL_VIEWS * last
-        frames = np.floor(frames) + 0.5 if last > 0 else frames
         poses = []
-        for index, frame in enumerate(frames):
+        for index, frame in enumerate(self._novel_frames):
             right, down = NOVEL_ASIDE[index % len(NOVEL_ASIDE)]
             aside = (right * self.scale, down * self.scale)
             poses.append(self.place.path.c2w(config.progress(float(frame)), aside))
         return _cameras(np.stack(poses), config.size)
+
+    @property
+    def _novel_frames(self) -> Array:
+        """(V,) where along the clip the novel views are, in frames."""
+        last = max(self.config.frames - 1, 0)
+        frames = (np.arange(NUM_NOVEL_VIEWS) + 0.5) / NUM_NOVEL_VIEWS * last
+        return np.floor(frames) + 0.5 if last > 0 else frames
 
     @property
     def novel_images(self) -> Array:
@@ -170,14 +174,14 @@ class SyntheticWorld:
 
     @cached_property
     def _novel(self) -> tuple[Array, Array]:
-        return self._render_clean(self.novel_cameras)
+        return self._render_clean(self.novel_cameras, self._novel_frames)
 
-    def _render_clean(self, cameras: CameraSet) -> tuple[Array, Array]:
-        """uint8 images and depth of cameras in the canonical world."""
+    def _render_clean(self, cameras: CameraSet, frames: Array) -> tuple[Array, Array]:
+        """uint8 images and depth of cameras in the canonical world, as it is at these frames (they may lie between two)."""
         still = self.inconsistency.still()
         views = [
             render_view(
-                self.place.shapes,
+                present_shapes(self.place.shapes, self.place.present(self.config.progress(float(frame)))),
                 self.place.materials,
                 still,
                 cameras=cameras,
@@ -185,7 +189,7 @@ class SyntheticWorld:
                 scale=self.scale,
                 salt=self.config.seed,
             )
-            for index in range(len(cameras))
+            for index, frame in enumerate(frames)
         ]
         images = np.stack([tint(view.color, np.ones(3), np.zeros(3)) for view in views])
         return images, np.stack([view.depth for view in views])
@@ -327,7 +331,7 @@ def make_world(config: WorldConfig, report: Reporter = NULL_REPORTER) -> Synthet
     views: list[View] = []
     for frame in range(config.frames):
         shapes = pose_shapes(place.shapes, inconsistency.object_turn[frame], inconsistency.object_shift[frame])
-        shapes = present_shapes(shapes, present[frame])
+        shapes = present_shapes(shapes, present[frame] & place.present(config.progress(frame)))
         warp = inconsistency.warp(frame)
         view = render_view(shapes, place.materials, warp, cameras=cameras, index=frame, scale=scale, salt=config.seed)
         views.append(view)

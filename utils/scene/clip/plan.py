@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -64,12 +65,13 @@ class ClipPlan:
         return np.flatnonzero(self.keep)
 
 
-def plan_clip(survey: Survey, *, as_is: bool = False) -> ClipPlan:
+def plan_clip(survey: Survey, *, as_is: bool = False, part_of: int | None = None) -> ClipPlan:
     """What is used of a clip or a folder of frames.
 
     Args:
         survey: of its frames.
         as_is: leave no frame out and cut nothing off.
+        part_of: a frame, from 0: of several shots that with this one is used. None: the longest.
     """
     findings = [*_about_the_file(survey)]
     keep = np.ones(len(survey), bool)
@@ -77,7 +79,7 @@ def plan_clip(survey: Survey, *, as_is: bool = False) -> ClipPlan:
         keep = _undamaged(survey, keep, findings)
         # Where hardly a frame shows anything, nothing can be told of them.
         if (keep & ~blank_frames(survey.thumbs)).sum() >= _LEAST:
-            for choose in (_shown, _distinct, _once, _one_shot, _settled):
+            for choose in (_shown, _distinct, _once, partial(_one_shot, part_of=part_of), _settled):
                 keep = choose(survey, keep, findings)
     positions = [i for i, at in enumerate(survey.sampled) if keep[at]]
     if len(positions) < _LEAST:
@@ -201,13 +203,14 @@ def _distinct(survey: Survey, keep: Array, findings: list[Finding]) -> Array:
     return left
 
 
-def _one_shot(survey: Survey, keep: Array, findings: list[Finding]) -> Array:
-    """The longest shot."""
+def _one_shot(survey: Survey, keep: Array, findings: list[Finding], *, part_of: int | None = None) -> Array:
+    """The longest shot, or the one with the frame `part_of`, or the used frame nearest to it."""
     frames = np.flatnonzero(keep)
     cuts = find_cuts(survey.thumbs, frames)
     if not len(cuts):
         return keep
-    shot, shots = longest_shot(frames, cuts)
+    longest, shots = longest_shot(frames, cuts)
+    shot = longest if part_of is None else min(shots, key=lambda one: int(np.abs(one - part_of).min()))
     if len(shot) < 2 or len(shots) > max(4, len(frames) // 6):  # a slide show, or a camera faster than its frames
         findings.append(Finding("cuts", f"the picture changes altogether {len(cuts)} times; all frames are used", warning=True))
         return keep
@@ -217,7 +220,8 @@ def _one_shot(survey: Survey, keep: Array, findings: list[Finding]) -> Array:
     where = f"cut at {at}{' ...' if len(cuts) > 5 else ''}{' s' if survey.facts else ''}"
     out = int(keep.sum() - left.sum())
     text = (
-        f"{len(shots)} shots ({where}): the longest is used, frames {shot[0] + 1} to {shot[-1] + 1}; each other one is a scene of its own"
+        f"{len(shots)} shots ({where}): {'the longest' if part_of is None else f'that of frame {part_of + 1}'} is used, frames"
+        f" {shot[0] + 1} to {shot[-1] + 1}; each other one is a scene of its own, which --config.part-of with one of its frames makes"
     )
     findings.append(Finding("cuts", text, out, warning=True))
     return left

@@ -15,7 +15,7 @@ _MATCHED = 0.2
 # and for this share of what is usual in the clip.
 _OF_USUAL = 0.25
 # Features that agree between two pictures of one place at least (seen: 80 and more; across a cut at most 6).
-_AGREEING = 15
+AGREEING = 15
 
 
 def find_cuts(thumbs: Array, frames: Array) -> Array:
@@ -37,7 +37,7 @@ def find_cuts(thumbs: Array, frames: Array) -> Array:
     usual = float(np.median(matched[asked])) if len(asked) else 1.0
     cuts = np.flatnonzero(matched < min(_MATCHED, _OF_USUAL * usual))
     # Flow loses a fast turn; features find it again.
-    return np.array([i + 1 for i in cuts if agreeing_features(thumbs[pairs[i][0]], thumbs[pairs[i][1]]) < _AGREEING], np.int64)
+    return np.array([i + 1 for i in cuts if agreeing_features(thumbs[pairs[i][0]], thumbs[pairs[i][1]]) < AGREEING], np.int64)
 
 
 def matched_share(a: Array, b: Array) -> float:
@@ -51,19 +51,27 @@ def matched_share(a: Array, b: Array) -> float:
 
 
 def agreeing_features(a: Array, b: Array) -> int:
-    """Number of SIFT features of one picture that are found in another and agree on a homography."""
-    sift = cv2.SIFT.create(nfeatures=500, contrastThreshold=0.01)
-    found = [sift.detectAndCompute(cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC), None) for image in (a, b)]
-    (points_a, features_a), (points_b, features_b) = found
-    if features_a is None or features_b is None or min(len(points_a), len(points_b)) < 8:
+    """Number of SIFT features of one small picture that are found in another and agree on a homography."""
+    found = [features(cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)) for image in (a, b)]
+    return agreeing(*found)
+
+
+def features(image: Array) -> tuple[Array, Array]:
+    """SIFT features of a picture (h, w) uint8: pixels (N, 2) and descriptors (N, 128), float32."""
+    points, descriptors = cv2.SIFT.create(nfeatures=500, contrastThreshold=0.01).detectAndCompute(image, None)
+    if descriptors is None:
+        return np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32)
+    return np.array([point.pt for point in points], np.float32), descriptors
+
+
+def agreeing(a: tuple[Array, Array], b: tuple[Array, Array]) -> int:
+    """Number of `features` of one picture that are found in another and agree on a homography."""
+    if min(len(a[0]), len(b[0])) < 8:
         return 0
-    matches = [m for m, second in cv2.BFMatcher().knnMatch(features_a, features_b, k=2) if m.distance < 0.8 * second.distance]
+    matches = [m for m, second in cv2.BFMatcher().knnMatch(a[1], b[1], k=2) if m.distance < 0.8 * second.distance]
     if len(matches) < 8:
         return 0
-    pixels = [
-        np.array([p[i].pt for i in at], np.float32)
-        for p, at in ((points_a, [m.queryIdx for m in matches]), (points_b, [m.trainIdx for m in matches]))
-    ]
+    pixels = a[0][[m.queryIdx for m in matches]], b[0][[m.trainIdx for m in matches]]
     mask = cv2.findHomography(pixels[0], pixels[1], cv2.RANSAC, 6.0)[1]
     return 0 if mask is None else int(mask.sum())
 
