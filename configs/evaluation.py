@@ -40,8 +40,8 @@ class EvalConfig:
     """Write an MP4 per path."""
 
     film_height: int = 0
-    """Height of the MP4s in pixels; 0: 720 along the shorter side, on a GPU the clip's own size where it is larger, on a CPU the size
-    that was trained for the films from the clip's own poses. 2160 is 4K."""
+    """Height of the MP4s in pixels; 0: 720 along the shorter side, on a GPU the clip's own size where it is larger, on a CPU the size that
+    was trained for the films from the clip's own poses; others are rendered there at up to three times that and enlarged. 2160: 4K."""
 
     fps: int = 30
     """Frames per second of the MP4s; those along the clip last as long as the clip."""

@@ -15,6 +15,8 @@ from utils.types import Array, CameraSet
 
 _LEAST_SIDE, _MOST_SIDE = 720, 2160
 """Pixels along the shorter side of a film: at least, and at most without being asked."""
+_MOST_ENLARGED = 3.0
+"""Finer than by this, splats show their own edges and no more of the scene."""
 _BESIDE_SIDE = 540
 """The same of each half of the film with two halves."""
 _MOST_BESIDE = 240
@@ -71,6 +73,17 @@ def film_size(clip: tuple[int, int], height: int, own: bool) -> tuple[int, int]:
     side = min(clip)
     wanted = height / clip[0] if height > 0 else (np.clip(side, _LEAST_SIDE, _MOST_SIDE) if own else _LEAST_SIDE) / side
     return _even(clip[0] * wanted), _even(clip[1] * wanted)
+
+
+def drawn_size(film: tuple[int, int], trained: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) at which a film is rendered on a CPU and then enlarged: at most `_MOST_ENLARGED` times as fine as the splats were trained.
+
+    Args:
+        film: (h, w) of the film.
+        trained: (h, w) of the images that were trained on.
+    """
+    share = min(1.0, _MOST_ENLARGED * min(trained) / min(film))
+    return _even(film[0] * share), _even(film[1] * share)
 
 
 def _even(side: float) -> int:

@@ -1,12 +1,13 @@
 """Films: the consistent world along a camera path, as PNGs and an MP4, with the agreement of neighbouring renders on the side."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+import cv2
 import numpy as np
 
 from eval_gs.behind import Behind
@@ -30,6 +31,7 @@ class FilmOptions:
 
     Attributes:
         size: (h, w) of the MP4.
+        drawn: (h, w) at which its pictures are rendered; None: `size`.
         fps: of the MP4.
         save_images: write PNGs.
         save_video: write the MP4.
@@ -43,6 +45,7 @@ class FilmOptions:
     save_video: bool
     white: bool
     measure: bool
+    drawn: tuple[int, int] | None = None
 
 
 class Filming:
@@ -71,10 +74,19 @@ class Filming:
         words = f"render {name.replace('_', ' ')}"
         self._stills(cameras, name, words, options)
         if options.save_video and len(cameras):
-            pictures = _views(self._view, cameras.resized(options.size), options)
-            self.film(self._folder / f"render_{name}.mp4", pictures, options.fps, words, small)
+            pictures = _views(self._view, cameras.resized(options.drawn or options.size), options)
+            self.film(self._folder / f"render_{name}.mp4", pictures, options.fps, words, small, size=options.size)
 
-    def film(self, path: Path, film: tuple[int, Iterator[Array]], fps: float, words: str, small: Path | None = None) -> None:
+    def film(
+        self,
+        path: Path,
+        film: tuple[int, Iterator[Array]],
+        fps: float,
+        words: str,
+        small: Path | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         """Renders the pictures of a film and leaves them to be encoded.
 
         Args:
@@ -83,11 +95,12 @@ class Filming:
             fps: frames per second.
             words: what is reported.
             small: a second film of the same, at most 640 pixels wide (960 for pictures wider than 16:9), for a page.
+            size: (h, w) that the pictures are enlarged to; None: as they are.
         """
         count, images = film
-        reels = [self._stack.enter_context(_Reel(Mp4Writer(path, fps, speed="veryfast"), preview=False))]
+        reels = [self._stack.enter_context(_Reel(Mp4Writer(path, fps, speed="veryfast"), partial(_enlarged, size=size)))]
         if small is not None:
-            reels.append(self._stack.enter_context(_Reel(Mp4Writer(small, fps, quality=_PREVIEW_QUALITY), preview=True)))
+            reels.append(self._stack.enter_context(_Reel(Mp4Writer(small, fps, quality=_PREVIEW_QUALITY), _for_a_page)))
         for i, image in enumerate(images):
             for reel in reels:
                 reel.add(image)
@@ -132,13 +145,13 @@ class Filming:
 class _Reel:
     """A film that is encoded on a thread of its own; a context manager, at whose end the film is whole."""
 
-    def __init__(self, writer: Mp4Writer, preview: bool):
-        self._writer, self._preview, self._ended = writer, preview, False
+    def __init__(self, writer: Mp4Writer, fitted: Callable[[Array], Array]):
+        self._writer, self._fitted, self._ended = writer, fitted, False
         self._thread = Behind[None](threads=1, waiting=_WAITING_PICTURES)
 
     def add(self, image: Array) -> None:
         """The next picture."""
-        self._thread.do(partial(_encode, self._writer, image, self._preview))
+        self._thread.do(lambda: self._writer.add(self._fitted(image)))
 
     def end(self) -> None:
         """No picture follows: the file is closed as soon as the last one is encoded."""
@@ -164,9 +177,15 @@ def _views(view: SplatView, cameras: CameraSet, options: FilmOptions) -> tuple[i
     return len(cameras), (rgb_image(output, options.white) for output in views)
 
 
-def _encode(film: Mp4Writer, image: Array, preview: bool) -> None:
-    width = _PREVIEW_WIDTH if image.shape[1] < 2 * image.shape[0] else _WIDE_PREVIEW_WIDTH
-    film.add(pictures.fit_width(image, width) if preview else image)
+def _for_a_page(image: Array) -> Array:
+    return pictures.fit_width(image, _PREVIEW_WIDTH if image.shape[1] < 2 * image.shape[0] else _WIDE_PREVIEW_WIDTH)
+
+
+def _enlarged(image: Array, size: tuple[int, int] | None) -> Array:
+    """(h, w, 3) uint8 at (h, w) `size`."""
+    if size is None or image.shape[:2] == size:
+        return image
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def _measured_positions(count: int) -> set[int]:

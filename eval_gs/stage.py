@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.evaluation import EvalConfig
 from eval_gs.behind import Behind
-from eval_gs.films import Clip, beside, clip_of, film_size
+from eval_gs.films import Clip, beside, clip_of, drawn_size, film_size
 from eval_gs.known import coverage_plan, well_known_part
 from eval_gs.layers import multi_layer
 from eval_gs.measure import FrameScore, lpips_or_reason, score_frame, summarize
@@ -138,7 +138,9 @@ def _evaluate(
         shown.mkdir()
         with Filming(subject.view, folder, report) as filming:
             for name, cameras in _paths(config, subject, report).items():
-                timed = replace(options, size=_size(name, options.size, config, subject), fps=_fps(name, clip, config.fps))
+                size = _size(name, options.size, config, subject)
+                drawn = drawn_size(size, trained.size) if _may_enlarge(config, subject) else size
+                timed = replace(options, size=size, drawn=drawn, fps=_fps(name, clip, config.fps))
                 filming.path(cameras, name, timed, shown / "fly_through.mp4" if name == "gs_video" else None)
                 save_trajectory(folder / f"{name}_transforms.json", cameras)
             if config.save_video and config.render_side_by_side:
@@ -179,14 +181,13 @@ def _size(name: str, size: tuple[int, int], config: EvalConfig, subject: _Subjec
 
     At 720 lines the films of the demo took three quarters of its evaluation, and these two show nothing that the frames do not.
     """
-    if (
-        name not in ("input_poses", "optimised_poses")
-        or config.film_height > 0
-        or config.override_height > 0
-        or subject.view.device.type == "cuda"
-    ):
-        return size
-    return subject.view.trained.cameras.size
+    small = name in ("input_poses", "optimised_poses") and _may_enlarge(config, subject)
+    return subject.view.trained.cameras.size if small else size
+
+
+def _may_enlarge(config: EvalConfig, subject: _Subject) -> bool:
+    """Whether films may be rendered smaller than they are: on a CPU, and if no size was asked for."""
+    return config.film_height <= 0 and config.override_height <= 0 and subject.view.device.type != "cuda"
 
 
 def _load_subject(config: EvalConfig, run_layout: RunLayout, checkpoint: Path, device_name: str) -> tuple[_Subject, dict[str, str]]:

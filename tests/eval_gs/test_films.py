@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs.evaluation import EvalConfig
-from eval_gs.films import Clip, clip_of, film_size, side_by_side
+from eval_gs.films import Clip, clip_of, drawn_size, film_size, side_by_side
 from eval_gs.stage import run as evaluate
 from tests.trained_world import FRAMES, SIZE, write_trained_world
 from utils.errors import InputError
@@ -30,6 +30,18 @@ from utils.scene.media import Mp4Writer, decode, write_image
 )
 def test_films_have_the_clips_shape_and_720_pixels_at_least(clip, height, own, expected) -> None:
     assert film_size(clip, height, own) == expected
+
+
+@pytest.mark.parametrize(
+    ("film", "trained", "expected"),
+    [
+        ((720, 1280), (140, 252), (420, 746)),
+        ((720, 1280), (280, 504), (720, 1280)),  # less than three times as fine
+        ((1280, 720), (252, 140), (746, 420)),
+    ],
+)
+def test_films_are_rendered_no_finer_than_the_splats_can_show(film, trained, expected) -> None:
+    assert drawn_size(film, trained) == expected
 
 
 def test_the_scenes_frames_last_as_long_as_the_clip() -> None:
@@ -77,7 +89,7 @@ def test_films_are_full_size_and_stills_are_not_and_both_last_as_long_as_the_cli
         left, right = both[i][60:, :900].astype(float), both[i][60:, 904:].astype(float)
         assert abs(left.mean() - 40 * (i + 1)) < 3 and left.std() < 3 < right.std()
     previews = {p.name: next(decode(p)).shape[1] for p in (folder / "report_pictures").glob("*.mp4")}
-    assert previews == {"fly_through.mp4": 640, "clip_and_world.mp4": 960}
+    assert previews == {"fly_through.mp4": drawn_size((720, 1200), SIZE)[1], "clip_and_world.mp4": 960}
     report = (tmp_path / "report.html").read_text()
     assert report.count("<video controls autoplay muted loop playsinline") == 2
     assert f"At full size: {folder.relative_to(tmp_path).as_posix()}/" in report
