@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from train_gs.start.see_through import seen_through
 from utils.cameras import se3
 from utils.device.accelerator import accelerator, or_on_cpu
 from utils.types import Array, CameraSet
 
-# Window in pixels of the minimum filter on the depth: points at depth edges, which are imprecise, are not removed.
-_AROUND = 5
 # Shares of the way from one frame to the next at which the view is asked, and how far apart (degrees, depths) such frames may be.
 _BETWEEN, _MOST_TURN, _MOST_MOVE = (0.25, 0.5, 0.75), 25.0, 0.6
 # What lies between two frames may have moved by this share of the picture in either: its depth is the least within.
@@ -50,7 +49,7 @@ def in_the_way(points: Array, cameras: CameraSet, depth: Array, share: float, ma
     else:
         forward = cameras.c2w[:, :3, 2]
         shares[forward @ forward.T < np.cos(np.radians(_OTHER_SIDE_DEG))] = max(share, _OTHER_SIDE_SHARE)
-    return _on_the_device(points, lambda there: _hidden_by(there, cameras, depth, shares, made_by).cpu().numpy())
+    return _on_the_device(points, lambda there: seen_through(there, cameras, depth, shares, made_by).cpu().numpy())
 
 
 def in_the_way_between(points: Array, cameras: CameraSet, depth: Array, clips: Array | None = None) -> Array:
@@ -74,7 +73,7 @@ def in_the_way_between(points: Array, cameras: CameraSet, depth: Array, clips: A
             w2c = np.stack(poses_between(cameras, first, _BETWEEN))
             views = replace(cameras.select([first] * len(_BETWEEN)), c2w=np.linalg.inv(w2c))
             shown = np.repeat(np.minimum(least[first], least[first + 1])[None], len(_BETWEEN), axis=0)
-            rows = torch.nonzero(_hidden_by(there, views, shown, np.full((len(views), 1), _FREE), nobody))[:, 0].cpu().numpy()
+            rows = torch.nonzero(seen_through(there, views, shown, np.full((len(views), 1), _FREE), nobody))[:, 0].cpu().numpy()
             blocking[rows[~_on_a_surface(points[rows], cameras.select(pair), depth[pair])]] = True
         return blocking
 
@@ -115,29 +114,3 @@ def _on_a_surface(points: Array, cameras: CameraSet, depth: Array) -> Array:
         there = own[row[inside].astype(int), column[inside].astype(int)]
         found[inside] |= np.abs(z[inside] - there) < _SAME_SURFACE * there
     return found
-
-
-def _hidden_by(points: Tensor, cameras: CameraSet, depth: Array, shares: Array, made_by: Array) -> Tensor:
-    """(N,) bool on the points' device, points (N, 3) in the way of cameras of the depth's size.
-
-    Args:
-        points: see `in_the_way`.
-        cameras: of F frames.
-        depth: (F, h, w).
-        shares: (F, G) of the depth before which a point made by each of G is in the way of each camera.
-        made_by: (N,) which of the G made each point.
-    """
-    blocking = torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    maker = torch.from_numpy(made_by).to(points.device)
-    for w2c, K, z_shown, share in zip(cameras.w2c, cameras.K, depth, shares, strict=True):
-        least = cv2.erode(z_shown.astype(np.float32), np.ones((_AROUND, _AROUND), np.uint8))
-        projection = torch.from_numpy(K @ w2c[:3]).to(points)
-        z = points @ projection[2, :3] + projection[2, 3]
-        # Few points are so near: only they are projected.
-        near = torch.nonzero((z > 0) & (z < float(share.max() * least.max())))[:, 0]
-        column, row = ((points[near] @ projection[:2, :3].T + projection[:2, 3]) / z[near, None]).floor().unbind(1)
-        inside = (column >= 0) & (column < depth.shape[2]) & (row >= 0) & (row < depth.shape[1])
-        near, pixel = near[inside], (row[inside] * depth.shape[2] + column[inside]).long()
-        limit = torch.from_numpy(share).to(points)[maker[near]] * torch.from_numpy(least).to(points.device).view(-1)[pixel]
-        blocking[near[z[near] < limit]] = True
-    return blocking
