@@ -132,6 +132,7 @@ def write_record(config: PreprocessConfig, path: Path, footage: Footage, made: R
         "fps": source.fps,
         "world_offset": made.offset,
         "camera": None if straight is None else straight.described(source.fps),
+        **({} if made.shown is None else {"shown": len(made.shown)}),
         **more,
     }
     write_json(path, record)

@@ -6,7 +6,7 @@ import pytest
 from utils.matching.contradictions import Evidence, find_evidence
 from utils.matching.parts import divide
 from utils.synthetic import WorldConfig, make_world
-from utils.types import Array
+from utils.types import Array, CameraSet, Scene
 
 
 def evidence(agree: Array, contradict: Array) -> Evidence:
@@ -73,3 +73,22 @@ def test_inconsistent_clips_of_one_place_stay_whole(layout: str) -> None:
     told = find_evidence(world.predicted_scene(), world.images)
     assert told.agree.sum() > 60 and not told.contradict.any()
     assert len(divide(told)) == 1
+
+
+def test_what_masks_take_out_contradicts_nobody() -> None:
+    """Two frames of one wall under different pictures, without a mask and with one over that of the second."""
+    rng = np.random.default_rng(0)
+    wall, signs = rng.integers(0, 255, (42, 70, 3), np.uint8), rng.integers(0, 255, (2, 42, 66, 3), np.uint8)
+    images = np.stack([wall, wall])
+    images[:, :, 2:68] = signs
+    images = np.repeat(np.repeat(images, 3, 1), 3, 2)
+    depth = np.full((2, 126, 210), 3, np.float32)
+    masked = depth.copy()
+    masked[1, :, 6:204] = 0
+    K = np.array([[190.0, 0, 105], [0, 190, 63], [0, 0, 1]])
+    cameras = CameraSet(c2w=np.tile(np.eye(4), (2, 1, 1)), K=np.stack([K, K]), size=(126, 210), frame_ids=np.arange(2))
+    bare, behind = (
+        find_evidence(Scene(cameras=cameras, images=images, depth=values, confidence=np.ones_like(depth)), images)
+        for values in (depth, masked)
+    )
+    assert bare.contradict[0, 1] and not behind.contradict.any()

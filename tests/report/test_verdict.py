@@ -77,6 +77,9 @@ def test_the_next_command_is_one_that_the_program_takes(tmp_path: Path) -> None:
     (root / "preprocess_frames.json").write_text(json.dumps({"num_frames_used": 32, "clip_frames": [50]}))
     config = configure(shlex.split(verdict(folder.with_name("gs_2dgs")).command)[1:])  # type: ignore[union-attr]
     assert (config.stage0.max_frames, config.input_video, config.scene_root) == (50, (clip,), root)
+    (root / "preprocess_frames.json").write_text(json.dumps({"num_frames_used": 32, "clip_frames": [50], "shown": 40}))
+    config = configure(shlex.split(verdict(folder.with_name("gs_2dgs")).command)[1:])  # type: ignore[union-attr]
+    assert config.stage0.max_frames == 40  # the other frames show another place
     found = verdict(folder)
     assert found is not None and found.advice == "" and "--config.format html" in found.command
     settings = {"mode": "fast", "input_video": [str(clip)]}

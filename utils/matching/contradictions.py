@@ -90,23 +90,25 @@ def _compared(scene: Scene) -> _Views:
     sigma = 0.5 * step
     blurred = [cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), sigma) for image in scene.images]
     gray, c2w, K = np.stack(blurred), scene.cameras.c2w, scene.cameras.K
-    count = len(scene)
+    count, valid = len(scene), scene.valid
     shared, likeness = np.zeros((count, count)), np.full((count, count), np.nan)
 
     def of_frame(i: int) -> None:
-        known = (scene.depth[i] > 0)[np.ix_(rows, columns)]
+        known = valid[i][np.ix_(rows, columns)]
         points = transform(c2w[i], unproject_depth(scene.depth[i].astype(np.float64), K[i])[np.ix_(rows, columns)][known])
         brightness = gray[i][np.ix_(rows, columns)][known]
         for j in range(count):
             if j != i:
-                shared[i, j], likeness[i, j] = _seen_by(scene, gray[j], j, points, c2w[i, :3, 3], brightness, known.size)
+                shared[i, j], likeness[i, j] = _seen_by(scene, gray[j], valid[j], j, points, c2w[i, :3, 3], brightness, known.size)
 
     with ThreadPoolExecutor(cpu_count()) as pool:
         list(pool.map(of_frame, range(count)))
     return _Views(shared, likeness)
 
 
-def _seen_by(scene: Scene, gray: Array, j: int, points: Array, eye: Array, brightness: Array, total: int) -> tuple[float, float]:
+def _seen_by(
+    scene: Scene, gray: Array, valid: Array, j: int, points: Array, eye: Array, brightness: Array, total: int
+) -> tuple[float, float]:
     """Share of `total` world points (N, 3) that frame j looks at from the direction of `eye`, and how alike they are in brightness."""
     h, w = scene.cameras.size
     local = transform(scene.cameras.w2c[j], points)
@@ -121,8 +123,7 @@ def _seen_by(scene: Scene, gray: Array, j: int, points: Array, eye: Array, brigh
     if share < _SHARED:
         return share, np.nan
     at = y[inside].astype(int), x[inside].astype(int)
-    depth = scene.depth[j][at]
-    shown = (depth <= 0) | (z[inside] < depth * np.exp(_NEAR))  # what lies behind the surface that j sees is hidden from it
+    shown = valid[at] & (z[inside] < scene.depth[j][at] * np.exp(_NEAR))  # what lies behind the surface that j sees is hidden from it
     a, b = brightness[inside][shown], gray[at][shown]
     if shown.sum() < 0.1 * total or a.std() < _CONTRAST or b.std() < _CONTRAST:
         return share, np.nan

@@ -150,7 +150,8 @@ def _advice(grade: Grade, root: Path, mode: str) -> tuple[str, list[str]]:
     mode = mode or str(_settings(root).get("mode", ""))
     preprocess = json_object(SceneLayout(root).preprocess_json)
     used, clip = _number(preprocess, "num_frames_used"), preprocess.get("clip_frames")
-    there = sum(n for n in clip if isinstance(n, int)) if isinstance(clip, list) else 0
+    there = int(_number(preprocess, "shown") or 0)  # of a clip of several places those that show this one
+    there = there or (sum(n for n in clip if isinstance(n, int)) if isinstance(clip, list) else 0)
     more = ["--stage0.max-frames", str(int(min(there, 2 * used)))] if used and there > used else []
     if grade == "poor":
         if more:
