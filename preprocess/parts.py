@@ -163,15 +163,16 @@ def findings_of(division: Division, footage: Footage) -> tuple[Finding, ...]:
         count = sum(len(p.positions) for p in division.kept) + sum(map(len, division.dropped))
         found.append(Finding("parts", text, count, warning=True))
     if len(division.contradictions) >= _LEAST_NAMED:
-        found.append(Finding("contradictions", contradictions_in_words(numbered(footage, division.contradictions)), warning=True))
+        found.append(Finding("contradictions", _contradictions_in_words(footage, division.contradictions), warning=True))
     return tuple(found)
 
 
-def contradictions_in_words(pairs: Sequence[tuple[int, int]]) -> str:
-    """Which frames of the clip, from 1, show different places in one spot."""
+def _contradictions_in_words(footage: Footage, pairs: Sequence[tuple[int, int]]) -> str:
+    """Which frames of the clip, from 1, show different things in one spot."""
     some = [pairs[k] for k in np.unique(np.linspace(0, len(pairs) - 1, min(4, len(pairs))).astype(int))]
-    named = ", ".join(f"{a} and {b}" for a, b in some)
-    return f"{len(pairs)} pairs of frames show different things in one spot, for example {named}"
+    named = ", ".join(f"{a} and {b}" for a, b in numbered(footage, some))
+    one, other = (_spans(footage, sorted({pair[side] for pair in pairs})) for side in (0, 1))
+    return f"{len(pairs)} pairs of frames show different things in one spot, {one} against {other}: for example {named}"
 
 
 def numbered(footage: Footage, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

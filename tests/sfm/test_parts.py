@@ -101,7 +101,7 @@ def test_the_larger_place_is_built_and_the_other_is_a_scene_of_its_own(clip: Pat
     assert (
         len(said) == 1 and f"frames 1 to {max(built) + 1} are built" in said[0] and "parts/02" in said[0] and "--config.part-of" in said[0]
     )
-    assert any("show different things in one spot" in line for line in notes.lines)
+    assert any("show different things in one spot, 1 to " in line and f" to {max(kept) + 1}: for example" in line for line in notes.lines)
     preprocess_video.run(config(clip, root), notes := Notes())
     assert len(notes.lines) == 1 and "current" in notes.lines[0]
 
