@@ -34,6 +34,7 @@ class SparseModel:
         seen_point: (M,) int64, row of `points` of each observation.
         seen_at: (M, 2) pixel of each observation.
         error_px: mean reprojection error.
+        zooms: the focal length changes from frame to frame.
     """
 
     frames: Array
@@ -44,6 +45,7 @@ class SparseModel:
     seen_point: Array
     seen_at: Array
     error_px: float
+    zooms: bool = False
 
     @property
     def focal(self) -> float:

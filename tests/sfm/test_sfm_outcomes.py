@@ -95,6 +95,7 @@ def model_of(frames: int, focal: float) -> SparseModel:
 def stub_mapping(monkeypatch: pytest.MonkeyPatch, free: SparseModel, given: Callable[[float], SparseModel]) -> None:
     monkeypatch.setattr(sfm_poses, "_match", lambda images, folder, *rest: folder)
     monkeypatch.setattr(sfm_poses, "_map", lambda database, seed, focal=None: free if focal is None else given(focal))
+    monkeypatch.setattr(sfm_poses, "_map_zoom", lambda shared, *_: shared)
 
 
 @pytest.mark.parametrize(("focal", "best"), [(25.0, 40.0), (25.0, 55.0), (400.0, 150.0), (400.0, 90.0)])

@@ -35,6 +35,7 @@ from utils.sfm.mapping import (
     by_point,
     check_parallax,
     focal_prior,
+    focal_text,
     hosted,
     intrinsics_between,
     map_frames,
@@ -42,6 +43,7 @@ from utils.sfm.mapping import (
     place_between,
     restricted,
     settle_focal,
+    zoom_of,
 )
 from utils.sfm.plane_sweep import shrink_mask
 from utils.sfm.rehearsal import rehearsing
@@ -93,7 +95,7 @@ class SfmGeometry:
         model = of_one_place(model, clips, [frames.names[position] for position in frames.chosen], report)
         report.note(
             f"poses: {len(model.frames)} of {len(frames.chosen)} frames, {len(model.points)} points, reprojection"
-            f" {model.error_px:.2f} px, focal {model.focal / max(frames.images.shape[1:3]):.2f} x longest side"
+            f" {model.error_px:.2f} px, focal {focal_text(model, frames.images.shape[1:3])} x longest side"
         )
         clip = _posed_clip(frames, model)
         clip, depth, confidence = depth_of(clip, frames, report)
@@ -114,10 +116,10 @@ class SfmGeometry:
             if not everything:
                 raise
             report.note(f"poses: too few match each other, mapping all {len(frames.images)} frames around them")
-            model = settle_focal(mapped(frames.images, keep=keep, clips=frames.clips), size, report)
+            model = settle_focal(mapped(frames.images, keep=keep, clips=frames.clips), size, report, frames.clips)
             check_parallax(model)
             return restricted(model, frames.images, frames.chosen)
-        model = settle_focal(model, size, report)
+        model = settle_focal(model, size, report, some[1])
         check_parallax(model)
         return model
 
@@ -148,7 +150,9 @@ def _posed_clip(frames: ClipFrames, model: SparseModel) -> PosedClip:
         host_px=matches.host_px * scale,
         target_px=matches.target_px * scale,
     )
-    return PosedClip(grays=grays, w2c=w2c, K=np.diag([*scale, 1.0]) @ K, refs=refs, sparse=sparse, tracks=(matches, inverse), keep=keep)
+    tracks = matches, inverse
+    zoom = zoom_of(frames.clips) if model.zooms else None
+    return PosedClip(grays=grays, w2c=w2c, K=np.diag([*scale, 1.0]) @ K, refs=refs, sparse=sparse, tracks=tracks, keep=keep, zoom=zoom)
 
 
 def choose_neighbours(clip: PosedClip, row: int) -> list[int]:
@@ -361,7 +365,7 @@ def _refine_cameras(clip: PosedClip, samples: list[Matches], starts: list[Array]
     # In pixels of x the longest side is as wide as the image, or as high times the pixels' aspect.
     height, width = clip.grays.shape[1:]
     longest = max(width, height * clip.K[0, 0, 0] / clip.K[0, 1, 1])
-    prior = focal_prior(longest, len(clip.refs))
+    prior = replace(focal_prior(longest, len(clip.refs)), zoom=clip.zoom)
     if not sum(len(sample.point) for sample in samples):
         report.note("poses: no pixel is seen by three frames, the cameras stay as mapped")
         return clip

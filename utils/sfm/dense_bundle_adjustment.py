@@ -268,6 +268,13 @@ def adjust(
     )
 
 
+def residuals(w2c: Array, K: Array, matches: Matches, inverse: Array) -> Array:
+    """(M,) pixels between where targets see the points and where cameras (T, 4, 4), (T, 3, 3) without faults put them at 1/z (P,)."""
+    none = np.zeros((len(matches.point), 2))
+    packed = matches.host, matches.target, matches.point, matches.host_px, matches.target_px, none, none
+    return np.sqrt(_squared(w2c, K, inverse, np.zeros(2), *packed))
+
+
 @contextmanager
 def _solver_threads() -> Iterator[ThreadPoolExecutor]:
     """A thread per core for the sums; torch is kept to one, since what its solvers return depends on their number."""

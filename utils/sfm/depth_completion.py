@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from utils.sfm.dense_bundle_adjustment import NO_MATCHES, Matches
+from utils.sfm.dense_bundle_adjustment import NO_MATCHES, Matches, Zoom
 from utils.sfm.depth_filling import fill_robust, scatter_weight
 from utils.sfm.flow_depth import RayDepth, agreement, reproject_depth, zoomed_relative
 from utils.sfm.plane_sweep import downweight_contradicted, sweep
@@ -38,6 +38,7 @@ class PosedClip:
         sparse: for each ref, (M, 3) column, row and 1/z of the sparse points it sees.
         tracks: matches of the sparse points in pixels of (H, W), and the (P,) 1/z of these points in their hosts.
         keep: (T, H, W) bool, pixels that may be matched; None: all.
+        zoom: how focal lengths change from frame to frame; None: all frames share one.
     """
 
     grays: Array
@@ -47,6 +48,7 @@ class PosedClip:
     sparse: list[Array]
     tracks: tuple[Matches, Array] = field(default_factory=lambda: (NO_MATCHES, np.zeros(0)))
     keep: Array | None = None
+    zoom: Zoom | None = None
 
 
 def complete_depth(

@@ -35,6 +35,31 @@ def verified_counts(stored: "pycolmap.Database", ids: Sequence[int]) -> dict[Pai
     return counts
 
 
+def with_own_cameras(database: Path, pictures: Path, copy: Path) -> None:
+    """Writes a copy of a database, as far as global mapping reads it, in which each image has a camera of its own, of unknown focal length.
+
+    Args:
+        database: whose images share a camera with a principal point in their middle.
+        pictures: folder of its images.
+        copy: the database to write.
+    """
+    with pycolmap.Database.open(database) as stored, pycolmap.Database.open(copy) as own:
+        shared = stored.read_all_cameras()[0]
+        options = pycolmap.ImageReaderOptions()
+        options.camera_model, options.camera_params = shared.model.name, ",".join(map(str, shared.params))
+        pycolmap.import_images(copy, pictures, camera_mode=pycolmap.CameraMode.PER_IMAGE, options=options)
+        for camera in own.read_all_cameras():
+            camera.has_prior_focal_length = False  # else pairs of cameras are not asked for theirs
+            own.update_camera(camera)
+        copied_ids = {image.name: image.image_id for image in own.read_all_images()}
+        ids = {image.image_id: copied_ids[image.name] for image in stored.read_all_images()}
+        for image, copied in ids.items():
+            own.write_keypoints(copied, stored.read_keypoints(image))
+        for pair, geometry in zip(*stored.read_two_view_geometries(), strict=True):
+            first, second = (ids[image] for image in pycolmap.pair_id_to_image_pair(pair))
+            own.write_two_view_geometry(first, second, geometry)
+
+
 def append_keypoints(stored: "pycolmap.Database", image: int, places: Array) -> int:
     """Puts keypoints at places (M, 2) after those that an image has; returns the row of the first one."""
     before = stored.read_keypoints(image)

@@ -60,6 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--occluders", type=int, default=0, help="slender posts close to the camera")
     parser.add_argument("--vanishing", type=float, default=0.0, help="share of the objects that appear and disappear, 0 to 1")
     parser.add_argument("--turning", type=float, default=0.0, help="radians by which the first object turns during the clip")
+    parser.add_argument("--zoom", type=float, default=1.0, help="factor by which the focal length grows from the first frame to the last")
+    parser.add_argument("--dolly", type=float, default=0.0, help="how far the camera backs away meanwhile: 0 zooms only, 1 is a dolly zoom")
     return parser
 
 
@@ -82,6 +84,8 @@ def main() -> None:
         occluders=args.occluders,
         vanishing=args.vanishing,
         turning=args.turning,
+        zoom=args.zoom,
+        dolly=args.dolly,
     )
     try:
         args.out.mkdir(parents=True, exist_ok=True)  # told before the work is done

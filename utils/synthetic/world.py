@@ -59,6 +59,9 @@ class WorldConfig:
         pose_errors: factor on the errors of the predicted poses.
         turning: radians by which object 1 turns about its vertical from the first frame to the last: what a camera that goes round sees
             at the end is not what it saw at the start.
+        zoom: factor by which the focal length grows from the first frame to the last.
+        dolly: how far the camera backs away meanwhile along its axis, as a share of what keeps the size of things at the median depth:
+            0 is a zoom alone, 1 a dolly zoom.
     """
 
     layout: str = "room"
@@ -73,6 +76,8 @@ class WorldConfig:
     vanishing: float = 0.0
     pose_errors: float = 1.0
     turning: float = 0.0
+    zoom: float = 1.0
+    dolly: float = 0.0
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -91,11 +96,17 @@ class WorldConfig:
             raise ConfigError(f"pose_errors {self.pose_errors} is negative", "0 predicts true poses")
         if not abs(self.turning) <= 2 * np.pi:
             raise ConfigError(f"turning {self.turning} is more than a full turn", "give radians, at most 2 pi either way")
+        if not 0.2 <= self.zoom <= 5:
+            raise ConfigError(f"zoom {self.zoom} is outside 0.2..5", "1 keeps the focal length")
         severity_value(self.severity)
 
     def progress(self, frame: float) -> float:
         """Progress along the path at a frame, 1 at the last of 28 frames."""
         return self.path_scale * frame / (REFERENCE_FRAMES - 1)
+
+    def zooms(self, frames: Array) -> Array:
+        """(F,) factor on the focal length at frames (F,): it grows by the same factor from each to the next."""
+        return self.zoom ** (frames / max(self.frames - 1, 1))
 
 
 @dataclass(frozen=True)
@@ -153,7 +164,7 @@ class SyntheticWorld:
             right, down = NOVEL_ASIDE[index % len(NOVEL_ASIDE)]
             aside = (right * self.scale, down * self.scale)
             poses.append(self.place.path.c2w(config.progress(float(frame)), aside))
-        return _cameras(np.stack(poses), config.size)
+        return _zoomed(_cameras(np.stack(poses), config.size), config, self._novel_frames, self.scale)
 
     @property
     def _novel_frames(self) -> Array:
@@ -290,6 +301,15 @@ def _cameras(c2w: Array, size: tuple[int, int]) -> CameraSet:
     return CameraSet(c2w=c2w, K=np.repeat(K[None], frames, 0), size=size, frame_ids=np.arange(frames))
 
 
+def _zoomed(cameras: CameraSet, config: WorldConfig, frames: Array, scale: float) -> CameraSet:
+    """The cameras at frames (F,) zoomed, and moved along their axes as the configuration says; `scale` is the median depth."""
+    grown = config.zooms(frames)
+    c2w, K = cameras.c2w.copy(), cameras.K.copy()
+    K[:, [0, 1], [0, 1]] *= grown[:, None]
+    c2w[:, :3, 3] -= (config.dolly * scale * (grown - 1))[:, None] * c2w[:, :3, 2]
+    return replace(cameras, c2w=c2w, K=K)
+
+
 def _probe(place: Place, seed: int) -> tuple[float, Array]:
     """Median depth of the undisplaced scene and (3,) the median point seen; the same for every number of frames and size."""
     cameras = _cameras(np.stack([place.path.c2w(progress) for progress in (0.0, 0.5, 1.0)]), (36, 64))
@@ -326,7 +346,7 @@ def make_world(config: WorldConfig, report: Reporter = NULL_REPORTER) -> Synthet
     errors = {name: getattr(inconsistency, name) * config.pose_errors for name in ("pose_turn", "pose_shift")}
     inconsistency = _with_turning(replace(inconsistency, **errors), config)
     poses = np.stack([place.path.c2w(config.progress(frame)) for frame in range(config.frames)])
-    cameras = _cameras(poses, config.size)
+    cameras = _zoomed(_cameras(poses, config.size), config, np.arange(config.frames), scale)
     present = object_presence(config.frames, len(object_centers(place.shapes)), config.vanishing, config.seed)
     views: list[View] = []
     for frame in range(config.frames):
