@@ -156,9 +156,8 @@ class ImportGeometry:
         mapped = SfmGeometry(seed=self.seed).estimate(frames, report)
         refs = frames.chosen[mapped.cameras.frame_ids]
         mapped, refs = mapped.select(np.flatnonzero(rows[refs] >= 0)), refs[rows[refs] >= 0]
-        K, size = mapped.cameras.K[0], mapped.cameras.size
-        plain = cameras.as_seen_by(K, size)
-        depth = np.stack([plain.depth(int(row), size, K) for row in rows[refs]])
+        K, size = mapped.cameras.K, mapped.cameras.size
+        depth = np.stack([cameras.as_seen_by(own, size).depth(int(row), size, own) for row, own in zip(rows[refs], K, strict=True)])
         sure = (depth > 0) & (mapped.confidence >= np.median(mapped.confidence))
         ratios = np.array([np.median((d / m)[s]) if s.any() else np.nan for d, m, s in zip(depth, mapped.depth, sure, strict=True)])
         unit = float(np.nanmedian(ratios))
@@ -284,7 +283,7 @@ def _masked(scene: Scene, frames: ClipFrames, cameras: ImportedCameras, rows: Ar
         InputError: a mask that is missing, does not fit, or leaves nothing.
     """
     size = scene.cameras.size
-    masks = [cameras.keep(int(row), size, scene.cameras.K[0]) for row in rows]
+    masks = [cameras.keep(int(row), size, K) for row, K in zip(rows, scene.cameras.K, strict=True)]
     if all(mask is None for mask in masks):
         return scene
     keep = np.stack([np.ones(size, bool) if mask is None else mask for mask in masks])

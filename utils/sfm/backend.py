@@ -15,6 +15,7 @@ import numpy as np
 from utils.cameras.projection import invert_rigid
 from utils.device.accelerator import accelerator
 from utils.geometry_backend import ClipFrames, SparseModel
+from utils.sfm.clip_cameras import intrinsics_between
 from utils.sfm.dense_bundle_adjustment import Matches, adjust, join, picked
 from utils.sfm.depth_completion import (
     LAST_STRENGTH,
@@ -37,7 +38,6 @@ from utils.sfm.mapping import (
     focal_prior,
     focal_text,
     hosted,
-    intrinsics_between,
     map_frames,
     of_one_place,
     place_between,

@@ -61,13 +61,10 @@ def place_clip(scene: Scene, positions: Array, totals: list[int], gray: Callable
     """
     count = sum(totals)
     clip_of = np.repeat(np.arange(len(totals)), totals)
-    c2w, K, rows = np.full((count, 4, 4), np.nan), np.zeros((count, 3, 3)), np.full(count, -1)
+    c2w, rows = np.full((count, 4, 4), np.nan), np.full(count, -1)
     rows[positions] = np.arange(len(positions))
-    place = np.interp(np.arange(count), positions, np.arange(len(positions)))
-    low = np.minimum(place.astype(int), max(len(positions) - 2, 0))
-    share = (place - low)[:, None, None]
-    K[:] = (1 - share) * scene.cameras.K[low] + share * scene.cameras.K[np.minimum(low + 1, len(positions) - 1)]
-    c2w[positions], K[positions] = scene.cameras.c2w, scene.cameras.K
+    K = intrinsics_between(positions, scene.cameras.K, count, clip_of)
+    c2w[positions] = scene.cameras.c2w
     missing = [int(t) for t in np.flatnonzero(rows < 0)]
     small = _reduced(scene)
     world = _WorldPoints(small)
@@ -86,6 +83,24 @@ def place_clip(scene: Scene, positions: Array, totals: list[int], gray: Callable
                 c2w[frame] = pose
             report.step(StepReport("cameras in between", done, len(missing)))
     return ClipCameras(c2w=c2w, K=K, rows=rows)
+
+
+def intrinsics_between(positions: Array, K: Array, count: int, clips: Array | None = None) -> Array:
+    """(count, 3, 3) intrinsics of all frames from those (R, 3, 3) at some positions: linear in between, constant beyond.
+
+    Args:
+        positions: (R,) increasing.
+        K: of the frames there.
+        count: of all frames.
+        clips: (count,) clip of each: frames of a clip take after its own, if it has any. None: all are of one.
+    """
+    found, clip_of = np.repeat(K[:1], count, 0), np.zeros(count, np.int64) if clips is None else clips
+    for clip in np.unique(clip_of):
+        own, known = np.flatnonzero(clip_of == clip), np.flatnonzero(clip_of[positions] == clip)
+        for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)):
+            if len(known):
+                found[own, i, j] = np.interp(own, positions[known], K[known, i, j])
+    return found
 
 
 def _reduced(scene: Scene) -> Scene:

@@ -712,17 +712,6 @@ _MIN_TRACKED = 20
 _INLIER_PX = 2.0
 
 
-def intrinsics_between(refs: Array, K: Array, count: int, clips: Array | None = None) -> Array:
-    """(count, 3, 3) intrinsics of all frames from those (R, 3, 3) at positions `refs`: linear in between, constant beyond, by clip."""
-    found, clip_of = np.repeat(K[:1], count, 0), np.zeros(count, np.int64) if clips is None else clips
-    for clip in np.unique(clip_of):
-        own, known = np.flatnonzero(clip_of == clip), np.flatnonzero(clip_of[refs] == clip)
-        for i in (0, 1):
-            if len(known):
-                found[own, i, i] = np.interp(own, refs[known], K[known, i, i])
-    return found
-
-
 def place_between(images: Array, w2c: Array, K: Array, refs: Array, model: SparseModel) -> Array:
     """`w2c` (T, 4, 4) with poses for the frames between registered ones; NaN stays where none can be found.
 
