@@ -34,7 +34,7 @@ class SparseModel:
         seen_point: (M,) int64, row of `points` of each observation.
         seen_at: (M, 2) pixel of each observation.
         error_px: mean reprojection error.
-        zooms: the focal length changes from frame to frame.
+        zoom_sigma: by how much the log focal length may change from the first to the last frame of a clip; 0: all frames share one.
     """
 
     frames: Array
@@ -45,7 +45,7 @@ class SparseModel:
     seen_point: Array
     seen_at: Array
     error_px: float
-    zooms: bool = False
+    zoom_sigma: float = 0.0
 
     @property
     def focal(self) -> float:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -97,6 +98,26 @@ def test_a_dolly_zoom_is_reconstructed() -> None:
     assert focal[-1] / focal[0] == pytest.approx(truth[-1] / truth[0], rel=0.12)
     scales = depth_scales(world, scene)
     assert scales.max() / scales.min() < 1.2
+
+
+@pytest.mark.slow
+def test_clips_of_one_place_have_a_focal_length_each() -> None:
+    """Every other frame of a clip makes a second one, cut to the middle and enlarged 1.4 times."""
+    world = make_world(WorldConfig(frames=2 * FRAMES, size=(180, 320), severity="none", seed=1, texture="calm"))
+    closer = [cv2.resize(image[26:154, 46:274], (320, 180), interpolation=cv2.INTER_CUBIC) for image in world.images[1::2]]
+    clips = np.repeat([0, 1], FRAMES)
+    frames = replace(
+        frames_of(world),
+        images=np.concatenate([world.images[::2], closer]),
+        chosen=np.arange(2 * FRAMES),
+        names=("",) * len(clips),
+        clips=clips,
+    )
+    scene = SfmGeometry(seed=0).estimate(frames, NULL_REPORTER)
+    assert len(scene.cameras) == 2 * FRAMES
+    focal = scene.cameras.K[:, 0, 0]
+    assert np.median(focal[clips == 1]) / np.median(focal[clips == 0]) == pytest.approx(1.4, rel=0.02)
+    assert all(np.ptp(focal[clips == clip]) < 0.02 * focal.mean() for clip in (0, 1))
 
 
 @pytest.mark.slow

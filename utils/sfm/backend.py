@@ -151,7 +151,7 @@ def _posed_clip(frames: ClipFrames, model: SparseModel) -> PosedClip:
         target_px=matches.target_px * scale,
     )
     tracks = matches, inverse
-    zoom = zoom_of(frames.clips) if model.zooms else None
+    zoom = zoom_of(model, frames.clips)
     return PosedClip(grays=grays, w2c=w2c, K=np.diag([*scale, 1.0]) @ K, refs=refs, sparse=sparse, tracks=tracks, keep=keep, zoom=zoom)
 
 

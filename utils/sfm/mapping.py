@@ -237,16 +237,16 @@ def _copy_of(database: Path, focal: float | None) -> Iterator[Path]:
         yield copy
 
 
-# What log focal lengths of a zoom change from the first to the last frame: a standard deviation.
-_ZOOM_SIGMA = 1.0
+# What log focal lengths change from the first to the last frame, a standard deviation: of a zoom, and of several clips with one for each.
+_ZOOM_SIGMA, _CLIP_SIGMA = 1.0, 0.02
 # A zoom is looked for where focal lengths of the frames' own fit the points of a model with a shared one with less than this share of its
 # median error: 0.70 to 0.86 of three dolly zooms, 0.96 to 1.00 of seven clips without.
 _ZOOM_SUSPECTED = 0.92
 
 
-def zoom_of(clips: Array | None) -> Zoom:
-    """The prior of focal lengths that change, for frames of these clips (R,); None: all are of one."""
-    return Zoom(_ZOOM_SIGMA, clips)
+def zoom_of(model: SparseModel, clips: Array | None) -> Zoom | None:
+    """The prior of the model's focal lengths, for frames of these clips (R,), None: all are of one; None if they share one."""
+    return Zoom(model.zoom_sigma, clips) if model.zoom_sigma else None
 
 
 def _map_zoom(
@@ -270,17 +270,27 @@ def _map_zoom(
     if model is None or len(model.frames) < needed:
         return shared
     settled, freed = _settled_both(model, size, clips)
-    zoomed = replace(adjusted(model, freed), zooms=True)
+    model = replace(model, zoom_sigma=_ZOOM_SIGMA)
+    if several(clips):
+        by_clip = _settled(model, size, Zoom(_CLIP_SIGMA, _clips_of(model, clips)))
+        if freed.after_px > _ZOOM_SUSPECTED * by_clip.after_px:
+            model, freed = replace(model, zoom_sigma=_CLIP_SIGMA), by_clip
+    zoomed = adjusted(model, freed)
     if settled.objective <= freed.objective or not _plausible(zoomed, images) or agreement(zoomed, database) <= agreed:
         return shared
-    report.note(f"poses: the clip zooms, every frame has its own focal length: {focal_text(zoomed, size)} x longest side")
-    return replace(model, zooms=True)
+    report.note(f"poses: the focal length changes, every frame has its own: {focal_text(zoomed, size)} x longest side")
+    return model
 
 
 def _settled_both(model: SparseModel, size: tuple[int, int], clips: Array | None) -> tuple[Bundle, Bundle]:
     """The model adjusted with one focal length, and with one for every frame."""
-    model, own = by_point(model), None if clips is None else clips[model.frames]
-    return _settled(model, size, None), _settled(model, size, zoom_of(own))
+    model = by_point(model)
+    return _settled(model, size, None), _settled(model, size, Zoom(_ZOOM_SIGMA, _clips_of(model, clips)))
+
+
+def _clips_of(model: SparseModel, clips: Array | None) -> Array | None:
+    """(R,) clip of each of the model's frames, of those of all images (F,)."""
+    return None if clips is None else clips[model.frames]
 
 
 # Focal lengths in longest sides that are held where the free one is implausibly short, or long.
@@ -587,7 +597,7 @@ def _zoom_explains(model: SparseModel) -> bool:
         return False
     model = by_point(model)
     matches, inverse = hosted(model)
-    prior = FocalPrior(center_px=model.focal, sigma=_FOCAL_SIGMA, independent=float(len(model.frames)), zoom=zoom_of(None))
+    prior = FocalPrior(center_px=model.focal, sigma=_FOCAL_SIGMA, independent=float(len(model.frames)), zoom=Zoom(_ZOOM_SIGMA))
     w2c = model.w2c.copy()
     w2c[:, :3, 3] = 0
     still = adjust(w2c, model.K, matches, np.zeros_like(inverse), focal=prior, steps=30)  # points at infinity stay there
@@ -651,8 +661,7 @@ def settle_focal(model: SparseModel, size: tuple[int, int], report: Reporter, cl
         clips: (F,) clip of each of the images; None: all are of one.
     """
     model = by_point(model)
-    own = None if clips is None else clips[model.frames]
-    settled = adjusted(model, _settled(model, size, zoom_of(own) if model.zooms else None))
+    settled = adjusted(model, _settled(model, size, zoom_of(model, _clips_of(model, clips))))
     report.note(f"poses: focal {focal_text(model, size)} -> {focal_text(settled, size)} x longest side with its prior")
     return settled
 
@@ -670,7 +679,7 @@ def _settled(model: SparseModel, size: tuple[int, int], zoom: Zoom | None) -> Bu
 def focal_text(model: SparseModel, size: tuple[int, int]) -> str:
     """Its focal length in longest sides, of a zoom the range."""
     focal = model.K[:, 0, 0] / max(size)
-    return f"{focal.min():.2f} to {focal.max():.2f}" if model.zooms else f"{model.focal / max(size):.2f}"
+    return f"{focal.min():.2f} to {focal.max():.2f}" if model.zoom_sigma else f"{model.focal / max(size):.2f}"
 
 
 def adjusted(model: SparseModel, bundle: Bundle) -> SparseModel:
