@@ -40,10 +40,12 @@ class Evidence:
     Attributes:
         agree: (F, F) bool, they show one place.
         contradict: (F, F) bool, they show different places in one spot.
+        partly: (F, F) bool, a third of what both look at is unlike; frames merely misplaced may do that, so it only tells where to cut.
     """
 
     agree: Array
     contradict: Array
+    partly: Array
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,12 @@ class _Views:
     Attributes:
         shared: share of the points that the other frame has in its picture and sees from about the same direction.
         likeness: correlation of their brightness in both pictures; NaN where too few or without contrast.
+        least: the same of the third of the first picture, left, middle or right, where it is least.
     """
 
     shared: Array
     likeness: Array
+    least: Array
 
 
 def find_evidence(scene: Scene, pictures: Sequence[Array]) -> Evidence:
@@ -81,7 +85,7 @@ def find_evidence(scene: Scene, pictures: Sequence[Array]) -> Evidence:
         target = agree if count >= AGREEING else contradict if enough else None
         if target is not None:
             target[i, j] = target[j, i] = True
-    return Evidence(agree=agree, contradict=contradict)
+    return Evidence(agree=agree, contradict=contradict, partly=shared & (np.fmax(views.least, views.least.T) < _UNLIKE))
 
 
 def _compared(scene: Scene) -> _Views:
@@ -91,7 +95,8 @@ def _compared(scene: Scene) -> _Views:
     blurred = [cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), sigma) for image in scene.images]
     gray, c2w, K = np.stack(blurred), scene.cameras.c2w, scene.cameras.K
     count, valid = len(scene), scene.valid
-    shared, likeness = np.zeros((count, count)), np.full((count, count), np.nan)
+    shared, likeness, least = np.zeros((count, count)), np.full((count, count), np.nan), np.full((count, count), np.nan)
+    third = np.broadcast_to(3 * np.arange(len(columns)) // len(columns), (len(rows), len(columns)))
 
     def of_frame(i: int) -> None:
         known = valid[i][np.ix_(rows, columns)]
@@ -99,17 +104,26 @@ def _compared(scene: Scene) -> _Views:
         brightness = gray[i][np.ix_(rows, columns)][known]
         for j in range(count):
             if j != i:
-                shared[i, j], likeness[i, j] = _seen_by(scene, gray[j], valid[j], j, points, c2w[i, :3, 3], brightness, known.size)
+                share, a, b, inside = _seen_by(scene, gray[j], valid[j], j, points, c2w[i, :3, 3], brightness)
+                shared[i, j] = share / known.size
+                if shared[i, j] >= _SHARED:
+                    likeness[i, j] = _likeness(a, b, known.size)
+                    thirds = [_likeness(a[own], b[own], known.size) for own in (third[known][inside] == k for k in range(3))]
+                    least[i, j] = np.fmin.reduce(thirds)
 
     with ThreadPoolExecutor(cpu_count()) as pool:
         list(pool.map(of_frame, range(count)))
-    return _Views(shared, likeness)
+    return _Views(shared, likeness, least)
 
 
 def _seen_by(
-    scene: Scene, gray: Array, valid: Array, j: int, points: Array, eye: Array, brightness: Array, total: int
-) -> tuple[float, float]:
-    """Share of `total` world points (N, 3) that frame j looks at from the direction of `eye`, and how alike they are in brightness."""
+    scene: Scene, gray: Array, valid: Array, j: int, points: Array, eye: Array, brightness: Array
+) -> tuple[int, Array, Array, Array]:
+    """How many world points (N, 3) frame j looks at from the direction of `eye`, and those of them that nothing hides there.
+
+    Returns:
+        their number; brightness of the visible ones in their own frame and in frame j; (N,) bool, which they are.
+    """
     h, w = scene.cameras.size
     local = transform(scene.cameras.w2c[j], points)
     front = local[:, 2] > 1e-6
@@ -118,13 +132,15 @@ def _seen_by(
     x, y = K[0, 0] * local[:, 0] / z + K[0, 2], K[1, 1] * local[:, 1] / z + K[1, 2]
     mine, other = points - eye, points - scene.cameras.c2w[j, :3, 3]
     cosine = (mine * other).sum(1) / np.maximum(np.linalg.norm(mine, axis=1) * np.linalg.norm(other, axis=1), 1e-12)
-    inside = front & (x >= 0) & (x < w) & (y >= 0) & (y < h) & (cosine > _DIRECTION)
-    share = float(inside.sum() / max(total, 1))
-    if share < _SHARED:
-        return share, np.nan
-    at = y[inside].astype(int), x[inside].astype(int)
-    shown = valid[at] & (z[inside] < scene.depth[j][at] * np.exp(_NEAR))  # what lies behind the surface that j sees is hidden from it
-    a, b = brightness[inside][shown], gray[at][shown]
-    if shown.sum() < 0.1 * total or a.std() < _CONTRAST or b.std() < _CONTRAST:
-        return share, np.nan
-    return share, float(np.corrcoef(a, b)[0, 1])
+    shown = front & (x >= 0) & (x < w) & (y >= 0) & (y < h) & (cosine > _DIRECTION)
+    count = int(shown.sum())
+    column, row = (np.where(shown, at, 0).astype(int) for at in (x, y))
+    shown &= valid[row, column] & (z < scene.depth[j][row, column] * np.exp(_NEAR))  # what lies behind the surface j sees is hidden from it
+    return count, brightness[shown], gray[row, column][shown], shown
+
+
+def _likeness(a: Array, b: Array, total: int) -> float:
+    """Correlation of brightness; NaN for less than a tenth of a picture's points, and without contrast."""
+    if len(a) < 0.1 * total or a.std() < _CONTRAST or b.std() < _CONTRAST:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])

@@ -8,7 +8,7 @@ from utils.types import Array
 _AGAINST = 0.5
 """What a contradicting pair weighs against an agreeing one: one wrong pair must not divide what holds together."""
 _AGAINST_OWN = 2.0
-"""The same once parts are found, for frames between them: a part should not contradict itself."""
+"""The same once parts are found, for where in time one ends and the next begins: a part should not contradict itself."""
 _LEAST_PAIRS = 12
 """Contradicting pairs between two parts; fewer are named, but do not divide a scene."""
 
@@ -33,8 +33,7 @@ def divide(evidence: Evidence, clips: Array | None = None) -> list[Array]:
             weight[i, i + 1] = weight[i + 1, i] = 1.0
     label = _moved(weight, _contracted(weight))
     label = _joined(evidence, weight, label)
-    if len(np.unique(label)) > 1:  # frames in between agree with both sides: that which they contradict less
-        label = _moved(evidence.agree - _AGAINST_OWN * evidence.contradict, label)
+    label = _shifted(evidence.agree - _AGAINST_OWN * (evidence.contradict | evidence.partly), label)
     parts = [np.flatnonzero(label == k) for k in np.unique(label)]
     return sorted(parts, key=lambda part: (-len(part), int(part[0])))
 
@@ -64,6 +63,20 @@ def _moved(weight: Array, label: Array) -> Array:
             best = names[pull.argmax()]
             if pull.max() > pull[names == label[frame]][0]:
                 label[frame], changed = best, True
+        if not changed:
+            break
+    return label
+
+
+def _shifted(weight: Array, label: Array) -> Array:
+    """The labels after cuts in time were moved, frame by frame, to where parts contradict themselves least."""
+    label = label.copy()
+    for _ in range(len(label)):
+        changed = False
+        for frame, beside in [(i, k) for i in range(len(label)) for k in (i - 1, i + 1) if 0 <= k < len(label)]:
+            own, other = (weight[frame, label == label[at]].sum() for at in (frame, beside))
+            if other > own:
+                label[frame], changed = label[beside], True
         if not changed:
             break
     return label
