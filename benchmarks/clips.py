@@ -279,7 +279,8 @@ def apart(args: argparse.Namespace, clips: list[Path]) -> list[tuple[str, list[P
     with ConsoleReporter(enabled=args.verbose) as report:
         names = [subject.name for subject in subjects(args, clips, report)]
     for name in names[1:]:
-        shutil.copytree(args.out / names[0] / "scene", args.out / name / "scene", dirs_exist_ok=True)
+        if not (args.out / name).exists():
+            shutil.copytree(args.out / names[0] / "scene", args.out / name / "scene")
     return [(name, clips) for name in names]
 
 

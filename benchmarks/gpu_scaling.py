@@ -150,16 +150,8 @@ def plotted(curves: dict[str, list[tuple[float, float]]], caption: str, y_min: f
             cv2.line(image, a, b, color, 2, cv2.LINE_AA)
         for corner in corners:
             cv2.circle(image, corner, 4, color, -1, cv2.LINE_AA)
-        cv2.putText(
-            image,
-            name,
-            (w - 20 - 8 * len(name), h - bottom - 20 * len(curves) + 10 + 20 * number),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            0.5,
-            color,
-            1,
-            cv2.LINE_AA,
-        )
+        at = w - 20 - 8 * len(name), h - bottom + 10 - 20 * (len(curves) - number)
+        cv2.putText(image, name, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, 1, cv2.LINE_AA)
     return image
 
 

@@ -4,11 +4,11 @@ Trains the splats of finished scenes (results.npz and the alignments there) with
 number of seconds and once for each variant, which is a list of settings of stage 3.2; the plot shows the PSNR of the training frames at
 each time of each training:
 
-    python -m benchmarks.splatting_time --scene kitchen/scene room/scene --seconds 5 10 20 30 --plot psnr.png
-    python -m benchmarks.splatting_time --scene kitchen/scene --variant num_iters=5000 --variant "num_iters=5000 coarse_scales=(0.5,)"
+    python -m benchmarks.splatting_time --scene kitchen/scene room/scene --run RUN --seconds 5 10 20 30 --plot psnr.png
+    python -m benchmarks.splatting_time --scene kitchen/scene --run RUN --variant num_iters=5000 --variant "num_iters=5000 sh_degree=1"
 
-The first training compiles what is not compiled yet, so a short one is run before any that is timed. `train s` and `pace` are those of the
-steps alone; `all s` is the whole stage with its files.
+The first training compiles what is not compiled yet, so a short one is run before any that is timed. `train s` and `ms a step` are those of
+the steps alone; `all s` is the whole stage with its files.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main() -> None:
     """Prints the table and writes the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scene", type=Path, nargs="+", required=True, help="scenes with an alignment and its inverse deformation")
-    parser.add_argument("--run", default="", help="their alignment run; default: the only one, or the latest")
+    parser.add_argument("--run", required=True, help="name of their alignment run")
     parser.add_argument("--seconds", type=float, nargs="+", default=[], help="budgets of the training")
     parser.add_argument("--variant", action="append", default=[], help="settings of stage 3.2, such as 'num_iters=5000 sh_degree=1'")
     parser.add_argument("--out", type=Path, default=Path("splatting_time"))

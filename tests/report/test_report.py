@@ -246,6 +246,7 @@ def test_places_of_a_clip_are_told_with_frames_that_contradict_side_by_side(tmp_
     write_trained_world(tmp_path)
     layout = SceneLayout(tmp_path)
     layout.frames.mkdir()
+    (layout.frames / "torn.png").write_bytes(b"\x89PNG")
     for number, level in ((1, 40), (9, 200)):
         write_image(layout.frames / f"{number:06d}.png", np.full((30, 40, 3), level, np.uint8))
     record = {
@@ -259,6 +260,7 @@ def test_places_of_a_clip_are_told_with_frames_that_contradict_side_by_side(tmp_
         "contradictions": [
             {"frames": [1, 9], "names": ["000001.png", "000009.png"]},
             {"frames": [2, 9], "names": ["gone.png", "000009.png"]},
+            {"frames": [3, 9], "names": ["torn.png", "000009.png"]},
         ],
     }
     layout.preprocess_json.write_text(json.dumps(record))
@@ -266,12 +268,24 @@ def test_places_of_a_clip_are_told_with_frames_that_contradict_side_by_side(tmp_
     section = check(tmp_path / "report.html")[0].split("<h2>What went wrong, and where</h2>")[1].split("</section>")[0]
     assert "The clip shows 2 places. 3 pairs of frames show different things." in section and "bars" not in section
     assert f"python run_reconstruction.py {tmp_path}/parts/02" in section
-    assert section.count("frames 1 and 9 of the clip, one spot</figcaption>") == 1 and "frames 2 and 9" not in section
+    assert section.count("frames 1 and 9 of the clip, one spot</figcaption>") == 1
+    assert "frames 2 and 9" not in section and "frames 3 and 9" not in section
     metrics = json.loads(next(tmp_path.glob("*/gs_3dgs/gs_video_eval/metrics.json")).read_text())
     assert metrics["parts"] == record["parts"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"parts": 3, "contradictions": [3, {"frames": [1]}], "findings": {}}', '{"parts": [{}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"parts": 3, "contradictions": [3, {"frames": [1]}], "findings": {}}',
+        '{"parts": [{}]}',
+        '{"contradictions": [{"frames": ["x", 2], "names": ["a.png", "b.png"]}, {"frames": [1, 2], "names": [3, "b.png"]}]}',
+        '{"contradictions": [{"frames": [1, 2], "names": ["../a.png", "b.png"]}, {"frames": [1, 2], "names": ["a.png", "/b.png"]}]}',
+        '{"parts": [{"folder": ".", "frames": [1]}, {"folder": "../other", "frames": [2]}, {"folder": "/other", "frames": [3]}]}',
+    ],
+)
 def test_a_damaged_record_tells_of_no_places(tmp_path: Path, content: str) -> None:
     SceneLayout(tmp_path).preprocess_json.write_text(content)
     assert clip_parts(tmp_path) == [] == clip_contradictions(tmp_path) == words_about_parts(tmp_path) == findings_of_parts(tmp_path)

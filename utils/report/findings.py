@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from utils.errors import InputError
 from utils.registration.result import contradiction_words
 from utils.report import pictures
 from utils.report.pieces import picture
@@ -49,14 +50,18 @@ def findings_of_parts(scene_root: Path) -> list[Finding]:
         return []
     pairs = clip_contradictions(scene_root)
     some = [pairs[k] for k in np.unique(np.linspace(0, len(pairs) - 1, min(_MOST_SHOWN, len(pairs))).astype(int))]
-    figures = [_side_by_side(pair) for pair in some if all(path.is_file() for path in pair.pictures)]
+    figures = [figure for pair in some if (figure := _side_by_side(pair))]
     kept = [part.root for part in clip_parts(scene_root)[1:] if part.root is not None]
     commands = [f"Build another with: python run_reconstruction.py {shlex.quote(str(root))}" for root in kept]
     return [Finding(" ".join([*(f"{one[0].upper()}{one[1:]}." for one in words), *commands]), tuple(figures))]
 
 
 def _side_by_side(pair: Contradiction) -> str:
-    shown = [pictures.fit_width(read_image(path), _PAIR_WIDTH) for path in pair.pictures]
+    """Both frames in one picture; empty if one is gone or cannot be read."""
+    try:
+        shown = [pictures.fit_width(read_image(path), _PAIR_WIDTH) for path in pair.pictures]
+    except InputError:
+        return ""
     a, b = pair.frames
     return picture(pictures.grid([[shown[0], pictures.resized_to(shown[1], shown[0])]]), f"frames {a} and {b} of the clip, one spot")
 

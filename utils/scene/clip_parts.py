@@ -1,11 +1,14 @@
 """The parts of a clip that shows several places, as `preprocess_frames.json` of the scene tells of them."""
 
+import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, TypeGuard
 
 from utils.scene.json_files import json_object
-from utils.scene.layout import SceneLayout
+from utils.scene.layout import PARTS, SceneLayout
+
+_FOLDER = re.compile(rf"\.|{PARTS}/[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,9 @@ def clip_parts(scene_root: Path) -> list[ClipPart]:
     found = []
     for part in _listed(scene_root, "parts"):
         folder, frames = part.get("folder"), part.get("frames")
-        if isinstance(frames, list) and all(isinstance(number, int) for number in frames):
-            found.append(ClipPart(scene_root / folder if isinstance(folder, str) else None, tuple(frames)))
+        named = isinstance(folder, str) and _FOLDER.fullmatch(folder)
+        if (named or folder is None) and _are_numbers(frames):
+            found.append(ClipPart(scene_root / str(folder) if named else None, tuple(frames)))
     return found if len(found) > 1 else []
 
 
@@ -55,8 +59,8 @@ def clip_contradictions(scene_root: Path) -> list[Contradiction]:
     found = []
     for pair in _listed(scene_root, "contradictions"):
         frames, names = pair.get("frames"), pair.get("names")
-        if isinstance(frames, list) and isinstance(names, list) and len(frames) == len(names) == 2:
-            found.append(Contradiction((int(frames[0]), int(frames[1])), (folder / str(names[0]), folder / str(names[1]))))
+        if _are_numbers(frames) and _are_files_inside(names) and len(frames) == len(names) == 2:
+            found.append(Contradiction((frames[0], frames[1]), (folder / names[0], folder / names[1])))
     return found
 
 
@@ -64,6 +68,17 @@ def words_about_parts(scene_root: Path) -> list[str]:
     """What stage 0 said about parts and contradictions, one line each."""
     told = [finding for finding in _listed(scene_root, "findings") if finding.get("kind") in ("parts", "contradictions")]
     return [str(finding.get("text", "")) for finding in told]
+
+
+def _are_numbers(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(isinstance(value, int) for value in values)
+
+
+def _are_files_inside(names: Any) -> TypeGuard[list[str]]:
+    """Whether these are names of files, none of which leads out of its folder."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return False
+    return not any(PurePath(name).is_absolute() or ".." in PurePath(name).parts for name in names)
 
 
 def _listed(scene_root: Path, key: str) -> list[dict[str, Any]]:
