@@ -10,7 +10,7 @@ import pytest
 import preprocess_video
 from configs.preprocess import PreprocessConfig
 from tests.notes import Notes
-from utils.errors import ConfigError, GeometryError
+from utils.errors import ConfigError, GeometryError, V2WError
 from utils.geometry_backend import GEOMETRY, ClipFrames
 from utils.imports.cameras import read_transforms
 from utils.scene.artifacts import load_scene
@@ -104,6 +104,17 @@ def test_the_larger_place_is_built_and_the_other_is_a_scene_of_its_own(clip: Pat
     assert any("show different things in one spot, 1 to " in line and f" to {max(kept) + 1}: for example" in line for line in notes.lines)
     preprocess_video.run(config(clip, root), notes := Notes())
     assert len(notes.lines) == 1 and "current" in notes.lines[0]
+
+
+@pytest.mark.parametrize("place", ["parts", "parts/02", "parts/02/exports/npz/results.npz", "parts/02/frames_subsampled/000000.png"])
+def test_what_others_made_in_the_folder_of_parts_stays(clip: Path, tmp_path: Path, place: str) -> None:
+    root = tmp_path / "scene"
+    (root / place).parent.mkdir(parents=True)
+    (root / place).write_text("mine")
+    with pytest.raises(V2WError):
+        preprocess_video.run(config(clip, root), Notes())
+    assert (root / place).read_text() == "mine"
+    assert not SceneLayout(root).results_npz.exists()
 
 
 def test_the_place_that_a_frame_shows_is_built_where_the_user_names_one(clip: Path, tmp_path: Path) -> None:
