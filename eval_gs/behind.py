@@ -1,7 +1,9 @@
 """Work that is done on threads behind the renders: pictures written, renders compared."""
 
+import contextlib
+import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -11,6 +13,21 @@ from utils.device.threads import num_threads
 Result = TypeVar("Result")
 _WAITING_PER_THREAD = 2
 """Jobs that may wait for a thread: each holds its pictures in memory."""
+_SWITCH_SECONDS = 5e-4
+
+
+@contextlib.contextmanager
+def quick_to_switch() -> Iterator[None]:
+    """Inside, a thread that wants the interpreter gets it ten times as soon as usual.
+
+    A render gives it away at each of its hundred steps, and waits for it every time another thread computes in Python.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 class Behind(Generic[Result]):
@@ -32,10 +49,10 @@ class Behind(Generic[Result]):
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="evaluation")
         self._waiting: deque[Future[Result]] = deque()
 
-    def do(self, work: Callable[[], Result]) -> None:
-        """Starts a job as soon as a thread is free; waits while too many are waiting."""
+    def do(self, work: Callable[[], Result], waiting: int = 0) -> None:
+        """Starts a job as soon as a thread is free; waits while too many are waiting, `waiting` of them if that is given."""
         self._waiting.append(self._pool.submit(work))
-        while len(self._waiting) > self._most_waiting or (self._waiting and self._waiting[0].done()):
+        while len(self._waiting) > (waiting or self._most_waiting) or (self._waiting and self._waiting[0].done()):
             self.results.append(self._waiting.popleft().result())
 
     def end(self) -> list[Result]:

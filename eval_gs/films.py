@@ -1,16 +1,19 @@
 """How large and how fast films are: the clip's own size and duration; and the film with the clip and the world side by side."""
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from utils.device.threads import num_threads
 from utils.scene.json_files import json_object
 from utils.scene.layout import SceneLayout
 from utils.scene.media import read_image, resize_area
-from utils.splatting.render import SplatView, rgb_image
+from utils.splatting.render import SplatView, rgb_images
 from utils.types import Array, CameraSet
 
 _LEAST_SIDE, _MOST_SIDE = 720, 2160
@@ -22,6 +25,7 @@ _BESIDE_SIDE = 540
 _MOST_BESIDE = 240
 """Frames of that film; of a longer clip every second, third ... is shown, for twice, three times as long."""
 _GAP = 4
+_READ_AHEAD = 16  # frames
 
 
 @dataclass(frozen=True)
@@ -108,10 +112,23 @@ class Beside:
 
     def pictures(self, view: SplatView) -> Iterator[Array]:
         """(h, w, 3) uint8, one after the other."""
-        for i in range(len(self.cameras)):
-            frame = read_image(self.files[i]) if self.files else self.images[i]
-            world = view.render(self.cameras.c2w[i], self.cameras.K[i], self.cameras.size)
-            yield side_by_side(resize_area(frame, self.cameras.size), rgb_image(world))
+        for frame, world in zip(self._frames(), rgb_images(view.render_all(self.cameras)), strict=True):
+            yield side_by_side(frame, world)
+
+    def _frames(self) -> Iterator[Array]:
+        """(h, w, 3) uint8 frames of the clip at the size of the cameras; threads read a few of them ahead."""
+
+        def read(i: int) -> Array:
+            return resize_area(read_image(self.files[i]) if self.files else self.images[i], self.cameras.size)
+
+        waiting: deque[Future[Array]] = deque()
+        with ThreadPoolExecutor(num_threads()) as pool:
+            for i in range(len(self.cameras)):
+                waiting.append(pool.submit(read, i))
+                if len(waiting) > _READ_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
 
 def beside(root: Path, clip: Clip, cameras: CameraSet | None, trained: CameraSet, images: Array) -> Beside:

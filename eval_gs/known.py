@@ -33,8 +33,8 @@ def known_shares(view: SplatView, cameras: CameraSet) -> Array:
     known = (coverage.views >= LEAST_VIEWS).to(view.device).float()[:, None].repeat(1, 3)
     scale = min(1.0, _SMALL / max(cameras.size))
     small = cameras.resized((max(1, round(cameras.size[0] * scale)), max(1, round(cameras.size[1] * scale))))
-    shares = [view.render(small.c2w[i], small.K[i], small.size, colors=known).rgb[..., 0] for i in range(len(small))]
-    return np.array([float((share > 0.5).float().mean()) for share in shares])
+    shares = [(output.rgb[..., 0] > 0.5).float().mean() for output in view.render_all(small, colors=known)]
+    return torch.stack(shares).cpu().numpy().astype(float) if shares else np.ones(0)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Films: the consistent world along a camera path, as PNGs and an MP4, with the agreement of neighbouring renders on the side."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,15 +13,16 @@ import numpy as np
 
 from eval_gs.behind import Behind
 from eval_gs.metrics import PairConsistency, pair_consistency
+from utils.device.threads import num_threads
 from utils.report import pictures
-from utils.scene.media import Mp4Writer, write_image
-from utils.splatting.render import SplatView, depth_image, rgb_image
+from utils.scene.media import Mp4Writer, film_frame, write_image
+from utils.splatting.render import SplatView, depth_image, rgb_image, rgb_images
 from utils.types import Array, CameraSet, Reporter, StepReport
 
 # Measuring more pairs than this along one path takes longer than it tells.
 _MAX_PAIRS = 40
-_WAITING_PICTURES = 24
-"""Pictures of a film that may wait for its encoder: 70 MB at 720 lines."""
+_WAITING_BYTES = {"cpu": 70e6, "cuda": 400e6}
+"""Pictures of a film that may wait for its encoder, by what renders: a GPU is faster than the encoder, and goes on with the next film."""
 # Small films go into a page as they are, so they must stay below a few megabytes.
 _PREVIEW_WIDTH, _WIDE_PREVIEW_WIDTH, _PREVIEW_QUALITY = 640, 960, 27
 
@@ -61,6 +63,7 @@ class Filming:
         self._view, self._folder, self._report = view, folder, report
         self._comparing: dict[str, Behind[PairConsistency]] = {}
         self._stack = ExitStack()
+        self._converting = self._stack.enter_context(ThreadPoolExecutor(num_threads(), thread_name_prefix="films"))
 
     def path(self, cameras: CameraSet, name: str, options: FilmOptions, small: Path | None = None) -> None:
         """Renders a path into `<folder>/frames_<name>/frame_%05d.png`, at the size of its cameras, and `<folder>/render_<name>.mp4`.
@@ -98,9 +101,10 @@ class Filming:
             size: (h, w) that the pictures are enlarged to; None: as they are.
         """
         count, images = film
-        reels = [self._stack.enter_context(_Reel(Mp4Writer(path, fps, speed="veryfast"), partial(_enlarged, size=size)))]
+        room = self._converting, _WAITING_BYTES[self._view.device.type]
+        reels = [self._stack.enter_context(_Reel(Mp4Writer(path, fps, speed="veryfast"), partial(_enlarged, size=size), *room))]
         if small is not None:
-            reels.append(self._stack.enter_context(_Reel(Mp4Writer(small, fps, quality=_PREVIEW_QUALITY), _for_a_page)))
+            reels.append(self._stack.enter_context(_Reel(Mp4Writer(small, fps, quality=_PREVIEW_QUALITY), _for_a_page, *room)))
         for i, image in enumerate(images):
             for reel in reels:
                 reel.add(image)
@@ -122,8 +126,8 @@ class Filming:
         writing = self._stack.enter_context(Behind[None]())
         comparing = self._comparing[name] = self._stack.enter_context(Behind[PairConsistency]())
         previous: tuple[Array, Array] | None = None
-        for i in sorted(wanted):
-            output = self._view.render(cameras.c2w[i], cameras.K[i], cameras.size)
+        chosen = sorted(wanted)
+        for i, output in zip(chosen, self._view.render_all(cameras, chosen), strict=True):
             image, depth = rgb_image(output), depth_image(output)
             if i in measured and previous is not None:
                 b_from_a = np.linalg.inv(cameras.c2w[i]) @ cameras.c2w[i - 1]
@@ -143,15 +147,23 @@ class Filming:
 
 
 class _Reel:
-    """A film that is encoded on a thread of its own; a context manager, at whose end the film is whole."""
+    """A film that is encoded on a thread of its own; a context manager, at whose end the film is whole.
 
-    def __init__(self, writer: Mp4Writer, fitted: Callable[[Array], Array]):
-        self._writer, self._fitted, self._ended = writer, fitted, False
-        self._thread = Behind[None](threads=1, waiting=_WAITING_PICTURES)
+    Args:
+        writer: of its file.
+        fitted: brings a picture to the film's size; `converting` does that, and what comes before the encoder.
+        converting: threads for all films.
+        most_waiting: bytes of pictures that may wait for the encoder.
+    """
+
+    def __init__(self, writer: Mp4Writer, fitted: Callable[[Array], Array], converting: ThreadPoolExecutor, most_waiting: float):
+        self._writer, self._fitted, self._converting, self._ended = writer, fitted, converting, False
+        self._most_waiting, self._thread = most_waiting, Behind[None](threads=1)
 
     def add(self, image: Array) -> None:
         """The next picture."""
-        self._thread.do(lambda: self._writer.add(self._fitted(image)))
+        frame = self._converting.submit(lambda: film_frame(self._fitted(image)))
+        self._thread.do(lambda: self._writer.add_frame(frame.result()), waiting=max(2, int(self._most_waiting / image.nbytes)))
 
     def end(self) -> None:
         """No picture follows: the file is closed as soon as the last one is encoded."""
@@ -173,8 +185,7 @@ class _Reel:
 
 def _views(view: SplatView, cameras: CameraSet, options: FilmOptions) -> tuple[int, Iterator[Array]]:
     """How many pictures a film has, and the pictures one by one, so that memory does not grow with the path."""
-    views = (view.render(cameras.c2w[i], cameras.K[i], cameras.size) for i in range(len(cameras)))
-    return len(cameras), (rgb_image(output, options.white) for output in views)
+    return len(cameras), rgb_images(view.render_all(cameras), options.white)
 
 
 def _for_a_page(image: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from configs.evaluation import EvalConfig
-from eval_gs.behind import Behind
+from eval_gs.behind import Behind, quick_to_switch
 from eval_gs.films import Clip, beside, clip_of, drawn_size, film_size
 from eval_gs.known import coverage_plan, well_known_part
 from eval_gs.layers import multi_layer
@@ -21,9 +21,9 @@ from eval_gs.render import Filming, FilmOptions
 from utils.deformation.artifact import INVERSE_SCHEMA, trained_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.device.accelerator import cap_accelerator, or_on_cpu
-from utils.exports.check import checked_exports
+from utils.exports.check import checked_exports, written_splats
 from utils.report import pictures
-from utils.report.html import write_report
+from utils.report.html import ReportData, read_for_report, write_report
 from utils.scene import artifacts
 from utils.scene.clip_parts import clip_parts
 from utils.scene.folders import frames_of_scene, list_frames
@@ -37,7 +37,7 @@ from utils.scene.transaction import Output, publish, require_replaceable
 from utils.splatting.checkpoint import GS_SCHEMA, load_checkpoint
 from utils.splatting.render import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
 from utils.synthetic.world import ground_truth_file, load_ground_truth
-from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
+from utils.types import NULL_REPORTER, Array, CameraSet, RenderOutput, Reporter, Scene, Splats, StepReport
 
 EVALUATION_SCHEMA = "evaluation/1"
 _REPORT_FRAMES = 4
@@ -69,6 +69,7 @@ def run(config: EvalConfig, report: Reporter = NULL_REPORTER) -> Path:
     if config.render_gs_video_path and path_json.is_file():
         inputs["camera_path"] = sha256(path_json)
     inputs |= _other_inputs(config, manifest.config, run_layout, checkpoint)
+    read: ReportData | None = None
     if not config.overwrite and is_current(out, EVALUATION_SCHEMA, config, inputs):
         report.note(f"evaluation: {out} is current, skipped")
     else:
@@ -77,9 +78,13 @@ def run(config: EvalConfig, report: Reporter = NULL_REPORTER) -> Path:
         require_replaceable([Output(out, EVALUATION_SCHEMA)], reads=reads, sources=[] if originals is None else [originals])
         cap_accelerator(config.max_gpu_gb)
         work = functools.partial(_evaluate, config, out, run_layout, checkpoint, inputs, report)
-        or_on_cpu(lambda: work(config.device), lambda: work("cpu"), "evaluation")
+        with Behind[ReportData](threads=1) as reading, quick_to_switch():
+            if config.report:
+                reading.do(functools.partial(read_for_report, config.root_path))
+            or_on_cpu(lambda: work(config.device), lambda: work("cpu"), "evaluation")
+        read = reading.results[0] if config.report else None
     if config.report:
-        report.note(f"report: {write_report(config.root_path)}")
+        report.note(f"report: {write_report(config.root_path, read)}")
     return out
 
 
@@ -130,10 +135,12 @@ def _evaluate(
     )
     with (
         publish(out, EVALUATION_SCHEMA, home=config.root_path, report=report) as folder,
-        Behind[Any](threads=1) as aside,
+        Behind[float](threads=1) as aside,
+        Behind[Splats | None](threads=1) as reading,
     ):
         if config.metrics:
             aside.do(functools.partial(_multi_layer, subject))
+            reading.do(functools.partial(written_splats, checkpoint, subject.view))
         shown = folder / "report_pictures"
         shown.mkdir()
         with Filming(subject.view, folder, report) as filming:
@@ -146,7 +153,7 @@ def _evaluate(
             if config.save_video and config.render_side_by_side:
                 _film_beside(config, subject, clip, folder, filming)
             if config.metrics:
-                exports = checked_exports(checkpoint, subject.view)
+                exports = checked_exports(checkpoint, subject.view, reading.end()[0])
                 more = {"exports": exports, "consistency": filming.consistency(), "multi_layer": aside.end()[0]}
                 _measure(config, subject, folder, more, started, report)
             _picture_rows(subject, shown, config.white_background)
@@ -253,8 +260,9 @@ def _measure(config: EvalConfig, subject: _Subject, folder: Path, more: dict[str
     cameras, heldout, left_out = trained.cameras, trained.heldout, trained.left_out
     used = used_pixels(subject.scene, cameras.frame_ids, cameras.size)
     with Behind[FrameScore]() as scoring:
-        for i, frame_id in enumerate(cameras.frame_ids):
-            arguments = (int(frame_id), subject.images[i], *_views(subject, i), lpips, None if used is None else used[i])
+        for i, canonical in enumerate(subject.view.render_all(cameras)):
+            views = _views(subject, i, canonical)
+            arguments = (int(cameras.frame_ids[i]), subject.images[i], *views, lpips, None if used is None else used[i])
             scoring.do(functools.partial(score_frame, *arguments, heldout=bool(heldout[i]), left_out=bool(left_out[i])))
             report.step(StepReport(stage="measure", step=i, total=len(cameras)))
     scores = scoring.results
@@ -314,10 +322,9 @@ def _against_truth(config: EvalConfig, subject: _Subject, path: Path, report: Re
     return scores
 
 
-def _views(subject: _Subject, i: int) -> tuple[Array, Array, Array]:
+def _views(subject: _Subject, i: int, canonical: RenderOutput) -> tuple[Array, Array, Array]:
     """(h, w, 3) uint8 renders for trained camera i: through its deformation and colour map, through the map alone, the world as it is."""
-    view, cameras = subject.view, subject.view.trained.cameras
-    canonical = view.render(cameras.c2w[i], cameras.K[i], cameras.size)
+    view = subject.view
     return rgb_image(view.render_frame(subject.warp, i)), rgb_image(view.in_colors_of(canonical, i)), rgb_image(canonical)
 
 

@@ -1,11 +1,12 @@
 """Work on threads behind the renders."""
 
+import sys
 import threading
 import time
 
 import pytest
 
-from eval_gs.behind import Behind
+from eval_gs.behind import Behind, quick_to_switch
 
 
 def test_results_come_in_the_order_of_the_jobs_whatever_ends_first() -> None:
@@ -49,3 +50,27 @@ def test_an_error_of_a_job_is_raised(at: int) -> None:
     with pytest.raises(OSError, match="disk full"), Behind[int]() as behind:
         for i in range(40):
             behind.do(lambda i=i: job(i))
+
+
+def test_the_interpreter_switches_as_before_even_after_an_error() -> None:
+    before = sys.getswitchinterval()
+    with pytest.raises(ValueError, match="broken"), quick_to_switch():
+        assert sys.getswitchinterval() < before
+        raise ValueError("broken")
+    assert sys.getswitchinterval() == before
+
+
+def test_a_job_may_say_how_many_wait() -> None:
+    go, begun = threading.Event(), threading.Event()
+
+    def first() -> None:
+        begun.set()
+        assert go.wait(10)
+
+    with Behind[None](threads=1, waiting=1) as behind:
+        behind.do(first, waiting=5)
+        assert begun.wait(10)
+        for _ in range(4):  # with one they would wait for the first, which waits for us
+            behind.do(lambda: None, waiting=5)
+        go.set()
+    assert len(behind.results) == 5

@@ -27,7 +27,7 @@ from utils.scene.manifest import MARK, write_manifest
 from utils.scene.media import read_image
 from utils.scene.trajectories import load_trajectory
 from utils.splatting.checkpoint import GS_SCHEMA, load_checkpoint
-from utils.splatting.render import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
+from utils.splatting.render import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image, rgb_images
 from utils.synthetic.inconsistency import rotation_matrices
 from utils.synthetic.world import WorldConfig, make_world, save_world
 from utils.types import Scene
@@ -110,6 +110,28 @@ def test_frames_are_rendered_through_their_colour_map(root: Path) -> None:
     view.trained.appearance[1] = swap
     mapped = view.render_frame(IdentityInverseWarp(), 1)
     torch.testing.assert_close(mapped.rgb, plain.rgb.flip(-1) + 0.1 * plain.alpha[..., None])
+
+
+def test_views_of_a_path_are_those_rendered_alone(root: Path) -> None:
+    view = open_view(root)
+    cameras, positions = view.trained.cameras, [2, 0]
+    alone = [view.render(cameras.c2w[i], cameras.K[i], cameras.size) for i in positions]
+    for output, expected in zip(view.render_all(cameras, positions), alone, strict=True):
+        assert torch.equal(output.rgb, expected.rgb) and torch.equal(output.alpha, expected.alpha)
+    pictures = list(rgb_images(view.render_all(cameras, positions), white=True))
+    assert all(np.array_equal(a, rgb_image(b, white=True)) for a, b in zip(pictures, alone, strict=True))
+    assert len(list(view.render_all(cameras))) == len(cameras)
+
+
+@pytest.mark.skipif(not cuda_device_present(), reason="needs a GPU")
+def test_pictures_from_a_gpu_come_in_order_and_whole(root: Path) -> None:
+    _, checkpoint = locate_checkpoint(root, "", None)
+    rasterizer, device, _ = resolve_rasterizer("auto", "cuda")
+    view = SplatView(load_checkpoint(checkpoint), rasterizer, device)
+    cameras = view.trained.cameras
+    expected = [rgb_image(view.render(cameras.c2w[i], cameras.K[i], cameras.size)) for i in range(len(cameras))]
+    pictures = list(rgb_images(view.render_all(cameras)))
+    assert len(pictures) == len(expected) and all(np.array_equal(a, b) for a, b in zip(pictures, expected, strict=True))
 
 
 def test_white_background_shows_only_where_nothing_is(root: Path) -> None:

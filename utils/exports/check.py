@@ -53,6 +53,11 @@ def psnr_of_file(path: Path, view: SplatView, file_from_world: Array, scale: flo
         suffix: which format it is, where its name does not say.
     """
     splats = transform_splats(read_splats(path, suffix), file_from_world.T, 1 / scale, sh_basis)
+    return splats, psnr_of(splats, view)
+
+
+def psnr_of(splats: Splats, view: SplatView) -> list[float]:
+    """The PSNR in dB of three views of splats against those of `view`, at most 99; see `psnr_of_file`."""
     trained = view.trained
     other = SplatView(replace(trained, splats=splats, renderer="3dgs"), view.rasterizer, view.device, near=view.near)
     cameras = trained.cameras
@@ -61,22 +66,31 @@ def psnr_of_file(path: Path, view: SplatView, file_from_world: Array, scale: flo
         ours, theirs = (v.render(cameras.c2w[i], cameras.K[i], cameras.size).rgb.clamp(0, 1).double() for v in (view, other))
         error = float(((ours - theirs) ** 2).mean())
         scores.append(round(min(_MOST_DB, -10 * float(np.log10(max(error, 1e-12)))), 2))
-    return splats, scores
+    return scores
 
 
-def checked_exports(checkpoint: Path, view: SplatView) -> dict[str, object]:
-    """What `exports.json` holds, with the PLY that training wrote checked now if the export command did not write it again."""
-    path, ply = checkpoint / RECORD, checkpoint / f"splats_{view.trained.renderer}.ply"
-    known = dict(artifacts.read_json(path)) if path.is_file() else {}
-    if ply.name not in known and ply.is_file():
-        splats, psnr = psnr_of_file(ply, view, np.eye(3), 1.0)
-        known[ply.name] = {"format": "ply", "splats": len(splats), "bytes": ply.stat().st_size, "psnr": psnr}
+def written_splats(checkpoint: Path, view: SplatView) -> Splats | None:
+    """The splats of the PLY that training wrote; None if there is none or the export command wrote it again, which checked it."""
+    ply = checkpoint / f"splats_{view.trained.renderer}.ply"
+    return read_splats(ply) if ply.name not in _recorded(checkpoint) and ply.is_file() else None
+
+
+def checked_exports(checkpoint: Path, view: SplatView, written: Splats | None) -> dict[str, object]:
+    """What `exports.json` holds, with the PLY that training wrote, whose splats are `written`, checked now."""
+    known, ply = _recorded(checkpoint), checkpoint / f"splats_{view.trained.renderer}.ply"
+    if written is not None:
+        psnr = psnr_of(written, view)
+        known[ply.name] = {"format": "ply", "splats": len(written), "bytes": ply.stat().st_size, "psnr": psnr}
     return known
+
+
+def _recorded(checkpoint: Path) -> dict[str, object]:
+    path = checkpoint / RECORD
+    return dict(artifacts.read_json(path)) if path.is_file() else {}
 
 
 def record(checkpoint: Path, name: str, check: ExportCheck) -> None:
     """Adds or replaces an entry of `exports.json` beside the checkpoint, which the evaluation copies into metrics.json."""
-    path = checkpoint / RECORD
-    known = dict(artifacts.read_json(path)) if path.is_file() else {}
+    path, known = checkpoint / RECORD, _recorded(checkpoint)
     with publish_file(path) as beside:
         artifacts.write_json(beside, dict(sorted((known | {name: asdict(check)}).items())))

@@ -111,14 +111,40 @@ class _Stage:
 _SIGNATURE = b"--ground: #fbfbf9; --card: #ffffff"
 
 
-def write_report(scene_root: Path) -> Path:
-    """Writes the report of the newest run of a scene; returns its path."""
+@dataclass(frozen=True)
+class ReportData:
+    """What a report takes from the stages before the splats, which takes the longest to read.
+
+    Attributes:
+        scene: None if it cannot be read.
+        alignment: the newest of the newest run; None if none can be read.
+        clouds: the section about its cloud.
+    """
+
+    scene: Scene | None
+    alignment: Alignment | None
+    clouds: str
+
+
+def read_for_report(scene_root: Path) -> ReportData:
+    """Reads what `write_report` shows of the stages before the splats: it can be done while these are still evaluated."""
+    run = _newest_run(SceneLayout(scene_root))
+    scene, alignment = _scene(scene_root), _newest_alignment(run)
+    return ReportData(scene, alignment, _clouds(scene, alignment))
+
+
+def write_report(scene_root: Path, read: ReportData | None = None) -> Path:
+    """Writes the report of the newest run of a scene; returns its path.
+
+    Args:
+        scene_root: the scene.
+        read: what was read of it before; None reads it now.
+    """
     layout = SceneLayout(scene_root)
-    runs = [name for name in layout.runs() if _BASELINE not in name]
-    run = layout.run(runs[-1]) if runs else None
+    run = _newest_run(layout)
     stages = _collect_stages(layout, run)
-    scene = _scene(scene_root)
-    alignment = _newest_alignment(run)
+    read = read or read_for_report(scene_root)
+    scene, alignment = read.scene, read.alignment
     trained = _trained(stages)
     front = [
         ("Is the world good?", verdict_section(trained)),
@@ -131,7 +157,7 @@ def write_report(scene_root: Path) -> Path:
     sections = [
         ("Input", _input_strip(scene)),
         ("Renders beside inputs", _renders(stages)),
-        ("Cloud before and after alignment", _clouds(scene, alignment)),
+        ("Cloud before and after alignment", read.clouds),
         ("Agreement with held-out pairs", _held_out(stages)),
         ("Quality", _quality(stages, _baselines(layout, run))),
         ("Exported files", _exports(stages)),
@@ -158,6 +184,11 @@ def write_report(scene_root: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------ reading
+
+
+def _newest_run(layout: SceneLayout) -> RunLayout | None:
+    runs = [name for name in layout.runs() if _BASELINE not in name]
+    return layout.run(runs[-1]) if runs else None
 
 
 def _collect_stages(layout: SceneLayout, run: RunLayout | None) -> list[_Stage]:

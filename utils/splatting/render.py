@@ -1,5 +1,6 @@
 """Renders trained splats for people and for measurements: the consistent world from any camera, or as one input frame shows it."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from utils.scene.layout import RunLayout, SceneLayout
 from utils.splatting.checkpoint import MODEL, TrainedScene
 from utils.splatting.rasterize.contract import Rasterizer, SplatMode, choose_rasterizer, load_rasterizer
 from utils.splatting.view import apply_appearance, rigid, view_gaussians
-from utils.types import Array, CameraGaussians, RenderOutput, Splats
+from utils.types import Array, CameraGaussians, CameraSet, RenderOutput, Splats
 
 _SAMPLED_SPLATS = 4096
+
+_Placed = tuple[Tensor, Tensor | None, Tensor]
+"""Pose (4, 4), quaternion (4,) of the world-to-camera rotation, where it is known, and intrinsics (3, 3) of a camera on the device."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,28 @@ class SplatView:
             local: inverse deformation of a frame at the splats; without it the world is drawn as it is.
             colors: (N, 3) drawn in place of the splats' own.
         """
-        pose, quat, intrinsics = self._on_the_device(c2w, K)
+        (placed,) = self._on_the_device(c2w[None], K[None])
+        return self._draw(placed, size, local, colors)
+
+    def render_all(
+        self, cameras: CameraSet, positions: Iterable[int] | None = None, colors: Tensor | None = None
+    ) -> Iterator[RenderOutput]:
+        """The world as it is from cameras at these positions, by default from all of them, one after the other as they are asked for.
+
+        Their poses go to the device together: alone, each waited for the interpreter beside threads that write and compare pictures.
+
+        Args:
+            cameras: a path.
+            positions: in it.
+            colors: (N, 3) drawn in place of the splats' own.
+        """
+        rows = np.arange(len(cameras)) if positions is None else np.array(list(positions), int)
+        for placed in self._on_the_device(cameras.c2w[rows], cameras.K[rows]):
+            yield self._draw(placed, cameras.size, None, colors)
+
+    @torch.no_grad()
+    def _draw(self, placed: "_Placed", size: tuple[int, int], local: LocalWarp | None, colors: Tensor | None) -> RenderOutput:
+        pose, quat, intrinsics = placed
         warp = rigid(self.splats, pose) if local is None else local
         gaussians = view_gaussians(
             self.splats, pose, warp, active_degree=self.splats.sh_degree, turn=self.turn and local is not None, quat=quat
@@ -76,16 +101,17 @@ class SplatView:
         mode: SplatMode = "2dgs" if self.trained.renderer == "2dgs" else "3dgs"
         return self.rasterizer.render(gaussians, intrinsics, size, mode, near=self.near)
 
-    def _on_the_device(self, c2w: Array, K: Array) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Pose (4, 4), quaternion (4,) of the world-to-camera rotation and intrinsics (3, 3); on a GPU in one copy that nothing waits for.
+    def _on_the_device(self, c2w: Array, K: Array) -> "list[_Placed]":
+        """Cameras (P, 4, 4) with intrinsics (P, 3, 3) on the device; on a GPU in one copy that nothing waits for.
 
         Made there, the quaternion took twenty small steps for every picture.
         """
-        pose, intrinsics = (torch.from_numpy(np.ascontiguousarray(a)).float() for a in (c2w, K))
+        poses, intrinsics = (torch.from_numpy(np.ascontiguousarray(a)).float() for a in (c2w, K))
         if self.device.type != "cuda":
-            return pose, None, intrinsics
-        packed = torch.cat([pose.flatten(), matrix_to_quat(pose[:3, :3].T), intrinsics.flatten()]).to(self.device, non_blocking=True)
-        return packed[:16].view(4, 4), packed[16:20], packed[20:].view(3, 3)
+            return [(pose, None, own) for pose, own in zip(poses, intrinsics, strict=True)]
+        quats = matrix_to_quat(poses[:, :3, :3].mT)
+        packed = torch.cat([poses.flatten(1), quats, intrinsics.flatten(1)], 1).to(self.device, non_blocking=True)
+        return [(row[:16].view(4, 4), row[16:20], row[20:].view(3, 3)) for row in packed]
 
     @torch.no_grad()
     def render_frame(self, warp: InverseWarp, i: int) -> RenderOutput:
@@ -137,8 +163,34 @@ def median_depth(trained: TrainedScene) -> float:
 
 def rgb_image(output: RenderOutput, white: bool = False) -> Array:
     """(h, w, 3) uint8 sRGB over black, or over white."""
+    return _rgb(output, white).cpu().numpy()
+
+
+def _rgb(output: RenderOutput, white: bool) -> Tensor:
+    """(h, w, 3) uint8, where the render is."""
     rgb = output.rgb + (1 - output.alpha[..., None]) if white else output.rgb
-    return (rgb.clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
+    return (rgb.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+
+
+def rgb_images(outputs: Iterable[RenderOutput], white: bool = False) -> Iterator[Array]:
+    """`rgb_image` of each, one after the other; a GPU draws the next one while a picture is copied."""
+    waiting: tuple[Tensor, torch.cuda.Event] | None = None
+    for output in outputs:
+        if not output.rgb.is_cuda:
+            yield rgb_image(output, white)
+            continue
+        there = _rgb(output, white)
+        here = torch.empty(there.shape, dtype=torch.uint8, pin_memory=True)
+        here.copy_(there, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        if waiting is not None:
+            waiting[1].synchronize()
+            yield waiting[0].numpy()
+        waiting = here, copied
+    if waiting is not None:
+        waiting[1].synchronize()
+        yield waiting[0].numpy()
 
 
 def depth_image(output: RenderOutput, least_alpha: float = 0.5) -> Array:
