@@ -236,9 +236,9 @@ def starting_splats(alignment: Alignment, data: TrainingData, config: GSConfig) 
     cameras = data.cameras.select(views)
     if config.clear_views > 0 and data.depth is not None:
         made_by = np.searchsorted(cameras.frame_ids, cloud.frame)
-        cloud = cloud.select(~in_the_way(cloud.points, cameras, data.depth[views], config.clear_views, made_by))
+        blocking = in_the_way(cloud.points, cameras, data.depth[views], config.clear_views, made_by)
         clips = None if data.clips is None else data.clips[views]
-        cloud = cloud.select(~in_the_way_between(cloud.points, cameras, data.depth[views], clips))
+        cloud = cloud.select(~(blocking | in_the_way_between(cloud.points, cameras, data.depth[views], clips)))
     shell = None
     if config.shell_share > 0:
         used = None if data.used is None else data.used.numpy()[views]

@@ -178,8 +178,19 @@ class CanonicalCloud:
         return mask.reshape(len(frame_ids), *size)
 
     def select(self, index: Array | slice) -> "CanonicalCloud":
-        """The points at these rows."""
-        return CanonicalCloud(points=self.points[index], colors=self.colors[index], frame=self.frame[index], pixel=self.pixel[index])
+        """The points at these rows; the cloud itself where a mask (N,) bool has all of them."""
+        if isinstance(index, slice):
+            return CanonicalCloud(points=self.points[index], colors=self.colors[index], frame=self.frame[index], pixel=self.pixel[index])
+        if index.dtype == bool:
+            if len(index) == len(self) and index.all():
+                return self
+            index = np.flatnonzero(index)  # found once, not for each array
+        return CanonicalCloud(
+            points=self.points.take(index, axis=0),
+            colors=self.colors.take(index, axis=0),
+            frame=self.frame.take(index),
+            pixel=self.pixel.take(index),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -371,3 +371,17 @@ def test_paths_that_no_file_system_has_end_in_two_lines(kind, tmp_path, capsys):
         run_stage(lambda: path.stat() and None)
     said = capsys.readouterr().err
     assert caught.value.code == 2 and said.count("error:") == said.count("hint:") == 1
+
+
+def test_points_of_a_cloud_are_chosen_by_mask_rows_or_slice() -> None:
+    cloud = CanonicalCloud(
+        points=np.arange(12, dtype=np.float32).reshape(4, 3), colors=np.arange(12, dtype=np.uint8).reshape(4, 3),
+        frame=np.array([0, 0, 1, 1], np.int32), pixel=np.array([5, 6, 7, 8], np.int32),
+    )  # fmt: skip
+    mask = np.array([True, False, False, True])
+    assert cloud.select(np.ones(4, bool)) is cloud
+    for index in (mask, np.flatnonzero(mask), slice(0, 4, 3)):
+        chosen = cloud.select(index)
+        assert chosen.pixel.tolist() == [5, 8] and chosen.frame.tolist() == [0, 1]
+        assert chosen.points[:, 0].tolist() == [0, 9] and chosen.colors[:, 2].tolist() == [2, 11]
+    assert len(cloud.select(np.zeros(4, bool))) == 0

@@ -8,6 +8,7 @@ from configs.stage3_gs import GSConfig
 from train_gs.start.cells import MakeCells, with_cells
 from train_gs.start.normals import smallest_axes
 from utils.cameras.rotations import normal_to_quat
+from utils.device.accelerator import accelerator, or_on_cpu
 from utils.errors import DegenerateCloudError
 from utils.splatting.sh import C0
 from utils.types import Array, CameraSet, CanonicalCloud, Splats
@@ -85,11 +86,33 @@ def merge_copies(cloud: CanonicalCloud, cameras: CameraSet, budget: int) -> tupl
     points, colors = cloud.points.astype(np.float64), cloud.colors.astype(np.float64)
     if len(points) <= budget:
         return points, colors
-    nearest, _ = cKDTree(cameras.centers).query(points, workers=-1)
-    own = np.linalg.norm(points - cameras.centers[np.searchsorted(cameras.frame_ids, cloud.frame)], axis=1)
+    nearest, own = _distances(points, cameras.centers, np.searchsorted(cameras.frame_ids, cloud.frame))
     nearest, own = (np.maximum(distance, 1e-3 * np.median(own)) for distance in (nearest, own))
     pixel = 1.0 / float(np.median(cameras.K[:, 0, 0]))
     return with_cells(points, colors, lambda make: _merged(make, nearest, own, pixel, budget), "initial splats")
+
+
+def _distances(points: Array, centers: Array, made_by: Array) -> tuple[Array, Array]:
+    """(N,) distance of each point (N, 3) to the nearest camera and to that at position `made_by` (N,), whose frame it is of."""
+
+    def on_cpu() -> tuple[Array, Array]:
+        nearest, _ = cKDTree(centers).query(points, workers=-1)
+        return nearest, np.linalg.norm(points - centers[made_by], axis=1)
+
+    device = accelerator()
+    if device is None:
+        return on_cpu()
+    return or_on_cpu(lambda: distances_on(device, points, centers, made_by), on_cpu, "initial splats")
+
+
+def distances_on(device: torch.device, points: Array, centers: Array, made_by: Array) -> tuple[Array, Array]:
+    """`_distances` in torch on a device: a few dozen cameras are looked at one after the other."""
+    places, cameras, maker = (torch.from_numpy(a).to(device) for a in (points, centers, made_by))
+    squared = places.new_full((len(places),), float("inf"))
+    for camera in cameras:
+        squared = torch.minimum(squared, (places - camera).square_().sum(1))
+    own = (places - cameras[maker]).square_().sum(1)
+    return squared.sqrt_().cpu().numpy(), own.sqrt_().cpu().numpy()
 
 
 def splat_sizes(make: MakeCells, nearest: Array, own: Array, pixel: float) -> Array:
