@@ -21,6 +21,7 @@ from utils.types import Array, CameraGaussians, CameraSet, RenderOutput, Splats
 
 _SAMPLED_SPLATS = 4096
 
+_PADDING = 3  # to 32 numbers a camera: kernels are compiled anew for tensors that do not begin at a multiple of 16 bytes
 _Placed = tuple[Tensor, Tensor | None, Tensor]
 """Pose (4, 4), quaternion (4,) of the world-to-camera rotation, where it is known, and intrinsics (3, 3) of a camera on the device."""
 
@@ -110,8 +111,9 @@ class SplatView:
         if self.device.type != "cuda":
             return [(pose, None, own) for pose, own in zip(poses, intrinsics, strict=True)]
         quats = matrix_to_quat(poses[:, :3, :3].mT)
-        packed = torch.cat([poses.flatten(1), quats, intrinsics.flatten(1)], 1).to(self.device, non_blocking=True)
-        return [(row[:16].view(4, 4), row[16:20], row[20:].view(3, 3)) for row in packed]
+        packed = torch.cat([poses.flatten(1), quats, intrinsics.flatten(1), poses.new_zeros(len(poses), _PADDING)], 1)
+        rows = packed.to(self.device, non_blocking=True)
+        return [(row[:16].view(4, 4), row[16:20], row[20:29].view(3, 3)) for row in rows]
 
     @torch.no_grad()
     def render_frame(self, warp: InverseWarp, i: int) -> RenderOutput:
