@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numba import njit
 
 from utils.cameras.projection import transform, unproject_depth
+from utils.device.threads import run_chunks
 from utils.runtime import cpu_count
 from utils.scene.clip.shots import AGREEING, agreeing, features
 from utils.types import Array, Scene
@@ -93,54 +95,82 @@ def _compared(scene: Scene) -> _Views:
     rows, columns = (np.arange(step // 2, side, step) for side in scene.cameras.size)
     sigma = 0.5 * step
     blurred = [cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), sigma) for image in scene.images]
-    gray, c2w, K = np.stack(blurred), scene.cameras.c2w, scene.cameras.K
-    count, valid = len(scene), scene.valid
-    shared, likeness, least = np.zeros((count, count)), np.full((count, count), np.nan), np.full((count, count), np.nan)
+    gray, cameras, count, valid = np.stack(blurred), scene.cameras, len(scene), scene.valid
+    here = np.ix_(rows, columns)
     third = np.broadcast_to(3 * np.arange(len(columns)) // len(columns), (len(rows), len(columns)))
-
-    def of_frame(i: int) -> None:
-        known = valid[i][np.ix_(rows, columns)]
-        points = transform(c2w[i], unproject_depth(scene.depth[i].astype(np.float64), K[i])[np.ix_(rows, columns)][known])
-        brightness = gray[i][np.ix_(rows, columns)][known]
-        for j in range(count):
-            if j != i:
-                share, a, b, inside = _seen_by(scene, gray[j], valid[j], j, points, c2w[i, :3, 3], brightness)
-                shared[i, j] = share / known.size
-                if shared[i, j] >= _SHARED:
-                    likeness[i, j] = _likeness(a, b, known.size)
-                    thirds = [_likeness(a[own], b[own], known.size) for own in (third[known][inside] == k for k in range(3))]
-                    least[i, j] = np.fmin.reduce(thirds)
-
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        list(pool.map(of_frame, range(count)))
+    known = [own[here] for own in valid]
+    points = [
+        transform(cameras.c2w[i], unproject_depth(scene.depth[i].astype(np.float64), cameras.K[i])[here][known[i]]) for i in range(count)
+    ]
+    first = np.r_[0, np.cumsum([len(own) for own in points])]
+    brightness, thirds = (
+        np.concatenate([v[own] for v, own in zip(values, known, strict=True)]) for values in ([g[here] for g in gray], [third] * count)
+    )
+    shared, likeness, least = np.zeros((count, count)), np.full((count, count), np.nan), np.full((count, count), np.nan)
+    looking = np.concatenate(points).astype(np.float64), brightness.astype(np.float64), thirds, first, third.size
+    frames = cameras.w2c, cameras.c2w[:, :3, 3].copy(), cameras.K, gray, scene.depth, valid
+    run_chunks(_compare, [(i, i + 1) for i in range(count)], *looking, *frames, shared, likeness, least)
     return _Views(shared, likeness, least)
 
 
-def _seen_by(
-    scene: Scene, gray: Array, valid: Array, j: int, points: Array, eye: Array, brightness: Array
-) -> tuple[int, Array, Array, Array]:
-    """How many world points (N, 3) frame j looks at from the direction of `eye`, and those of them that nothing hides there.
+@njit(cache=True, nogil=True)
+def _compare(begin, end, points, brightness, thirds, first, size, w2c, eyes, K, gray, depth, valid, shared, likeness, least):
+    """Fills rows `begin` to `end` of the three (F, F) arrays of `_Views`.
 
-    Returns:
-        their number; brightness of the visible ones in their own frame and in frame j; (N,) bool, which they are.
+    `points` (N, 3) are in the world, those of frame i from `first[i]` (F + 1,) on; `brightness` (N,) is that in their own frames and
+    `thirds` (N,) the third of the picture that each lies in; `size` counts a frame's points, the unknown ones too. Per frame: `w2c`
+    (F, 4, 4), `eyes` (F, 3), `K` (F, 3, 3), and `gray`, `depth`, `valid` (F, h, w).
     """
-    h, w = scene.cameras.size
-    local = transform(scene.cameras.w2c[j], points)
-    front = local[:, 2] > 1e-6
-    z = np.where(front, local[:, 2], 1.0)
-    K = scene.cameras.K[j]
-    x, y = K[0, 0] * local[:, 0] / z + K[0, 2], K[1, 1] * local[:, 1] / z + K[1, 2]
-    mine, other = points - eye, points - scene.cameras.c2w[j, :3, 3]
-    cosine = (mine * other).sum(1) / np.maximum(np.linalg.norm(mine, axis=1) * np.linalg.norm(other, axis=1), 1e-12)
-    shown = front & (x >= 0) & (x < w) & (y >= 0) & (y < h) & (cosine > _DIRECTION)
-    count = int(shown.sum())
-    column, row = (np.where(shown, at, 0).astype(int) for at in (x, y))
-    shown &= valid[row, column] & (z < scene.depth[j][row, column] * np.exp(_NEAR))  # what lies behind the surface j sees is hidden from it
-    return count, brightness[shown], gray[row, column][shown], shown
+    frames, h, w = gray.shape
+    for i in range(begin, end):
+        for j in range(frames):
+            if j == i:
+                continue
+            sums, seen = np.zeros((3, 6)), 0
+            for p in range(first[i], first[i + 1]):
+                x, y, z = points[p]
+                front = w2c[j, 2, 0] * x + w2c[j, 2, 1] * y + w2c[j, 2, 2] * z + w2c[j, 2, 3]
+                if front <= 1e-6:
+                    continue
+                column = K[j, 0, 0] * (w2c[j, 0, 0] * x + w2c[j, 0, 1] * y + w2c[j, 0, 2] * z + w2c[j, 0, 3]) / front + K[j, 0, 2]
+                row = K[j, 1, 1] * (w2c[j, 1, 0] * x + w2c[j, 1, 1] * y + w2c[j, 1, 2] * z + w2c[j, 1, 3]) / front + K[j, 1, 2]
+                if not (0 <= column < w and 0 <= row < h):
+                    continue
+                along = mine = other = 0.0
+                for c in range(3):
+                    a, b = points[p, c] - eyes[i, c], points[p, c] - eyes[j, c]
+                    along, mine, other = along + a * b, mine + a * a, other + b * b
+                if along <= _DIRECTION * max(np.sqrt(mine * other), 1e-12):
+                    continue
+                seen += 1
+                r, c = int(row), int(column)
+                # what lies behind the surface that j sees is hidden from it
+                if valid[j, r, c] and front < depth[j, r, c] * np.exp(_NEAR):
+                    a, b, own = brightness[p], gray[j, r, c], sums[thirds[p]]
+                    own[0] += 1
+                    own[1] += a
+                    own[2] += b
+                    own[3] += a * a
+                    own[4] += b * b
+                    own[5] += a * b
+            shared[i, j] = seen / size
+            if shared[i, j] >= _SHARED:
+                likeness[i, j] = _likeness(sums.sum(0), size)
+                for k in range(3):
+                    least[i, j] = np.fmin(least[i, j], _likeness(sums[k], size))
 
 
-def _likeness(a: Array, b: Array, total: int) -> float:
-    """Correlation of brightness; NaN for less than a tenth of a picture's points, and without contrast."""
-    if len(a) < 0.1 * total or a.std() < _CONTRAST or b.std() < _CONTRAST:
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
+@njit(cache=True, nogil=True)
+def _likeness(sums, size):
+    """Correlation of brightness a and b from their number and the sums of a, b, aa, bb, ab.
+
+    NaN for less than a tenth of a picture's points, and without contrast.
+    """
+    n = sums[0]
+    if n < 0.1 * size:
+        return np.nan
+    a, b = sums[1] / n, sums[2] / n
+    aa, bb, ab = sums[3] / n - a * a, sums[4] / n - b * b, sums[5] / n - a * b
+    if aa < _CONTRAST**2 or bb < _CONTRAST**2:
+        return np.nan
+    return ab / np.sqrt(aa * bb)
