@@ -13,7 +13,7 @@ from utils.cameras.projection import invert_rigid
 from utils.errors import GeometryError, InputError, UnknownBackendError
 from utils.geometry_backend import GEOMETRY, ClipFrames
 from utils.sfm import dense_bundle_adjustment as flow_bundle
-from utils.sfm import depth_completion, flow_depth, plane_sweep
+from utils.sfm import depth_completion, flow_depth, plane_sweep, solver_parts
 from utils.sfm import mapping as sfm_poses
 from utils.sfm.backend import MEDIAN_DEPTH, SfmGeometry, _match, choose_neighbours
 from utils.sfm.depth_completion import PosedClip
@@ -425,7 +425,7 @@ def test_gradient_of_the_bundle_is_that_of_its_cost(block: int) -> None:
 
 
 def with_cores(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
-    for module in (flow_bundle, flow_depth, sfm_poses):
+    for module in (solver_parts, flow_depth, sfm_poses):
         monkeypatch.setattr(module, "cpu_count", lambda: cores)
 
 

@@ -9,9 +9,7 @@ shutter reads one row after another, so that a pixel is seen at `p = q + readout
 for, k and the readout are two more unknowns; the shifts are measured beforehand.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,7 +18,7 @@ import torch
 from numba import njit
 
 from utils.cameras import se3
-from utils.runtime import cpu_count
+from utils.sfm.solver_parts import part_bounds, solver_threads
 from utils.types import Array
 
 CAUCHY_PX = 0.5
@@ -221,7 +219,7 @@ def adjust(
     poses, w, distortion = w2c[frames].copy(), inverse.astype(np.float64).copy(), np.zeros(2)
     refined_K, K = K.astype(np.float64).copy(), K[frames].astype(np.float64)
     priors = _Priors(focal, faults, frames)
-    with _solver_threads() as pool:
+    with solver_threads() as pool:
         system = _System(packed, len(frames), priors.zooms, faults is not None, scale_px, pool)
         squared = system.squared(poses, K, w, distortion)
         cost, before = _cost(squared, scale_px), float(np.sqrt(np.median(squared)))
@@ -273,18 +271,6 @@ def residuals(w2c: Array, K: Array, matches: Matches, inverse: Array) -> Array:
     none = np.zeros((len(matches.point), 2))
     packed = matches.host, matches.target, matches.point, matches.host_px, matches.target_px, none, none
     return np.sqrt(_squared(w2c, K, inverse, np.zeros(2), *packed))
-
-
-@contextmanager
-def _solver_threads() -> Iterator[ThreadPoolExecutor]:
-    """A thread per core for the sums; torch is kept to one, since what its solvers return depends on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(cpu_count()) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Priors:
@@ -344,11 +330,6 @@ def straight_rays(pixels: Array, K: Array, k: float) -> Array:
     return straight
 
 
-# Sums are taken over so many parts of the matches, whatever the number of threads, so that they do not depend on it; fewer where the
-# parts' matrices would take more memory than this (in numbers).
-_PARTS, _PARTS_NUMBERS = 16, 1 << 25
-
-
 class _System:
     """The matches of a bundle adjustment in parts, on threads.
 
@@ -367,10 +348,8 @@ class _System:
         self._unknowns = self.block * frames + self._shared
         self._with_faults, self._scale_px, self._pool, self._packed = with_faults, scale_px, pool, packed
         point = packed[2]
-        first = np.flatnonzero(np.r_[True, point[1:] != point[:-1]]) if len(point) else np.zeros(0, np.int64)
-        parts = int(np.clip(_PARTS_NUMBERS // self._unknowns**2, 1, _PARTS))
-        wanted = np.searchsorted(first, np.arange(parts) * len(point) // parts)
-        bounds = np.unique(np.r_[0, first[wanted[wanted < len(first)]], len(point)])
+        first = np.flatnonzero(np.r_[True, point[1:] != point[:-1], True]) if len(point) else np.zeros(1, np.int64)
+        bounds = first[part_bounds(first, self._unknowns)]
         self._parts = [tuple(values[a:b] for values in packed) for a, b in pairwise(bounds.tolist())]
 
     def squared(self, poses: Array, K: Array, w: Array, distortion: Array) -> Array:

@@ -29,6 +29,7 @@ from utils.runtime import cpu_count
 from utils.sfm.dense_bundle_adjustment import Bundle, FocalPrior, Matches, Zoom, adjust, residuals
 from utils.sfm.flow_depth import frame_threads
 from utils.sfm.flow_tracks import add_flow_tracks, sample_field
+from utils.sfm.global_mapping import map_globally
 from utils.sfm.learned_matches import add_learned_matches, learned_features
 from utils.sfm.matches_agreement import agreement
 from utils.sfm.matches_database import frame_ids, with_own_cameras
@@ -219,8 +220,8 @@ def sparse_pairs(count: int) -> list[tuple[int, int]]:
 def _map(database: Path, seed: int, focal: float | None = None) -> SparseModel | None:
     """The largest model of global mapping, `None` if there is none; with this focal length (pixels) held, or a free one."""
     with _copy_of(database, focal) as copy:
-        reconstruction = _reconstruct(copy, database.with_name("images"), seed, fixed_focal=focal is not None)
-        return None if reconstruction is None else supported(_to_model(reconstruction))
+        model = map_globally(copy, database.with_name("images"), seed, fixed_focal=focal is not None)
+        return None if model is None else supported(model)
 
 
 @contextmanager
@@ -265,7 +266,7 @@ def _map_zoom(
     with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder:
         copy = Path(folder) / "database.db"
         with_own_cameras(database, database.with_name("images"), copy)
-        reconstruction = _reconstruct(copy, database.with_name("images"), seed, fixed_focal=False)
+        reconstruction = _reconstruct(copy, database.with_name("images"), seed)
         model = None if reconstruction is None else by_point(supported(_to_model(reconstruction)))
     if model is None or len(model.frames) < needed:
         return shared
@@ -393,7 +394,7 @@ def _map_incrementally(database: Path, seed: int, focal: float | None) -> Sparse
     """The largest model of incremental mapping, `None` if there is none; with this focal length (pixels) held, or a free one."""
     with _copy_of(database, focal) as copy:
         options = pycolmap.IncrementalPipelineOptions()
-        options.random_seed, options.num_threads = seed, 1  # one thread: repeatable, see `_reconstruct`
+        options.random_seed, options.num_threads = seed, 1  # one thread: sums in the order in which threads end are not repeatable
         options.min_model_size = 3
         options.mapper.abs_pose_min_num_inliers, options.mapper.abs_pose_min_inlier_ratio = _LEAST_RESECTED
         options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = focal is None
@@ -487,8 +488,8 @@ def map_distorted(images: Array, *, seed: int, keep: Array | None = None) -> Spa
     return model
 
 
-def _reconstruct(database: Path, pictures: Path, seed: int, *, fixed_focal: bool) -> "pycolmap.Reconstruction | None":
-    """The largest reconstruction of global mapping, see `_map`; writes beside the database."""
+def _reconstruct(database: Path, pictures: Path, seed: int) -> "pycolmap.Reconstruction | None":
+    """The largest reconstruction of COLMAP's own global mapping, whose images may have cameras of their own; writes beside the database."""
     options = pycolmap.GlobalPipelineOptions()
     options.random_seed = seed
     # One thread: the solver's sums run in the order in which threads end, and contradictory frames make much of a rounding error
@@ -500,7 +501,6 @@ def _reconstruct(database: Path, pictures: Path, seed: int, *, fixed_focal: bool
     options.mapper.global_positioning.random_seed = seed
     options.mapper.global_positioning.use_gpu = False
     options.mapper.bundle_adjustment.ceres.use_gpu = False
-    options.mapper.bundle_adjustment.refine_focal_length = not fixed_focal
     models = pycolmap.global_mapping(database, pictures, database.parent, options)
     if not models:
         return None

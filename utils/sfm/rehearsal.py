@@ -1,4 +1,4 @@
-"""Compiles the code of the depth rounds on a thread while mapping, which leaves all cores but one idle, is at work.
+"""Compiles the code of mapping's solvers and of the depth rounds on a thread while features are found and matched.
 
 A first run on a machine else waits for Numba at every step. Nothing has to be listed: a made clip goes through the same functions.
 """
@@ -6,12 +6,16 @@ A first run on a machine else waits for Numba at every step. Nothing has to be l
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import cv2
 import numpy as np
 
 from utils.geometry_backend import ClipFrames
 from utils.sfm.depth_completion import PosedClip
+from utils.sfm.global_positions import global_positions
+from utils.sfm.track_bundle_adjustment import adjust_tracks
+from utils.sfm.tracks import Placed, Tracks, without_narrow
 
 _FRAMES, _SIZE, _FOCAL, _STEP, _DEPTH = 5, (48, 64), 55.0, 2, 3.0
 
@@ -36,12 +40,28 @@ def made_clip() -> tuple[PosedClip, ClipFrames]:
     return clip, ClipFrames(images=images, chosen=np.arange(_FRAMES), size=_SIZE, names=("",) * _FRAMES)
 
 
+def place_made_points() -> tuple[Tracks, Placed]:
+    """Cameras and points as mapping's solvers find them from what four cameras see of sixteen points; and what they see."""
+    random = np.random.default_rng(0)
+    points, frames, K = random.uniform([-1, -1, 3], [1, 1, 5], (16, 3)), 4, np.diag([_FOCAL, _FOCAL, 1.0])
+    w2c = np.tile(np.eye(4), (frames, 1, 1))
+    w2c[:, :3, 3] = random.uniform(-1, 1, (frames, 3))
+    tracks = Tracks(first=np.arange(0, 65, frames), frame=np.tile(np.arange(frames), 16), at=np.zeros((64, 2)))
+    seen = Placed(w2c=w2c, K=K, points=points).seen(tracks)
+    tracks = replace(tracks, at=seen[:, :2] / seen[:, 2:] * _FOCAL)
+    centers, found = global_positions(seen / np.linalg.norm(seen, axis=1, keepdims=True), tracks, frames, 0)
+    w2c[:, :3, 3] = -centers
+    placed = adjust_tracks(tracks, Placed(w2c=w2c, K=K, points=found), free_focal=False)
+    return without_narrow(tracks, placed, 0.1)
+
+
 @contextlib.contextmanager
 def rehearsing(rounds: Callable[[PosedClip, ClipFrames], object]) -> Iterator[None]:
     """Inside, a thread takes the made clip through `rounds`; what goes wrong there does no harm and is left to the real one."""
 
     def rehearse() -> None:
         with contextlib.suppress(Exception):
+            place_made_points()
             rounds(*made_clip())
 
     threads = cv2.getNumThreads()

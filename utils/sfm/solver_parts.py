@@ -1,0 +1,78 @@
+"""Sums over matches in a fixed number of parts on threads, so that they do not depend on how many cores there are."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from utils.runtime import cpu_count
+from utils.types import Array
+
+# So many parts, whatever the number of threads; fewer where the parts' matrices would take more memory than this (in numbers).
+_PARTS, _PARTS_NUMBERS = 16, 1 << 25
+
+
+_lock = threading.Lock()
+_inside: list[int] = []
+
+
+@contextmanager
+def solver_threads() -> Iterator[ThreadPoolExecutor]:
+    """A thread per core for the sums; torch is kept to one, since what its solvers return depends on their number.
+
+    Several solvers may be at work at once; torch gets its threads back when the last of them ends.
+    """
+    with _lock:
+        _inside.append(torch.get_num_threads() if not _inside else _inside[0])
+        torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            yield pool
+    finally:
+        with _lock:
+            before = _inside.pop()
+            if not _inside:
+                torch.set_num_threads(before)
+
+
+def part_bounds(first: Array, unknowns: int) -> list[int]:
+    """Points at which parts of about as many observations begin, and the end.
+
+    Args:
+        first: (P + 1,) first observation of each point, and their number.
+        unknowns: side of each part's matrix.
+    """
+    parts = int(np.clip(_PARTS_NUMBERS // unknowns**2, 1, _PARTS))
+    wanted = np.searchsorted(first, np.arange(parts) * first[-1] // parts)
+    return np.unique(np.r_[0, wanted[wanted < len(first)], len(first) - 1]).tolist()
+
+
+@dataclass
+class TrustRegion:
+    """Damping of Levenberg-Marquardt, as a share of the diagonal: relaxed as far as the cost falls by what was expected.
+
+    Source: Madsen, Nielsen, Tingleff, "Methods for non-linear least squares problems", 2004, as in Ceres.
+    """
+
+    damping: float = 1e-4
+    _growth: float = 2.0
+
+    def accepts(self, fell: float, expected: float) -> bool:
+        """Whether a step after which the cost fell by so much instead of what was expected is taken."""
+        gain = fell / expected if expected > 0 and np.isfinite(fell) else -1.0
+        if gain < 1e-3:
+            self.damping *= self._growth
+            self._growth *= 2
+            return False
+        self.damping = max(self.damping * max(1 / 3, 1 - (2 * gain - 1) ** 3), 1e-16)
+        self._growth = 2.0
+        return True
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether steps have become too short to matter."""
+        return self.damping > 1e10
