@@ -16,13 +16,18 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numba import njit
+from torch import Tensor
 
 from utils.cameras import se3
+from utils.device.accelerator import accelerator
+from utils.sfm.dense_bundle_adjustment_batched import BatchedSystem
 from utils.sfm.solver_parts import part_bounds, solver_threads
 from utils.types import Array
 
 CAUCHY_PX = 0.5
 _STEPS = 12
+# Fewer matches are done sooner by the CPU than a GPU is started.
+_LEAST_ON_DEVICE = 5000
 # Fixed-point steps that take the lens out of a pixel: to 1e-4 of the bend within |k| = 0.5 and a view of 80 degrees.
 _UNBENDING = 6
 
@@ -220,20 +225,26 @@ def adjust(
     refined_K, K = K.astype(np.float64).copy(), K[frames].astype(np.float64)
     priors = _Priors(focal, faults, frames)
     with solver_threads() as pool:
-        system = _System(packed, len(frames), priors.zooms, faults is not None, scale_px, pool)
+        device = accelerator() if faults is None and len(matches.point) >= _LEAST_ON_DEVICE else None
+        system: _System | BatchedSystem
+        if device is None:
+            system = _System(packed, len(frames), priors.zooms, faults is not None, scale_px, pool)
+        else:
+            system = BatchedSystem(packed, len(frames), priors.zooms, scale_px, device)
         squared = system.squared(poses, K, w, distortion)
         cost, before = _cost(squared, scale_px), float(np.sqrt(np.median(squared)))
         total, damping = priors.objective(cost, K, distortion), 1e-4
-        H, g, points = system.normal_equations(poses, K, w, distortion)
+        H, g = system.normal_equations(poses, K, w, distortion)
         for _ in range(steps):
-            damped, right = H.copy(), -g
+            damped, right = H.clone(), -g
             priors.add_to(damped, right, damping, scale_px**2 * cost, K, distortion)
-            factor, indefinite = torch.linalg.cholesky_ex(torch.from_numpy(damped))
+            factor, indefinite = torch.linalg.cholesky_ex(damped)
             if indefinite:
                 damping *= 10
                 continue
-            step = torch.cholesky_solve(torch.from_numpy(right)[:, None], factor)[:, 0].numpy()
-            new_w = w + _back_substitute(step, system.block, *points)
+            solved = torch.cholesky_solve(right[:, None], factor)[:, 0]
+            new_w = w + system.back_substitute(solved)
+            step = solved.cpu().numpy()
             own = step[: system.block * len(poses)].reshape(-1, system.block)
             new_poses = se3.exp(torch.from_numpy(own[:, :6].copy())).numpy() @ poses
             grown = own[:, 6] if priors.zooms else step[len(own.ravel())]
@@ -250,7 +261,7 @@ def adjust(
             poses, K, w, distortion, cost, total, damping = new_poses, new_K, new_w, new_distortion, new_cost, new_total, damping / 5
             if done:
                 break
-            H, g, points = system.normal_equations(poses, K, w, distortion)
+            H, g = system.normal_equations(poses, K, w, distortion)
         after = float(np.sqrt(np.median(system.squared(poses, K, w, distortion))))
     refined = w2c.copy()
     refined[frames], refined_K[frames] = poses, K
@@ -294,21 +305,22 @@ class _Priors:
         """(n,) or (1,) how far the unknown log focal lengths are from the prior's."""
         return np.log((K[:, 0, 0] if self.zooms else np.median(K[:, 0, 0], keepdims=True)) / focal.center_px)
 
-    def add_to(self, H: Array, right: Array, damping: float, cost: float, K: Array, distortion: Array) -> None:
+    def add_to(self, H: Tensor, right: Tensor, damping: float, cost: float, K: Array, distortion: Array) -> None:
         """Adds damping, what holds the first frame, and the priors to H x = right in place; `cost` in squared pixels."""
-        diagonal = np.diag(H).copy()
-        H[np.diag_indices(len(H))] += damping * diagonal + 1e-9 * diagonal.max()
-        H[:6, :6] += np.eye(6) * diagonal.max() * 1e3  # the first frame stays: it fixes where the world lies
+        diagonal = H.diagonal().clone()
+        largest = diagonal.max()
+        H.diagonal().add_(damping * diagonal + 1e-9 * largest)
+        H.diagonal()[:6] += largest * 1e3  # the first frame stays: it fixes where the world lies
         if self._focal is None:
-            H[self._at_focal, self._at_focal] += 1e12 * diagonal.max()
+            H.diagonal()[self._at_focal] += 1e12 * largest
         else:
             pull = cost / self._focal.independent * self._penalties
-            H[np.ix_(self._at_focal, self._at_focal)] += pull
-            right[self._at_focal] -= pull @ self._deviation(K, self._focal)
+            H[self._at_focal[:, None], self._at_focal] += torch.from_numpy(pull).to(H.device)
+            right[self._at_focal] -= torch.from_numpy(pull @ self._deviation(K, self._focal)).to(H.device)
         if self._faults is not None:
             pulls = cost / self._faults.independent / self._faults.sigmas**2
-            H[[-2, -1], [-2, -1]] += pulls
-            right[-2:] -= pulls * distortion
+            H.diagonal()[-2:] += torch.from_numpy(pulls)
+            right[-2:] -= torch.from_numpy(pulls * distortion)
 
     def objective(self, cost: float, K: Array, distortion: Array) -> float:
         """Twice the negative log posterior: residuals of unknown size, worth so many independent ones, and the priors."""
@@ -350,6 +362,7 @@ class _System:
         point = packed[2]
         first = np.flatnonzero(np.r_[True, point[1:] != point[:-1], True]) if len(point) else np.zeros(1, np.int64)
         bounds = first[part_bounds(first, self._unknowns)]
+        self._eliminated: tuple[Array, Array, Array]
         self._parts = [tuple(values[a:b] for values in packed) for a, b in pairwise(bounds.tolist())]
 
     def squared(self, poses: Array, K: Array, w: Array, distortion: Array) -> Array:
@@ -357,8 +370,8 @@ class _System:
         parts = self._pool.map(lambda part: _squared(poses, K, w, distortion, *part), self._parts)
         return np.concatenate([np.zeros(0), *parts])
 
-    def normal_equations(self, poses: Array, K: Array, w: Array, distortion: Array) -> tuple[Array, Array, tuple[Array, ...]]:
-        """Reduced system H (n, n), g (n,) over the unknowns of `_normal_equations`, and what `_back_substitute` needs."""
+    def normal_equations(self, poses: Array, K: Array, w: Array, distortion: Array) -> tuple[Tensor, Tensor]:
+        """Reduced system H (n, n), g (n,) over the unknowns of `_normal_equations`."""
         n = self._unknowns
         point_H, point_g = np.zeros(len(w)), np.zeros(len(w))
 
@@ -374,9 +387,13 @@ class _System:
             upper += part_upper
             g += part_g
             crosses.append(cross)
-        host, target, point = self._packed[:3]
         cross = np.concatenate([np.zeros((0, 2 * self.block + self._shared)), *crosses])
-        return upper + upper.T, g, (point_H, point_g, cross, host, target, point)
+        self._eliminated = point_H, point_g, cross
+        return torch.from_numpy(upper + upper.T), torch.from_numpy(g)
+
+    def back_substitute(self, step: Tensor) -> Array:
+        """(P,) change of the inverse depths for a change (n,) of the other unknowns of the last normal equations."""
+        return _back_substitute(step.numpy(), self.block, *self._eliminated, *self._packed[:3])
 
 
 def _cost(squared: Array, scale_px: float) -> float:

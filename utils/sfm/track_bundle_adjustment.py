@@ -11,18 +11,19 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numba import njit
+from torch import Tensor
 
 from utils.cameras import se3
+from utils.device.accelerator import accelerator
 from utils.sfm.global_positions import inverse_3x3
 from utils.sfm.solver_parts import TrustRegion, part_bounds, solver_threads
+from utils.sfm.track_bundle_adjustment_batched import BEHIND_PX, LOSS_PX, NEAREST, BatchedTrackSystem
 from utils.sfm.tracks import Placed, Tracks
 from utils.types import Array
 
-_LOSS_PX = 1.0
 _STEPS, _TOLERANCE = 200, 1e-5
-# What an observation of a point behind its camera costs, in pixels; it pulls nowhere.
-_BEHIND_PX = 30.0
-_NEAREST = 1e-6
+# Fewer observations are done sooner by the CPU than a GPU is started.
+_LEAST_ON_DEVICE = 5000
 
 
 def adjust_tracks(tracks: Tracks, placed: Placed, *, free_focal: bool, turning: bool = True, steps: int = _STEPS) -> Placed:
@@ -37,18 +38,17 @@ def adjust_tracks(tracks: Tracks, placed: Placed, *, free_focal: bool, turning: 
     """
     if not len(tracks.frame):
         return placed
-    frames = len(placed.w2c)
-    seen = tracks.frame, tracks.at, tracks.first
-    bounds = list(pairwise(part_bounds(tracks.first, 6 * frames + 1)))
     region = TrustRegion()
+    device = accelerator() if len(tracks.frame) >= _LEAST_ON_DEVICE else None
     with solver_threads() as pool:
-        cost = _cost(placed, seen, bounds, pool)
+        frames = len(placed.w2c)
+        system = _TrackSystem(tracks, frames, turning, pool) if device is None else BatchedTrackSystem(tracks, frames, turning, device)
+        cost = system.cost(placed)
         for _ in range(steps):
-            step = _solved(placed, seen, bounds, region.damping, free_focal, turning, pool)
-            moved = _moved(placed, step)
-            now, to = (placed.w2c, placed.K, placed.points, *seen), (region.damping, turning, step, moved.points)
-            expected = float(sum(pool.map(lambda part, now=now, to=to: _back_substitute(*now, *part, *to), bounds)))
-            new_cost = _cost(moved, seen, bounds, pool)
+            step = _solved(*system.reduced(placed, region.damping), region.damping, free_focal)
+            points, expected = system.back_substituted(placed, region.damping, step)
+            moved = _moved(placed, step.cpu().numpy(), points)
+            new_cost = system.cost(moved)
             if not region.accepts(cost - new_cost, expected):
                 if region.is_spent:
                     break
@@ -60,47 +60,58 @@ def adjust_tracks(tracks: Tracks, placed: Placed, *, free_focal: bool, turning: 
     return placed
 
 
-Seen = tuple[Array, Array, Array]
-
-
-def _moved(placed: Placed, step: Array) -> Placed:
-    """With poses and focal length after a step (6 F + 1,), and the points still where they were, in an array of their own."""
+def _moved(placed: Placed, step: Array, points: Array) -> Placed:
+    """With poses and focal length after a step (6 F + 1,), and these points."""
     K = placed.K.copy()
     K[[0, 1], [0, 1]] *= np.exp(np.clip(step[-1], -0.3, 0.3))
     turned = se3.exp(torch.from_numpy(step[:-1].reshape(-1, 6))).numpy()
-    return Placed(w2c=turned @ placed.w2c, K=K, points=placed.points.copy())
+    return Placed(w2c=turned @ placed.w2c, K=K, points=points)
 
 
-def _cost(placed: Placed, seen: Seen, bounds: list[tuple[int, int]], pool: ThreadPoolExecutor) -> float:
-    """Half of Huber's cost in squared pixels."""
-    return float(sum(pool.map(lambda part: _part_cost(placed.w2c, placed.K, placed.points, *seen, *part), bounds)))
-
-
-def _solved(
-    placed: Placed, seen: Seen, bounds: list[tuple[int, int]], damping: float, free_focal: bool, turning: bool, pool: ThreadPoolExecutor
-) -> Array:
-    """(6 F + 1,) change of the poses and the log focal length."""
-    n = 6 * len(placed.w2c) + 1
-
-    def one(part: tuple[int, int]) -> tuple[Array, Array, Array]:
-        half, g, diagonal = np.zeros((n, n)), np.zeros(n), np.zeros(n)
-        _reduce(placed.w2c, placed.K, placed.points, *seen, *part, damping, turning, half, g, diagonal)
-        return half, g, diagonal
-
-    half, g, diagonal = np.zeros((n, n)), np.zeros(n), np.zeros(n)
-    for part_half, part_g, part_diagonal in pool.map(one, bounds):
-        half += part_half
-        g += part_g
-        diagonal += part_diagonal
-    H = half + half.T
-    H[np.diag_indices(n)] += damping * diagonal + 1e-12 * diagonal.max()
-    H[:6, :6] += np.eye(6) * diagonal.max() * 1e3  # the first frame stays: it fixes where the world lies
+def _solved(H: Tensor, g: Tensor, diagonal: Tensor, damping: float, free_focal: bool) -> Tensor:
+    """(6 F + 1,) change of the poses and the log focal length from the system and its diagonal before points were eliminated."""
+    largest = diagonal.max()
+    H.diagonal().add_(damping * diagonal + 1e-12 * largest)
+    H.diagonal()[:6] += largest * 1e3  # the first frame stays: it fixes where the world lies
     if not free_focal:
-        H[-1, -1] += 1e12 * diagonal.max()
-    factor, indefinite = torch.linalg.cholesky_ex(torch.from_numpy(H))
-    if indefinite:
-        return np.zeros(n)
-    return torch.cholesky_solve(torch.from_numpy(-g)[:, None], factor)[:, 0].numpy()
+        H[-1, -1] += 1e12 * largest
+    factor, indefinite = torch.linalg.cholesky_ex(H)
+    return torch.zeros_like(g) if indefinite else torch.cholesky_solve(-g[:, None], factor)[:, 0]
+
+
+class _TrackSystem:
+    """Tracks in parts, on threads; for the arguments see `BatchedTrackSystem`."""
+
+    def __init__(self, tracks: Tracks, frames: int, turning: bool, pool: ThreadPoolExecutor):
+        self._unknowns, self._turning, self._pool = 6 * frames + 1, turning, pool
+        self._seen = tracks.frame, tracks.at, tracks.first
+        self._bounds = list(pairwise(part_bounds(tracks.first, self._unknowns)))
+
+    def cost(self, placed: Placed) -> float:
+        """Half of Huber's cost in squared pixels."""
+        return float(sum(self._pool.map(lambda part: _part_cost(placed.w2c, placed.K, placed.points, *self._seen, *part), self._bounds)))
+
+    def reduced(self, placed: Placed, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+        """H (n, n) and g (n,) over (6 per frame, log focal), points eliminated, and H's diagonal before that."""
+        n = self._unknowns
+
+        def one(part: tuple[int, int]) -> tuple[Array, Array, Array]:
+            half, g, diagonal = np.zeros((n, n)), np.zeros(n), np.zeros(n)
+            _reduce(placed.w2c, placed.K, placed.points, *self._seen, *part, damping, self._turning, half, g, diagonal)
+            return half, g, diagonal
+
+        half, g, diagonal = np.zeros((n, n)), np.zeros(n), np.zeros(n)
+        for part_half, part_g, part_diagonal in self._pool.map(one, self._bounds):
+            half += part_half
+            g += part_g
+            diagonal += part_diagonal
+        return torch.from_numpy(half + half.T), torch.from_numpy(g), torch.from_numpy(diagonal)
+
+    def back_substituted(self, placed: Placed, damping: float, step: Tensor) -> tuple[Array, float]:
+        """Points (P, 3) after a step (n,) of the rest, and by how much the cost falls if residuals are linear and weights stay."""
+        points, now = placed.points.copy(), (placed.w2c, placed.K, placed.points, *self._seen)
+        to = damping, self._turning, step.numpy(), points
+        return points, float(sum(self._pool.map(lambda part: _back_substitute(*now, *part, *to), self._bounds)))
 
 
 @njit(nogil=True, cache=True)
@@ -112,12 +123,12 @@ def _part_cost(w2c: Array, K: Array, points: Array, frame: Array, at: Array, fir
             pose = w2c[frame[m]]
             for i in range(3):
                 Y[i] = pose[i, 0] * points[p, 0] + pose[i, 1] * points[p, 1] + pose[i, 2] * points[p, 2] + pose[i, 3]
-            if Y[2] < _NEAREST:
-                total += _LOSS_PX * (_BEHIND_PX - 0.5 * _LOSS_PX)
+            if Y[2] < NEAREST:
+                total += LOSS_PX * (BEHIND_PX - 0.5 * LOSS_PX)
                 continue
             ex, ey = K[0, 0] * Y[0] / Y[2] + K[0, 2] - at[m, 0], K[1, 1] * Y[1] / Y[2] + K[1, 2] - at[m, 1]
             squared = ex * ex + ey * ey
-            total += 0.5 * squared if squared <= _LOSS_PX**2 else _LOSS_PX * (np.sqrt(squared) - 0.5 * _LOSS_PX)
+            total += 0.5 * squared if squared <= LOSS_PX**2 else LOSS_PX * (np.sqrt(squared) - 0.5 * LOSS_PX)
     return total
 
 
@@ -127,7 +138,7 @@ def _derivatives(pose: Array, K: Array, point: Array, at: Array, turning: bool, 
     for i in range(3):
         Y[i] = pose[i, 0] * point[0] + pose[i, 1] * point[1] + pose[i, 2] * point[2] + pose[i, 3]
     J[:] = 0.0
-    if Y[2] < _NEAREST:
+    if Y[2] < NEAREST:
         return 0.0
     z = 1.0 / Y[2]
     u, v = Y[0] * z, Y[1] * z
@@ -145,7 +156,7 @@ def _derivatives(pose: Array, K: Array, point: Array, at: Array, turning: bool, 
         J[0, 7 + c] = a * (pose[0, c] - u * pose[2, c])
         J[1, 7 + c] = b * (pose[1, c] - v * pose[2, c])
     squared = e[0] * e[0] + e[1] * e[1]
-    return 1.0 if squared <= _LOSS_PX**2 else _LOSS_PX / np.sqrt(squared)
+    return 1.0 if squared <= LOSS_PX**2 else LOSS_PX / np.sqrt(squared)
 
 
 @njit(nogil=True, cache=True)
