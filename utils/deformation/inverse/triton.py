@@ -37,16 +37,14 @@ def solve_point(
 ):  # fmt: skip
     """Solves q + delta(q) = y: q (3), dq/dy (9, row-major), relative residual; lanes off the mask need a y before the camera."""
     scale = tl.maximum(_norm(y0, y1, y2), 1e-30)
-    q0, q1, q2 = y0, y1, y2
-    for _ in range(FIXED_POINT_STEPS):  # not unrolled: six copies of the field in one kernel take half a minute to compile
-        d0, d1, d2, _, _, _, _, _, _, _, _, _ = field(nodes, camera, q0, q1, q2, nu, nv, nz, mask)
-        q0, q1, q2 = y0 - d0, y1 - d1, y2 - d2
-    d0, d1, d2, m00, m01, m02, m10, m11, m12, m20, m21, m22 = field(nodes, camera, q0, q1, q2, nu, nv, nz, mask)
-    e0, e1, e2 = q0 + d0 - y0, q1 + d1 - y1, q2 + d2 - y2
-    length = tl.where(mask, _norm(e0, e1, e2), 0.0)
-    size = tl.full([BLOCK], 1.0, tl.float32)
-    step = 0
-    while (step < NEWTON_STEPS) & (tl.max(length / scale) > tolerance):
+    zero = tl.zeros([BLOCK], tl.float32)
+    q0, q1, q2, e0, e1, e2 = y0, y1, y2, zero, zero, zero
+    m00, m01, m02, m10, m11, m12, m20, m21, m22 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+    length, size = zero, zero + 1.0
+    # One loop, and so one copy of the field, which is what takes long to compile: fixed-point steps while `step` is negative, the first
+    # residual at 0, then Newton's.
+    step = -FIXED_POINT_STEPS
+    while (step <= 0) | ((step <= NEWTON_STEPS) & (tl.max(length / scale) > tolerance)):
         j00, j01, j02, j10, j11, j12, j20, j21, j22 = _inverse_plus_identity(m00, m01, m02, m10, m11, m12, m20, m21, m22, least)
         s0, s1, s2 = j00 * e0 + j01 * e1 + j02 * e2, j10 * e0 + j11 * e1 + j12 * e2, j20 * e0 + j21 * e1 + j22 * e2
         # A step many times longer than the distance that is left comes from a nearly singular Jacobian.
@@ -54,11 +52,14 @@ def solve_point(
         t0, t1, t2 = q0 - factor * s0, q1 - factor * s1, q2 - factor * s2
         d0, d1, d2, n00, n01, n02, n10, n11, n12, n20, n21, n22 = field(nodes, camera, t0, t1, t2, nu, nv, nz, mask)
         f0, f1, f2 = t0 + d0 - y0, t1 + d1 - y1, t2 + d2 - y2
-        trial = _norm(f0, f1, f2)
+        trial = tl.where(mask, _norm(f0, f1, f2), 0.0)
         open_ = length > tolerance * scale
-        better = open_ & (trial < length)
-        size = tl.where(better, 1.0, tl.where(open_, 0.5 * size, size))
-        q0, q1, q2 = tl.where(better, t0, q0), tl.where(better, t1, q1), tl.where(better, t2, q2)
+        better = (step == 0) | ((step > 0) & open_ & (trial < length))
+        size = tl.where((step > 0) & open_, tl.where(better, 1.0, 0.5 * size), size)
+        early = step < 0
+        q0 = tl.where(early, y0 - d0, tl.where(better, t0, q0))
+        q1 = tl.where(early, y1 - d1, tl.where(better, t1, q1))
+        q2 = tl.where(early, y2 - d2, tl.where(better, t2, q2))
         e0, e1, e2 = tl.where(better, f0, e0), tl.where(better, f1, e1), tl.where(better, f2, e2)
         m00, m01, m02 = tl.where(better, n00, m00), tl.where(better, n01, m01), tl.where(better, n02, m02)
         m10, m11, m12 = tl.where(better, n10, m10), tl.where(better, n11, m11), tl.where(better, n12, m12)
