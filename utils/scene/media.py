@@ -326,6 +326,8 @@ def _add_h264(container: "av.container.OutputContainer", size: tuple[int, int], 
     stream.pix_fmt = "yuv420p"
     # Said explicitly: an untagged file is decoded as BT.601 or BT.709 depending on its size and the player.
     context = stream.codec_context
+    # Several frames at once, as x264 itself would; PyAV's default cuts each into slices, which is slower and no better.
+    context.thread_type = "FRAME"
     context.colorspace = av.video.reformatter.Colorspace.ITU709
     context.color_primaries, context.color_trc = 1, 1
     context.color_range = av.video.reformatter.ColorRange.MPEG
