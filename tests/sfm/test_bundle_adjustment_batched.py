@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from utils.cameras import se3
-from utils.sfm import dense_bundle_adjustment as dense
-from utils.sfm import track_bundle_adjustment as track
-from utils.sfm.dense_bundle_adjustment import Bundle, FocalPrior, Matches, Zoom, adjust
-from utils.sfm.tracks import Placed, Tracks
+from utils.sfm.solvers import dense_bundle_adjustment as dense
+from utils.sfm.solvers import track_bundle_adjustment as track
+from utils.sfm.solvers.dense_bundle_adjustment import Bundle, FocalPrior, Matches, Zoom, adjust
+from utils.sfm.solvers.tracks import Placed, Tracks
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
 FRAMES, POINTS = 7, 60
@@ -53,7 +53,7 @@ def test_batched_adjustment_equals_the_compiled_one(
     expected = fitted(focal)
     monkeypatch.setattr(dense, "accelerator", lambda: torch.device(device))
     monkeypatch.setattr(dense, "_LEAST_ON_DEVICE", 0)
-    monkeypatch.setattr("utils.sfm.dense_bundle_adjustment_batched.CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr("utils.sfm.solvers.dense_bundle_adjustment_batched.CHUNK_NUMBERS", chunk)
     found = fitted(focal)
     assert expected.after_px < 0.5 * expected.before_px
     assert found.objective == pytest.approx(expected.objective, rel=1e-7)
@@ -86,7 +86,7 @@ def test_batched_adjustment_of_tracks_equals_the_compiled_one(
     expected = track.adjust_tracks(tracks, placed, free_focal=free_focal, turning=turning, steps=25)
     monkeypatch.setattr(track, "accelerator", lambda: torch.device(device))
     monkeypatch.setattr(track, "_LEAST_ON_DEVICE", 0)
-    monkeypatch.setattr("utils.sfm.track_bundle_adjustment_batched.CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr("utils.sfm.solvers.track_bundle_adjustment_batched.CHUNK_NUMBERS", chunk)
     found = track.adjust_tracks(tracks, placed, free_focal=free_focal, turning=turning, steps=25)
     assert np.abs(expected.w2c - placed.w2c).max() > 1e-3
     np.testing.assert_allclose(found.w2c, expected.w2c, atol=1e-6)

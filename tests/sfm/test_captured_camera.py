@@ -8,8 +8,8 @@ from utils.cameras.lens import Lens
 from utils.errors import ConfigError
 from utils.scene.captured import CapturedCamera, ClipMotion, Straightener, image_motion, parse_camera, read_share
 from utils.sfm import captured_camera
-from utils.sfm import dense_bundle_adjustment as flow_bundle
 from utils.sfm.captured_camera import estimate_camera
+from utils.sfm.solvers import dense_bundle_adjustment as flow_bundle
 from utils.synthetic.captured import CapturedConfig, capture, global_shutter
 from utils.types import NULL_REPORTER, Array
 

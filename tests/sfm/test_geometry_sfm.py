@@ -12,14 +12,15 @@ from utils.cameras import se3
 from utils.cameras.projection import invert_rigid
 from utils.errors import GeometryError, InputError, UnknownBackendError
 from utils.geometry_backend import GEOMETRY, ClipFrames
-from utils.sfm import dense_bundle_adjustment as flow_bundle
-from utils.sfm import depth_completion, flow_depth, plane_sweep, solver_parts
+from utils.sfm import depth_completion, flow_depth, plane_sweep
 from utils.sfm import mapping as sfm_poses
 from utils.sfm.backend import MEDIAN_DEPTH, SfmGeometry, _match, choose_neighbours
 from utils.sfm.depth_completion import PosedClip
 from utils.sfm.depth_filling import edge_couplings, fill_and_smooth, fill_layers, fill_robust, scatter_weight
 from utils.sfm.flow_depth import RayDepth
 from utils.sfm.plane_sweep import downweight_contradicted, sweep
+from utils.sfm.solvers import dense_bundle_adjustment as flow_bundle
+from utils.sfm.solvers import parts as solver_parts
 from utils.synthetic.world import SyntheticWorld, WorldConfig, make_world
 from utils.types import NULL_REPORTER, Array, CameraSet
 

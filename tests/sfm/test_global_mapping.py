@@ -9,13 +9,13 @@ import pycolmap
 import pytest
 
 from benchmarks.geometry import trajectory_error
-from utils.sfm import solver_parts
 from utils.sfm.global_mapping import map_globally
-from utils.sfm.global_positions import global_positions
 from utils.sfm.matches_database import image_name, verify
-from utils.sfm.solver_parts import TrustRegion, part_bounds
-from utils.sfm.track_bundle_adjustment import adjust_tracks
-from utils.sfm.tracks import Placed, Tracks, angle_errors, chosen, plane_errors, without, without_narrow
+from utils.sfm.solvers import parts as solver_parts
+from utils.sfm.solvers.global_positions import global_positions
+from utils.sfm.solvers.parts import TrustRegion, part_bounds
+from utils.sfm.solvers.track_bundle_adjustment import adjust_tracks
+from utils.sfm.solvers.tracks import Placed, Tracks, angle_errors, chosen, plane_errors, without, without_narrow
 from utils.types import Array
 
 K = np.array([[300.0, 0, 200], [0, 300, 150], [0, 0, 1]])

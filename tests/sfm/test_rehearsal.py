@@ -4,11 +4,12 @@ import cv2
 import numpy as np
 from numba.core.registry import CPUDispatcher
 
-from utils.sfm import backend, dense_bundle_adjustment, depth_filling, flow_depth, global_positions, plane_sweep, track_bundle_adjustment
-from utils.sfm import tracks as tracks_module
+from utils.sfm import backend, depth_filling, flow_depth, plane_sweep
 from utils.sfm.depth_completion import PosedClip
 from utils.sfm.rehearsal import made_clip, place_made_points, rehearsing
-from utils.sfm.tracks import plane_errors
+from utils.sfm.solvers import dense_bundle_adjustment, global_positions, track_bundle_adjustment
+from utils.sfm.solvers import tracks as tracks_module
+from utils.sfm.solvers.tracks import plane_errors
 
 
 def test_the_rehearsal_compiles_all_that_mapping_and_the_depth_rounds_call() -> None:

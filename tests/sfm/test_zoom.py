@@ -15,8 +15,8 @@ from utils.geometry_backend import ClipFrames
 from utils.sfm import flow_depth
 from utils.sfm.backend import SfmGeometry
 from utils.sfm.clip_cameras import intrinsics_between
-from utils.sfm.dense_bundle_adjustment import FocalPrior, Zoom, adjust
 from utils.sfm.flow_depth_batched import project_inverse as project_batched
+from utils.sfm.solvers.dense_bundle_adjustment import FocalPrior, Zoom, adjust
 from utils.synthetic.world import SyntheticWorld, WorldConfig, make_world
 from utils.types import NULL_REPORTER, Array, Scene
 

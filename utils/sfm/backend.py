@@ -16,7 +16,6 @@ from utils.cameras.projection import invert_rigid
 from utils.device.accelerator import accelerator
 from utils.geometry_backend import ClipFrames, SparseModel
 from utils.sfm.clip_cameras import intrinsics_between
-from utils.sfm.dense_bundle_adjustment import Matches, adjust, join, picked
 from utils.sfm.depth_completion import (
     LAST_STRENGTH,
     PosedClip,
@@ -47,6 +46,7 @@ from utils.sfm.mapping import (
 )
 from utils.sfm.plane_sweep import shrink_mask
 from utils.sfm.rehearsal import rehearsing
+from utils.sfm.solvers.dense_bundle_adjustment import Matches, adjust, join, picked
 from utils.types import NULL_REPORTER, Array, CameraSet, Reporter, Scene, StepReport
 
 # Depth of the middle of the scene, in scene units; arbitrary, but the same for every clip.

@@ -9,8 +9,8 @@ from utils.cameras.lens import Lens
 from utils.errors import GeometryError
 from utils.geometry_backend import SparseModel
 from utils.scene.captured import CapturedCamera, motion_at, read_share
-from utils.sfm.dense_bundle_adjustment import Bundle, CameraFaults, Matches, adjust, straight_rays
 from utils.sfm.mapping import FOCAL_RANGE, adjusted, by_point, focal_prior, hosted, hosted_values, map_distorted
+from utils.sfm.solvers.dense_bundle_adjustment import Bundle, CameraFaults, Matches, adjust, straight_rays
 from utils.types import Array, Reporter
 
 # Standard deviations of what cameras have: most lenses are corrected, and most pictures are read within the frame's interval.

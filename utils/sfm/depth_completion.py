@@ -10,10 +10,10 @@ from functools import partial
 
 import numpy as np
 
-from utils.sfm.dense_bundle_adjustment import NO_MATCHES, Matches, Zoom
 from utils.sfm.depth_filling import fill_robust, scatter_weight
 from utils.sfm.flow_depth import RayDepth, agreement, reproject_depth, zoomed_relative
 from utils.sfm.plane_sweep import downweight_contradicted, sweep
+from utils.sfm.solvers.dense_bundle_adjustment import NO_MATCHES, Matches, Zoom
 from utils.types import Array
 
 # Smoothing of the inverse depth that is handed on.

@@ -11,9 +11,9 @@ import numpy as np
 import pycolmap
 
 from utils.geometry_backend import SparseModel
-from utils.sfm.global_positions import global_positions
-from utils.sfm.track_bundle_adjustment import adjust_tracks
-from utils.sfm.tracks import Placed, Tracks, angle_errors, chosen, plane_errors, without, without_narrow
+from utils.sfm.solvers.global_positions import global_positions
+from utils.sfm.solvers.track_bundle_adjustment import adjust_tracks
+from utils.sfm.solvers.tracks import Placed, Tracks, angle_errors, chosen, plane_errors, without, without_narrow
 from utils.types import Array
 
 # Pairs of frames with fewer verified matches do not count.

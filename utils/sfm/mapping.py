@@ -26,7 +26,6 @@ from utils.geometry_backend import SparseModel
 from utils.matching.retrieval import frame_vectors, pairs_of_clips
 from utils.reporting import number_ranges
 from utils.runtime import cpu_count
-from utils.sfm.dense_bundle_adjustment import Bundle, FocalPrior, Matches, Zoom, adjust, residuals
 from utils.sfm.flow_depth import frame_threads
 from utils.sfm.flow_tracks import add_flow_tracks, sample_field
 from utils.sfm.global_mapping import map_globally
@@ -34,6 +33,7 @@ from utils.sfm.learned_matches import add_learned_matches, learned_features
 from utils.sfm.matches_agreement import agreement
 from utils.sfm.matches_database import frame_ids, with_own_cameras
 from utils.sfm.path_breaks import is_broken, path_breaks, turn_breaks, worst_break
+from utils.sfm.solvers.dense_bundle_adjustment import Bundle, FocalPrior, Matches, Zoom, adjust, residuals
 from utils.types import Array, Reporter
 
 # Between a fish-eye's and a long telephoto's; a focal length outside means that mapping went wrong.

@@ -13,9 +13,9 @@ import numpy as np
 
 from utils.geometry_backend import ClipFrames
 from utils.sfm.depth_completion import PosedClip
-from utils.sfm.global_positions import global_positions
-from utils.sfm.track_bundle_adjustment import adjust_tracks
-from utils.sfm.tracks import Placed, Tracks, without_narrow
+from utils.sfm.solvers.global_positions import global_positions
+from utils.sfm.solvers.track_bundle_adjustment import adjust_tracks
+from utils.sfm.solvers.tracks import Placed, Tracks, without_narrow
 
 _FRAMES, _SIZE, _FOCAL, _STEP, _DEPTH = 5, (48, 64), 55.0, 2, 3.0
 

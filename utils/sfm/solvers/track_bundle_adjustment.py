@@ -15,10 +15,10 @@ from torch import Tensor
 
 from utils.cameras import se3
 from utils.device.accelerator import accelerator
-from utils.sfm.global_positions import inverse_3x3
-from utils.sfm.solver_parts import TrustRegion, part_bounds, solver_threads
-from utils.sfm.track_bundle_adjustment_batched import BEHIND_PX, LOSS_PX, NEAREST, BatchedTrackSystem
-from utils.sfm.tracks import Placed, Tracks
+from utils.sfm.solvers.global_positions import inverse_3x3
+from utils.sfm.solvers.parts import TrustRegion, part_bounds, solver_threads
+from utils.sfm.solvers.track_bundle_adjustment_batched import BEHIND_PX, LOSS_PX, NEAREST, BatchedTrackSystem
+from utils.sfm.solvers.tracks import Placed, Tracks
 from utils.types import Array
 
 _STEPS, _TOLERANCE = 200, 1e-5

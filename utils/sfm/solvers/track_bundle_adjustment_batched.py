@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from utils.sfm.dense_bundle_adjustment_batched import CHUNK_NUMBERS, grouped, segment_sum
-from utils.sfm.tracks import Placed, Tracks
+from utils.sfm.solvers.dense_bundle_adjustment_batched import CHUNK_NUMBERS, grouped, segment_sum
+from utils.sfm.solvers.tracks import Placed, Tracks
 from utils.types import Array
 
 LOSS_PX = 1.0

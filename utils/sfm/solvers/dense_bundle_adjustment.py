@@ -20,8 +20,8 @@ from torch import Tensor
 
 from utils.cameras import se3
 from utils.device.accelerator import accelerator
-from utils.sfm.dense_bundle_adjustment_batched import BatchedSystem
-from utils.sfm.solver_parts import part_bounds, solver_threads
+from utils.sfm.solvers.dense_bundle_adjustment_batched import BatchedSystem
+from utils.sfm.solvers.parts import part_bounds, solver_threads
 from utils.types import Array
 
 CAUCHY_PX = 0.5

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numba import njit
 
-from utils.sfm.solver_parts import TrustRegion, part_bounds, solver_threads
-from utils.sfm.tracks import Tracks
+from utils.sfm.solvers.parts import TrustRegion, part_bounds, solver_threads
+from utils.sfm.solvers.tracks import Tracks
 from utils.types import Array
 
 # Of the loss: sine of the angle beyond which a direction counts as an outlier.
