@@ -34,7 +34,8 @@ class BatchedSystem:
         _, self._order, self._pairs = grouped(self._host * frames + self._target)
         self._points, _, self._of_point = grouped(self._point)
         first = self._order[torch.cumsum(self._pairs, 0) - 1]
-        self._columns = self._unknowns_of(self._host[first], self._target[first])
+        self._columns = self._unknowns_of(self._host, self._target)
+        self._pair_columns = self._columns[first]
         self._chunk = max(1, CHUNK_NUMBERS // (2 * self.block + self._shared) ** 2)
 
     @property
@@ -111,12 +112,12 @@ class BatchedSystem:
         own_g = (weighted * error[..., None]).sum(1)
         done, pair = 0, 0
         totals = torch.cumsum(self._pairs, 0)
-        g.index_put_((self._columns.flatten(),), segment_sum(own_g[self._order], self._pairs).flatten(), accumulate=True)
+        g.index_put_((self._pair_columns.flatten(),), segment_sum(own_g[self._order], self._pairs).flatten(), accumulate=True)
         while pair < len(self._pairs):
             end = max(pair + 1, int(torch.searchsorted(totals, done + self._chunk, right=True)))
             rows = self._order[done : int(totals[end - 1])]
             products = (weighted[rows].mT @ J[rows]).flatten(1)
-            columns = self._columns[pair:end]
+            columns = self._pair_columns[pair:end]
             rows_of, columns_of = columns[:, :, None].expand(-1, -1, columns.shape[1]), columns[:, None].expand(-1, columns.shape[1], -1)
             sums = segment_sum(products, self._pairs[pair:end])
             H.index_put_((rows_of.flatten(), columns_of.flatten()), sums.flatten(), accumulate=True)
@@ -132,7 +133,7 @@ class BatchedSystem:
         inverse = 1 / (point_H * 1.001 + 1e-9)
         points = max(1, CHUNK_NUMBERS // self._unknowns)
         stops = torch.cumsum(self._of_point, 0)
-        columns = self._unknowns_of(self._host, self._target)
+        columns = self._columns
         row_of = torch.repeat_interleave(torch.arange(len(self._points), device=self.device), self._of_point)
         done = 0
         for start in range(0, len(self._points), points):
@@ -149,7 +150,7 @@ class BatchedSystem:
     def back_substitute(self, step: Tensor) -> Array:
         """(P,) change of the inverse depths for a change (n,) of the other unknowns of the last normal equations."""
         point_H, point_g, cross, count = self._eliminated
-        moved = (cross * step[self._unknowns_of(self._host, self._target)]).sum(-1)
+        moved = (cross * step[self._columns]).sum(-1)
         change = np.zeros(count)
         own = -(point_g + segment_sum(moved[:, None], self._of_point)[:, 0]) / (point_H * 1.001 + 1e-9)
         change[self._points.cpu().numpy()] = own.cpu().numpy()
