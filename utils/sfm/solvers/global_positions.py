@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from utils.sfm.solvers.parts import TrustRegion, part_bounds, solver_threads
+from utils.sfm.solvers.parts import TrustRegion, inverse_3x3, part_bounds, solver_threads
 from utils.sfm.solvers.tracks import Tracks
 from utils.types import Array
 
@@ -131,21 +131,6 @@ def _without_scale(
             A[i, j] = -((weight * scale) ** 2) / h * v[i] * v[j]
         A[i, i] += weight * scale**2
     return weight, h, -weight * vr
-
-
-@njit(nogil=True, cache=True)
-def inverse_3x3(a: Array, out: Array) -> None:
-    """Inverse of a symmetric 3x3 matrix."""
-    x = a[1, 1] * a[2, 2] - a[1, 2] * a[1, 2]
-    y = a[0, 2] * a[1, 2] - a[0, 1] * a[2, 2]
-    z = a[0, 1] * a[1, 2] - a[0, 2] * a[1, 1]
-    determinant = a[0, 0] * x + a[0, 1] * y + a[0, 2] * z
-    scale = 1.0 / determinant
-    out[0, 0], out[0, 1], out[0, 2] = x * scale, y * scale, z * scale
-    out[1, 1] = (a[0, 0] * a[2, 2] - a[0, 2] * a[0, 2]) * scale
-    out[1, 2] = (a[0, 1] * a[0, 2] - a[0, 0] * a[1, 2]) * scale
-    out[2, 2] = (a[0, 0] * a[1, 1] - a[0, 1] * a[0, 1]) * scale
-    out[1, 0], out[2, 0], out[2, 1] = out[0, 1], out[0, 2], out[1, 2]
 
 
 @njit(nogil=True, cache=True)

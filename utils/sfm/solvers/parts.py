@@ -1,4 +1,4 @@
-"""Sums over matches in a fixed number of parts on threads, so that they do not depend on how many cores there are."""
+"""What the solvers share: sums in a fixed number of parts, which do not depend on the number of cores; damping; small matrices."""
 
 import threading
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numba import njit
 
 from utils.runtime import cpu_count
 from utils.types import Array
@@ -76,3 +77,18 @@ class TrustRegion:
     def is_spent(self) -> bool:
         """Whether steps have become too short to matter."""
         return self.damping > 1e10
+
+
+@njit(nogil=True, cache=True)
+def inverse_3x3(a: Array, out: Array) -> None:
+    """Inverse of a symmetric 3x3 matrix."""
+    x = a[1, 1] * a[2, 2] - a[1, 2] * a[1, 2]
+    y = a[0, 2] * a[1, 2] - a[0, 1] * a[2, 2]
+    z = a[0, 1] * a[1, 2] - a[0, 2] * a[1, 1]
+    determinant = a[0, 0] * x + a[0, 1] * y + a[0, 2] * z
+    scale = 1.0 / determinant
+    out[0, 0], out[0, 1], out[0, 2] = x * scale, y * scale, z * scale
+    out[1, 1] = (a[0, 0] * a[2, 2] - a[0, 2] * a[0, 2]) * scale
+    out[1, 2] = (a[0, 1] * a[0, 2] - a[0, 0] * a[1, 2]) * scale
+    out[2, 2] = (a[0, 0] * a[1, 1] - a[0, 1] * a[0, 1]) * scale
+    out[1, 0], out[2, 0], out[2, 1] = out[0, 1], out[0, 2], out[1, 2]

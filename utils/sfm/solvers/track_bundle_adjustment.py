@@ -15,8 +15,7 @@ from torch import Tensor
 
 from utils.cameras import se3
 from utils.device.accelerator import accelerator
-from utils.sfm.solvers.global_positions import inverse_3x3
-from utils.sfm.solvers.parts import TrustRegion, part_bounds, solver_threads
+from utils.sfm.solvers.parts import TrustRegion, inverse_3x3, part_bounds, solver_threads
 from utils.sfm.solvers.track_bundle_adjustment_batched import BEHIND_PX, LOSS_PX, NEAREST, BatchedTrackSystem
 from utils.sfm.solvers.tracks import Placed, Tracks
 from utils.types import Array
