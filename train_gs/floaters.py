@@ -1,4 +1,4 @@
-"""Floaters: splats that lie on no training frame's surface and in front of at least one, by the frames' depth; and veils.
+"""Floaters: splats that lie on no training frame's surface and in front of at least one or beside the cameras' way; and veils.
 
 Both are hidden some steps before the end, so that splats on the surfaces can take over their colours. Floaters that are dropped after
 the last step would leave holes (Uni3C clip: 29.8 -> 27.5 dB on held-out frames). Veils add next to nothing to the frames, so those that
@@ -14,12 +14,12 @@ from torch import Tensor
 from configs.stage3_gs import GSConfig
 from train_gs.data import TrainingData
 from train_gs.population import EMPTY_LOGIT, SplatRows, living
-from train_gs.veils import veiling
+from train_gs.veils import beside_the_path, veiling
 from utils.deformation.inverse import InverseWarp
 from utils.splatting.checkpoint import TrainedScene
 from utils.splatting.coverage import Coverage, measure_coverage
 from utils.splatting.rasterize.contract import Rasterizer
-from utils.types import CameraSet
+from utils.types import Array, CameraSet
 
 
 @torch.no_grad()
@@ -39,9 +39,10 @@ def hide_floating(
     """
     if data.depth is None:
         return 0
-    floating = coverage_of(trained.splats.means, trained.cameras, data, warp).floating
+    coverage = coverage_of(trained.splats.means, trained.cameras, data, warp)
+    floating = coverage.floating
     if rasterizer is not None:
-        floating |= veils_of(trained, data, rasterizer)
+        floating |= veils_of(trained, data, rasterizer) | _unseen_beside_the_path(trained, coverage, data)
     floating &= rows.logit_opacities > EMPTY_LOGIT
     rows.logit_opacities.masked_fill_(floating, EMPTY_LOGIT)
     return int(floating.sum())
@@ -56,10 +57,18 @@ def coverage_of(means: Tensor, cameras: CameraSet, data: TrainingData, warp: Inv
 @torch.no_grad()
 def veils_of(trained: TrainedScene, data: TrainingData, rasterizer: Rasterizer) -> Tensor:
     """(N,) bool, splats that hide the view from between two frames that are trained on."""
+    return veiling(trained.splats, *_way(trained, data), rasterizer, trained.renderer, trained.near)  # type: ignore[arg-type]
+
+
+def _unseen_beside_the_path(trained: TrainedScene, coverage: Coverage, data: TrainingData) -> Tensor:
+    return (coverage.views == 0) & beside_the_path(trained.splats.means.detach(), *_way(trained, data))
+
+
+def _way(trained: TrainedScene, data: TrainingData) -> tuple[CameraSet, Array, Array | None]:
+    """Cameras, depth and clips of the frames that are trained on, in their order."""
     assert data.depth is not None
     views = np.flatnonzero(data.trained)
-    clips = None if data.clips is None else data.clips[views]
-    return veiling(trained.splats, trained.cameras.select(views), data.depth[views], clips, rasterizer, trained.renderer, trained.near)  # type: ignore[arg-type]
+    return trained.cameras.select(views), data.depth[views], None if data.clips is None else data.clips[views]
 
 
 def without_veils(trained: TrainedScene, data: TrainingData, rasterizer: Rasterizer) -> TrainedScene:
@@ -70,9 +79,15 @@ def without_veils(trained: TrainedScene, data: TrainingData, rasterizer: Rasteri
 
 
 def with_coverage(trained: TrainedScene, data: TrainingData, warp: InverseWarp, config: GSConfig) -> TrainedScene:
-    """The scene without invisible splats, and with the others' coverage by the trained frames where there is depth."""
+    """The scene without invisible splats; where there is depth with the others' coverage by the trained frames, and without those that no
+    frame has on a surface beside the cameras' way.
+    """
     if config.prune_floating_at:
         trained = replace(trained, splats=trained.splats.select(living(trained.splats, config.dead_opacity)))
     if data.depth is None:
         return trained
-    return replace(trained, coverage=coverage_of(trained.splats.means, trained.cameras, data, warp if config.deform else None))
+    coverage = coverage_of(trained.splats.means, trained.cameras, data, warp if config.deform else None)
+    if config.clear_views > 0:
+        stay = ~_unseen_beside_the_path(trained, coverage, data)
+        trained, coverage = replace(trained, splats=trained.splats.select(stay)), coverage.select(stay)
+    return replace(trained, coverage=coverage)

@@ -1,7 +1,8 @@
 """Veils: splats right before the camera on the way from one frame to the next, which neither of the two frames shows.
 
 What stands beside the path is outside the pictures of the frames around it, so training never fades it; a view from between them is
-hidden by it. Splats have an extent, so views are drawn and what each splat contributes to them is compared.
+hidden by it. Splats have an extent, so views are drawn and what each splat contributes to them is compared. That finds what hides the
+way from frame to frame; a view from a step aside is hidden by any splat this near, so those that no frame has on a surface go too.
 """
 
 from dataclasses import replace
@@ -17,6 +18,8 @@ from utils.types import Array, CameraSet, Splats
 
 # Only splats nearer than this share of the frames' median depth are drawn: nothing before them takes anything from what they contribute.
 _NEAR = 0.35
+# A splat on no frame's surface is in the way of views from beside the path if it is nearer to it than this share of that depth.
+_BESIDE = 0.2
 # Longest side of the drawn views, in pixels.
 _SIDE = 128
 # Views are at most this share of the median depth apart, up to a number of them in a step.
@@ -56,6 +59,27 @@ def veiling(
             seen = _contributions(close, cameras, first, w2c, rasterizer, mode, near)
             veiled[rows[(seen > least) & (_depths(close.means, w2c) < _NEAR * reach)]] = True
     return veiled
+
+
+def beside_the_path(means: Tensor, cameras: CameraSet, depth: Array, clips: Array | None) -> Tensor:
+    """(N,) bool, places right beside the way of the cameras, for splats that no frame has on a surface.
+
+    On a room filmed by Uni3C three splats of a quarter's opacity, a fortieth of the room's depth before the last frame and at the edge of
+    its picture, covered all of the fly-through's views that a smoothed path sees from a tenth of a unit aside.
+
+    Args:
+        means: (N, 3).
+        cameras: of F frames in the order of the clip.
+        depth: (F, h, w) camera z of these frames, 0 where unknown.
+        clips: (F,) clip of each camera: there is no way between clips. None: all are of one.
+    """
+    steps = set(steps_between(cameras, depth, clips))
+    beside = torch.zeros(len(means), dtype=torch.bool, device=means.device)
+    for i, own in enumerate(depth):
+        if (own > 0).any():
+            ends = cameras.centers[[i, i + 1 if i in steps else i]]
+            beside |= _near_segment(means, ends, _BESIDE * float(np.median(own[own > 0])))
+    return beside
 
 
 def _shares(cameras: CameraSet, first: int, reach: float) -> Array:

@@ -9,8 +9,10 @@ import torch
 
 from tests.train_gs.test_clear_views import SIZE, beside_the_path
 from tests.train_gs.test_train_gs import build, make_config
-from train_gs.floaters import veils_of, without_veils
+from train_gs.floaters import veils_of, with_coverage, without_veils
+from train_gs.population import EMPTY_LOGIT
 from train_gs.train import train
+from train_gs.veils import beside_the_path as near_path
 from train_gs.veils import veiling
 from utils.splatting.rasterize.contract import SplatMode, load_rasterizer
 from utils.synthetic.inconsistency import rotation_matrices
@@ -87,3 +89,35 @@ def test_veils_go_halfway_and_after_the_last_step() -> None:
     train(trainer)
     assert trainer.hidden is not None and trainer.hidden >= 1
     assert not veils_of(trainer._as_trained(), trainer.data, trainer.rasterizer).any()
+
+
+def test_splats_on_no_surface_beside_the_path_go() -> None:
+    """A splat aside of all pictures, behind one frame and before none: no view from between shows it, one from a step aside does."""
+    trainer = build(make_config(num_iters=4, prune_floating_at=0.5, clear_views=0.3))
+    cameras, views = trainer.data.cameras, np.flatnonzero(trainer.data.trained)
+    right, ahead = (torch.from_numpy(cameras.c2w[views[0], :3, axis]).float() for axis in (0, 2))
+    aside = torch.from_numpy(cameras.centers[views[0]]).float() - 0.2 * right + 0.02 * ahead
+    with torch.no_grad():
+        trainer.parameters.means[3] = aside
+        trainer.parameters.log_scales[3] = math.log(0.02)
+        trainer.parameters.logit_opacities[3] = 3.0
+    assert not veils_of(trainer._as_trained(), trainer.data, trainer.rasterizer).any()
+    trained = with_coverage(trainer._as_trained(), trainer.data, trainer.warp, trainer.config)
+    gone = (trainer.parameters.means[:, None] - trained.splats.means).norm(dim=-1).amin(1) > 0
+    assert gone[3] and gone.sum() == 1
+    kept = with_coverage(trainer._as_trained(), trainer.data, trainer.warp, replace(trainer.config, clear_views=0.0))
+    assert len(kept.splats) == len(trained.splats) + 1
+    train(trainer)
+    assert trainer.parameters.logit_opacities[3] <= EMPTY_LOGIT
+
+
+def test_what_is_beside_the_path_is_measured_by_the_depth_of_its_frame() -> None:
+    cameras, depth, _ = beside_the_path()
+    first, second = torch.from_numpy(cameras.centers[:2]).float()
+    reach = 0.2 * float(np.median(depth[0]))
+    places = torch.stack([(first + second) / 2, first - torch.tensor([0.9 * reach, 0, 0]), first - torch.tensor([1.1 * reach, 0, 0])])
+    assert near_path(places, cameras, depth, None).tolist() == [True, True, False]
+    apart = replace(cameras, c2w=cameras.c2w + 0)
+    apart.c2w[1, 0, 3] += 50
+    assert near_path(places, apart, depth, np.array([0, 1])).tolist() == [float((first - places[0]).norm()) < reach, True, False]
+    assert not near_path(places, cameras, np.zeros_like(depth), None).any()
