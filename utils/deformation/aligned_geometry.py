@@ -32,14 +32,17 @@ class AlignedGeometry:
 
     def forward(self, frame: int, points: Array) -> Array:
         """Canonical positions (N, 3) float32 of camera-space points (N, 3) of one frame."""
-        return forward_kernel(
-            np.ascontiguousarray(points),
+        out = np.empty((len(points), 3), np.float32)
+        forward_kernel(
+            np.ascontiguousarray(points, np.float64),
             self.intrinsics(frame),
             self.cameras.size,
             self.cameras.c2w[frame],
             self.fields.nodes[frame],
             self.fields.inv_depth_range[frame],
+            out,
         )
+        return out
 
     def lift(self, frame: int, pixels: Array, depth: Array) -> Array:
         """Canonical positions (M, 3) float32 of pixel coordinates (M, 2) at `depth` (M,)."""
@@ -54,15 +57,18 @@ class AlignedGeometry:
 
     def project(self, frame: int, points: Array, steps: int = EXACT_STEPS) -> Array:
         """(N, 3) pixel x, y and original camera z of canonical points (N, 3); NaN behind the camera."""
-        return project_kernel(
-            np.ascontiguousarray(points),
+        out = np.empty((len(points), 3), np.float32)
+        project_kernel(
+            np.ascontiguousarray(points, np.float64),
             self.intrinsics(frame),
             self.cameras.size,
             self.cameras.w2c[frame],
             self.fields.nodes[frame],
             self.fields.inv_depth_range[frame],
             steps,
+            out,
         )
+        return out
 
     def predict(self, source: int, target: int, out: Array) -> None:
         """Where the pixels of one frame lie in another, into `out` (H, W, 2): `project` of `canonical`, to a fraction of a pixel."""
@@ -76,6 +82,8 @@ class AlignedGeometry:
             self.intrinsics(target),
             self.fields.nodes[target],
             self.fields.inv_depth_range[target],
+            bool(self.fields.nodes[source].any()),
+            bool(self.fields.nodes[target].any()),
             out,
         )
 

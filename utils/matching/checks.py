@@ -28,7 +28,7 @@ def patches_agree(image: Array, other: Array, flow: Array, min_correlation: floa
     return (correlated & (var_a > 0) & (var_b > 0)) | (var_a + var_b - 2 * covariance < FLAT**2)
 
 
-@njit(inline="always")
+@njit(cache=True)
 def _bilinear(image, x, y, channel):  # type: ignore[no-untyped-def]
     """Sample of (H, W, C) at pixel coordinates (centres at +0.5), NaN outside or next to NaN."""
     x -= 0.5
@@ -42,7 +42,7 @@ def _bilinear(image, x, y, channel):  # type: ignore[no-untyped-def]
     return top * (1 - fy) + bottom * fy
 
 
-@njit(inline="always")
+@njit(cache=True)
 def _depth_at(depth, usable, x, y):  # type: ignore[no-untyped-def]
     """Bilinear depth at a pixel coordinate, NaN if one of the four pixels is not usable."""
     x -= 0.5
@@ -58,21 +58,45 @@ def _depth_at(depth, usable, x, y):  # type: ignore[no-untyped-def]
     return top * (1 - fy) + bottom * fy
 
 
-@njit(inline="always")
+@njit(cache=True)
 def _follow(predicted, flow, i, j):  # type: ignore[no-untyped-def]
     """Where pixel (i, j) goes: the prediction at the pixel's flow target."""
     x, y = j + 0.5 + flow[i, j, 0], i + 0.5 + flow[i, j, 1]
     return _bilinear(predicted, x, y, 0), _bilinear(predicted, x, y, 1)
 
 
-@njit(nogil=True, cache=True)
-def select_matches(there, there_flow, back, back_flow, usable, usable_target, depth, depth_target, grid, phase, max_cycle):  # type: ignore[no-untyped-def]
-    """(M, 6) float32: source x, y, target x, y, source depth, target depth of matches that pass every check."""
+def select_matches(
+    there: Array, there_flow: Array, back: Array, back_flow: Array, usable: Array, usable_target: Array, depth: Array, depth_target: Array,
+    grid: int, phase: tuple[int, int], max_cycle: float,
+) -> Array:  # fmt: skip
+    """(M, 6) float32: source x, y, target x, y, source depth, target depth of matches that pass every check.
+
+    Args:
+        there: (H, W, 2) predicted pixels in the target of the source's.
+        there_flow: (H, W, 2) what flow adds to a source pixel before the prediction is read there.
+        back: the same from target to source.
+        back_flow: the same from target to source.
+        usable: (H, W) bool, pixels of the source that may be matched.
+        usable_target: the same of the target.
+        depth: (H, W) of the source.
+        depth_target: of the target.
+        grid: step between the pixels that are tried.
+        phase: first row and column.
+        max_cycle: most pixels between a pixel and where the way there and back leads.
+    """
     h, w = depth.shape
     out = np.empty(((h // grid + 1) * (w // grid + 1), 6), np.float32)
+    flows = there, there_flow, back, back_flow
+    return out[: _select(*flows, usable, usable_target, depth, depth_target, grid, phase[0], phase[1], max_cycle, out)]
+
+
+@njit(nogil=True, cache=True)
+def _select(there, there_flow, back, back_flow, usable, usable_target, depth, depth_target, grid, top, left, max_cycle, out):  # type: ignore[no-untyped-def]
+    """Fills rows of `out` as `select_matches` returns them; returns their number."""
+    h, w = depth.shape
     count = 0
-    for i in range(phase[0], h, grid):
-        for j in range(phase[1], w, grid):
+    for i in range(top, h, grid):
+        for j in range(left, w, grid):
             if not usable[i, j]:
                 continue
             qx, qy = _follow(there, there_flow, i, j)
@@ -96,4 +120,4 @@ def select_matches(there, there_flow, back, back_flow, usable, usable_target, de
                 out[count, 2], out[count, 3] = qx, qy
                 out[count, 4], out[count, 5] = depth[i, j], z
                 count += 1
-    return out[:count]
+    return count

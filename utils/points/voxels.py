@@ -1,8 +1,11 @@
 """Voxel keys, and statistics of values grouped by key."""
 
-import numpy as np
-from numba import njit, prange
+import math
 
+import numpy as np
+from numba import njit
+
+from utils.device.threads import ranges, run_chunks
 from utils.types import Array
 
 _BITS = 21  # per axis in one int64 key
@@ -16,28 +19,27 @@ def voxel_keys(points: Array, size: float) -> Array:
     """
     points = np.ascontiguousarray(points, np.float64)
     middle = np.floor(np.median(np.floor(points[:: max(1, len(points) // _SAMPLED)] / size), 0)) if len(points) else np.zeros(3)
-    return _keys(points, size, middle)
+    keys = np.empty(len(points), np.int64)
+    run_chunks(_keys, ranges(len(points)), points, float(size), middle, keys)
+    return keys
 
 
-@njit(parallel=True, cache=True)
-def _keys(points, size, middle):  # type: ignore[no-untyped-def]
-    """Packed cubes of points (N, 3), counted from the cube `middle` (3,)."""
+@njit(nogil=True, cache=True)
+def _keys(begin, end, points, size, middle, out):  # type: ignore[no-untyped-def]
+    """Packed cubes (N,) of rows `begin` to `end` of points (N, 3), counted from the cube `middle` (3,)."""
     half = 1 << (_BITS - 1)
-    out = np.empty(len(points), np.int64)
-    for m in prange(len(points)):
-        key = np.int64(0)
+    for m in range(begin, end):
+        key = 0
         for axis in range(3):
-            cell = np.int64(min(max(np.floor(points[m, axis] / size) - middle[axis], -half), half - 1)) + half
+            cell = int(min(max(math.floor(points[m, axis] / size) - middle[axis], -half), half - 1)) + half
             key = (key << _BITS) | cell
         out[m] = key
-    return out
 
 
-@njit(parallel=True, cache=True)
-def _positions(keys, names):  # type: ignore[no-untyped-def]
-    """(N,) place of each key in the ascending `names`, which hold it."""
-    out = np.empty(len(keys), np.int64)
-    for m in prange(len(keys)):
+@njit(nogil=True, cache=True)
+def _positions(begin, end, keys, names, out):  # type: ignore[no-untyped-def]
+    """Place of each key (N,), `begin` to `end`, in the ascending `names`, which hold it."""
+    for m in range(begin, end):
         low, high = 0, len(names) - 1
         while low < high:
             middle = (low + high) // 2
@@ -46,7 +48,6 @@ def _positions(keys, names):  # type: ignore[no-untyped-def]
             else:
                 high = middle
         out[m] = low
-    return out
 
 
 class GroupedValues:
@@ -62,7 +63,8 @@ class GroupedValues:
     def __init__(self, keys: Array, values: Array):
         names = np.sort(keys)
         names = names[np.r_[True, names[1:] != names[:-1]]] if len(names) else names
-        self.group = _positions(keys, names)
+        self.group = np.empty(len(keys), np.int64)
+        run_chunks(_positions, ranges(len(keys)), keys, names, self.group)
         self.count = np.bincount(self.group, minlength=len(names))
         bits = np.ascontiguousarray(values, np.float32).view(np.int32)
         ordered = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64) + 2**31  # order of the floats

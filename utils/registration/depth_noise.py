@@ -14,7 +14,7 @@ be subtracted. How large the noise is at all is measured by `measure_noise`.
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from utils.cameras.projection import unproject
 from utils.matching.contract import MatchSet
@@ -90,11 +90,16 @@ def _scatter(match: MatchSet, cameras: CameraSet) -> tuple[Array, Array]:
     return match.source_depth.astype(np.float64), np.abs(along)
 
 
-@njit(parallel=True, fastmath=True, cache=True)
-def add_noise_gradient(frames, base, weights, rates, relative, weight, difference, known, count, stride_y, stride_z, out):  # type: ignore[no-untyped-def]
-    """Adds the gradient that is due to noise to one accumulator per part.
+@njit(nogil=True, fastmath=True, cache=True)
+def add_noise_gradient(  # type: ignore[no-untyped-def]
+    part, begin, stop, frames, base, weights, rates, relative, weight, difference, known, count, stride_y, stride_z, out
+):
+    """Adds the gradient that is due to noise to one accumulator.
 
     Args:
+        part: the accumulator.
+        begin: first match.
+        stop: match to stop before.
         frames: (M, 2) frame of each end, -1 for fixed ends, whose noise counts like that of the other end.
         base: (M, 2) lowest of the eight nodes.
         weights: (M, 2, 4) fractions across and down; the other two are not read.
@@ -108,37 +113,28 @@ def add_noise_gradient(frames, base, weights, rates, relative, weight, differenc
         stride_z: to the one in the next layer.
         out: (parts, F*N, 3).
     """
-    total, parts = len(frames), out.shape[0]
-    for part in prange(parts):
-        for m in range(total * part // parts, total * (part + 1) // parts):
-            dot = 0.0
-            squares = np.zeros(2)
-            for k in range(3):
-                dot += relative[m, 0, k] * relative[m, 1, k]
-                squares[0] += relative[m, 0, k] ** 2
-                squares[1] += relative[m, 1, k] ** 2
-            fixed = frames[m, 1] < 0
-            for end in range(2):
-                frame = frames[m, end]
-                if frame < 0:
-                    continue
-                own = squares[end]
-                # d_j^2 (r_i . r_j)^2 = dot^2 / d_i^2
-                share = 0.5 if fixed else own * own / (own * own + dot * dot)
-                along = 0.0
-                for k in range(3):
-                    along += relative[m, end, k] * difference[m, k]
-                squared = known[m] ** 2 if len(known) > 0 else along * along / own
-                push = squared * share / np.sqrt(own)
-                r0, r1, r2 = relative[m, end, 0], relative[m, end, 1], relative[m, end, 2]
-                t0 = push * (weight[m, 0] * r0 + weight[m, 1] * r1 + weight[m, 2] * r2)
-                t1 = push * (weight[m, 1] * r0 + weight[m, 3] * r1 + weight[m, 4] * r2)
-                t2 = push * (weight[m, 2] * r0 + weight[m, 4] * r1 + weight[m, 5] * r2)
-                start = frame * count + base[m, end]
-                fx, fy = weights[m, end, 0], weights[m, end, 1]
-                for corner in range(8):
-                    rate = rates[m, end, corner >> 2] * (fx if corner & 1 else 1 - fx) * (fy if corner & 2 else 1 - fy)
-                    node = start + (corner & 1) + (stride_y if corner & 2 else 0) + (stride_z if corner & 4 else 0)
-                    out[part, node, 0] += rate * t0
-                    out[part, node, 1] += rate * t1
-                    out[part, node, 2] += rate * t2
+    for m in range(begin, stop):
+        dot = relative[m, 0, 0] * relative[m, 1, 0] + relative[m, 0, 1] * relative[m, 1, 1] + relative[m, 0, 2] * relative[m, 1, 2]
+        fixed = frames[m, 1] < 0
+        for end in range(2):
+            frame = frames[m, end]
+            if frame < 0:
+                continue
+            r0, r1, r2 = relative[m, end, 0], relative[m, end, 1], relative[m, end, 2]
+            own = r0 * r0 + r1 * r1 + r2 * r2
+            # d_j^2 (r_i . r_j)^2 = dot^2 / d_i^2
+            share = 0.5 if fixed else own * own / (own * own + dot * dot)
+            along = r0 * difference[m, 0] + r1 * difference[m, 1] + r2 * difference[m, 2]
+            squared = known[m] ** 2 if len(known) > 0 else along * along / own
+            push = squared * share / np.sqrt(own)
+            t0 = push * (weight[m, 0] * r0 + weight[m, 1] * r1 + weight[m, 2] * r2)
+            t1 = push * (weight[m, 1] * r0 + weight[m, 3] * r1 + weight[m, 4] * r2)
+            t2 = push * (weight[m, 2] * r0 + weight[m, 4] * r1 + weight[m, 5] * r2)
+            start = frame * count + base[m, end]
+            fx, fy = weights[m, end, 0], weights[m, end, 1]
+            for corner in range(8):
+                rate = rates[m, end, corner >> 2] * (fx if corner & 1 else 1 - fx) * (fy if corner & 2 else 1 - fy)
+                node = start + (corner & 1) + (stride_y if corner & 2 else 0) + (stride_z if corner & 4 else 0)
+                out[part, node, 0] += rate * t0
+                out[part, node, 1] += rate * t1
+                out[part, node, 2] += rate * t2

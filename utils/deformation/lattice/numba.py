@@ -14,7 +14,7 @@ NEAREST = 1e-6  # depths below are behind the camera or on its plane
 _FARTHEST, _NEAREST = 8.0, 4.0  # lattices reach this many times farther, and nearer, than the median depths of the frames
 
 
-@njit(inline="always")
+@njit(cache=True)
 def cell_coordinate(value, count):  # type: ignore[no-untyped-def]
     """Lower node and fraction of a lattice coordinate, clamped to `count` nodes."""
     value = min(max(value, 0.0), count - 1.0)
@@ -22,7 +22,7 @@ def cell_coordinate(value, count):  # type: ignore[no-untyped-def]
     return lower, value - lower
 
 
-@njit(inline="always")
+@njit(cache=True)
 def _displacement(nodes, low, inv_span, width, height, x, y, z):  # type: ignore[no-untyped-def]
     """Displacement at pixel (x, y) and depth z from `nodes` (nz, nv, nu, 3), see `LatticeFields`."""
     nz, nv, nu = nodes.shape[0], nodes.shape[1], nodes.shape[2]
@@ -30,79 +30,89 @@ def _displacement(nodes, low, inv_span, width, height, x, y, z):  # type: ignore
     b, fb = cell_coordinate(y / height * (nv - 1), nv)
     c, fc = cell_coordinate((1.0 / z - low) * inv_span * (nz - 1), nz)
     a1, b1, c1 = min(a + 1, nu - 1), min(b + 1, nv - 1), min(c + 1, nz - 1)
-    w00, w01, w10, w11 = (1 - fb) * (1 - fa), (1 - fb) * fa, fb * (1 - fa), fb * fa
     dx = dy = dz = 0.0
     step = 1.0 / (inv_span * max(nz - 1, 1))
-    for k in range(2):
-        layer = nodes[c1 if k else c]
-        w = (fc if k else 1 - fc) * z * (low + (c1 if k else c) * step)
-        dx += w * (w00 * layer[b, a, 0] + w01 * layer[b, a1, 0] + w10 * layer[b1, a, 0] + w11 * layer[b1, a1, 0])
-        dy += w * (w00 * layer[b, a, 1] + w01 * layer[b, a1, 1] + w10 * layer[b1, a, 1] + w11 * layer[b1, a1, 1])
-        dz += w * (w00 * layer[b, a, 2] + w01 * layer[b, a1, 2] + w10 * layer[b1, a, 2] + w11 * layer[b1, a1, 2])
+    for corner in range(8):
+        i, j, k = c1 if corner & 4 else c, b1 if corner & 2 else b, a1 if corner & 1 else a
+        w = (fa if corner & 1 else 1 - fa) * (fb if corner & 2 else 1 - fb) * (fc if corner & 4 else 1 - fc) * z * (low + i * step)
+        dx += w * nodes[i, j, k, 0]
+        dy += w * nodes[i, j, k, 1]
+        dz += w * nodes[i, j, k, 2]
     return dx, dy, dz
 
 
+@njit(cache=True)
+def _move(matrix, x, y, z):  # type: ignore[no-untyped-def]
+    """Point (x, y, z) through a rigid motion (4, 4)."""
+    return (
+        matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z + matrix[0, 3],
+        matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] * z + matrix[1, 3],
+        matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2] * z + matrix[2, 3],
+    )
+
+
 @njit(nogil=True, cache=True)
-def forward_kernel(points, intrinsics, size, c2w, nodes, inv_depth):  # type: ignore[no-untyped-def]
-    """Canonical positions (N, 3) of camera-space points (N, 3); NaN where z is not positive.
+def forward_kernel(points, intrinsics, size, c2w, nodes, inv_depth, out):  # type: ignore[no-untyped-def]
+    """Canonical positions of camera-space points; NaN where z is not positive.
 
     Args:
-        points: (N, 3) camera space, before alignment.
+        points: (N, 3) float64, camera space, before alignment.
         intrinsics: (4,) fx, fy, cx, cy in pixels.
         size: (h, w).
         c2w: (4, 4).
         nodes: (nz, nv, nu, 3).
         inv_depth: (2,) lattice bounds.
+        out: (N, 3) float32, receives the result.
     """
-    out = np.empty((len(points), 3), np.float32)
-    fx, fy, cx, cy = intrinsics
+    fx, fy, cx, cy = intrinsics[0], intrinsics[1], intrinsics[2], intrinsics[3]
     inv_span = 1.0 / (inv_depth[1] - inv_depth[0])
     for m in range(len(points)):
-        px, py, pz = float(points[m, 0]), float(points[m, 1]), float(points[m, 2])
-        if not pz > NEAREST:
-            out[m] = np.nan
-            continue
-        dx, dy, dz = _displacement(nodes, inv_depth[0], inv_span, size[1], size[0], fx * px / pz + cx, fy * py / pz + cy, pz)
-        px, py, pz = px + dx, py + dy, pz + dz
-        for r in range(3):
-            out[m, r] = c2w[r, 0] * px + c2w[r, 1] * py + c2w[r, 2] * pz + c2w[r, 3]
-    return out
+        px, py, pz = points[m, 0], points[m, 1], points[m, 2]
+        if pz > NEAREST:
+            dx, dy, dz = _displacement(nodes, inv_depth[0], inv_span, size[1], size[0], fx * px / pz + cx, fy * py / pz + cy, pz)
+            out[m, 0], out[m, 1], out[m, 2] = _move(c2w, px + dx, py + dy, pz + dz)
+        else:
+            out[m, 0] = out[m, 1] = out[m, 2] = np.nan
 
 
 @njit(nogil=True, cache=True)
-def project_kernel(points, intrinsics, size, w2c, nodes, inv_depth, steps):  # type: ignore[no-untyped-def]
-    """Pixel x, y and original depth z (N, 3) of canonical points (N, 3): the inverse of `forward_kernel`, then projection.
+def project_kernel(points, intrinsics, size, w2c, nodes, inv_depth, steps, out):  # type: ignore[no-untyped-def]
+    """Pixel x, y and original depth z of canonical points: the inverse of `forward_kernel`, then projection.
 
     The fixed point `p <- w2c X - delta(p)` contracts because displacements vary slowly; `steps` of 1 suit a prediction that is refined
     later, 3 reach 1e-4 of a displacement. NaN where the point is not in front of the camera.
+
+    Args:
+        points: (N, 3) float64, canonical.
+        intrinsics: (4,) fx, fy, cx, cy in pixels.
+        size: (h, w).
+        w2c: (4, 4).
+        nodes: (nz, nv, nu, 3).
+        inv_depth: (2,) lattice bounds.
+        steps: of the fixed point.
+        out: (N, 3) float32, receives the result.
     """
-    out = np.empty((len(points), 3), np.float32)
-    fx, fy, cx, cy = intrinsics
+    fx, fy, cx, cy = intrinsics[0], intrinsics[1], intrinsics[2], intrinsics[3]
     inv_span = 1.0 / (inv_depth[1] - inv_depth[0])
     for m in range(len(points)):
-        wx, wy, wz = float(points[m, 0]), float(points[m, 1]), float(points[m, 2])
-        qx = w2c[0, 0] * wx + w2c[0, 1] * wy + w2c[0, 2] * wz + w2c[0, 3]
-        qy = w2c[1, 0] * wx + w2c[1, 1] * wy + w2c[1, 2] * wz + w2c[1, 3]
-        qz = w2c[2, 0] * wx + w2c[2, 1] * wy + w2c[2, 2] * wz + w2c[2, 3]
+        qx, qy, qz = _move(w2c, points[m, 0], points[m, 1], points[m, 2])
         px, py, pz = qx, qy, qz
         for _ in range(steps):
             if not pz > NEAREST:
                 break
             dx, dy, dz = _displacement(nodes, inv_depth[0], inv_span, size[1], size[0], fx * px / pz + cx, fy * py / pz + cy, pz)
             px, py, pz = qx - dx, qy - dy, qz - dz
-        if not pz > NEAREST:
-            out[m] = np.nan
-            continue
-        out[m, 0], out[m, 1], out[m, 2] = fx * px / pz + cx, fy * py / pz + cy, pz
-    return out
+        if pz > NEAREST:
+            out[m, 0], out[m, 1], out[m, 2] = fx * px / pz + cx, fy * py / pz + cy, pz
+        else:
+            out[m, 0] = out[m, 1] = out[m, 2] = np.nan
 
 
 @njit(nogil=True, cache=True)
-def predict_kernel(depth, intrinsics, nodes, inv_depth, relative, other_intrinsics, other_nodes, other_inv_depth, out):  # type: ignore[no-untyped-def]
+def predict_kernel(depth, intrinsics, nodes, inv_depth, relative, other_intrinsics, other_nodes, other_inv_depth, moves, other_moves, out):  # type: ignore[no-untyped-def]
     """Pixel x, y in another frame of each pixel of a depth image: `forward_kernel`, then one step of `project_kernel`, in one pass.
 
-    Both frames have the size of the image. One step predicts to a fraction of a pixel; what uses it finds the rest. Fields of which all
-    nodes are zero cost nothing.
+    Both frames have the size of the image. One step predicts to a fraction of a pixel; what uses it finds the rest.
 
     Args:
         depth: (H, W), not positive where unknown.
@@ -113,13 +123,14 @@ def predict_kernel(depth, intrinsics, nodes, inv_depth, relative, other_intrinsi
         other_intrinsics: (4,) of the other frame.
         other_nodes: (nz, nv, nu, 3) of the other frame.
         other_inv_depth: (2,) of the other frame.
+        moves: whether any node of that frame is not zero; a field without any costs nothing.
+        other_moves: the same of the other frame.
         out: (H, W, 2) float32, receives the result; NaN where depth is unknown or the point is not in front of the other camera.
     """
     h, w = depth.shape
-    fx, fy, cx, cy = intrinsics
-    gx, gy, ox, oy = other_intrinsics
+    fx, fy, cx, cy = intrinsics[0], intrinsics[1], intrinsics[2], intrinsics[3]
+    gx, gy, ox, oy = other_intrinsics[0], other_intrinsics[1], other_intrinsics[2], other_intrinsics[3]
     inv_span, other_span = 1.0 / (inv_depth[1] - inv_depth[0]), 1.0 / (other_inv_depth[1] - other_inv_depth[0])
-    moves, other_moves = np.any(nodes != 0), np.any(other_nodes != 0)
     for i in range(h):
         for j in range(w):
             pz = float(depth[i, j])
@@ -130,9 +141,7 @@ def predict_kernel(depth, intrinsics, nodes, inv_depth, relative, other_intrinsi
             if moves:
                 dx, dy, dz = _displacement(nodes, inv_depth[0], inv_span, w, h, j + 0.5, i + 0.5, pz)
                 px, py, pz = px + dx, py + dy, pz + dz
-            qx = relative[0, 0] * px + relative[0, 1] * py + relative[0, 2] * pz + relative[0, 3]
-            qy = relative[1, 0] * px + relative[1, 1] * py + relative[1, 2] * pz + relative[1, 3]
-            qz = relative[2, 0] * px + relative[2, 1] * py + relative[2, 2] * pz + relative[2, 3]
+            qx, qy, qz = _move(relative, px, py, pz)
             if other_moves and qz > NEAREST:
                 dx, dy, dz = _displacement(other_nodes, other_inv_depth[0], other_span, w, h, gx * qx / qz + ox, gy * qy / qz + oy, qz)
                 qx, qy, qz = qx - dx, qy - dy, qz - dz

@@ -1,9 +1,10 @@
 """The solver on the CPU: iteratively reweighted least squares, each step by preconditioned conjugate gradients, matrix-free."""
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from configs.stage1_align import SolverConfig
+from utils.device.threads import run_chunks
 from utils.registration.depth_noise import add_noise_gradient
 from utils.registration.solver.problem import (
     DATA_WEIGHT,
@@ -78,7 +79,8 @@ class _System:
         p, (nu, nv, nz) = self._problem, self._shape.nodes
         nodes = np.zeros((PARTS, self._frames * self._shape.count, 3))
         poses = np.zeros((PARTS, self._frames, 6, 6))
-        _preconditioner(p.frames, p.base, p.weights, relative, weight, self._shape.count, nu, nu * nv, nodes, poses)
+        strides = self._shape.count, nu, nu * nv
+        run_chunks(_preconditioner, _parts(len(p.frames)), p.frames, p.base, p.weights, relative, weight, *strides, nodes, poses)
         edges = self._prior.ridge + self._prior.smooth * _degree(nz, nv, nu, self._frames)
         self._node_diagonal = nodes.sum(0) + (edges + np.repeat(self._prior.link_degree(), self._shape.count))[:, None]
         self._pose_inverse = np.linalg.inv(poses.sum(0) + np.diag(self._prior.pose))
@@ -93,21 +95,9 @@ class _System:
         p, (nu, nv, _) = self._problem, self._shape.nodes
         out_nodes = np.zeros((PARTS, *nodes.shape))
         out_poses = np.zeros((PARTS, *poses.shape))
-        _normal_product(
-            p.frames,
-            p.base,
-            p.weights,
-            self._relative,
-            self._weight,
-            difference,
-            nodes,
-            poses,
-            self._shape.count,
-            nu,
-            nu * nv,
-            out_nodes,
-            out_poses,
-        )
+        matches = p.frames, p.base, p.weights, self._relative, self._weight, difference
+        strides = self._shape.count, nu, nu * nv
+        run_chunks(_normal_product, _parts(len(p.frames)), *matches, nodes, poses, *strides, out_nodes, out_poses)
         return out_nodes.sum(0), out_poses.sum(0)
 
     def _regularise(self, nodes: Array, poses: Array, out_nodes: Array, out_poses: Array) -> tuple[Array, Array]:
@@ -121,7 +111,8 @@ class _System:
         p, (nu, nv, _) = self._problem, self._shape.nodes
         out = np.zeros((PARTS, nodes, 3))
         strides = (self._shape.count, nu, nu * nv)
-        add_noise_gradient(p.frames, p.base, p.weights, p.rates, self._relative, self._weight, difference, known, *strides, out)
+        matches = p.frames, p.base, p.weights, p.rates, self._relative, self._weight, difference, known
+        run_chunks(add_noise_gradient, _parts(len(p.frames)), *matches, *strides, out)
         return out.sum(0)
 
     def step(self, difference: Array, state: State, known_noise: Array | None) -> tuple[Array, Array]:
@@ -165,103 +156,95 @@ def _degree(nz: int, nv: int, nu: int, frames: int) -> Array:
     return np.tile(degree.ravel(), frames)
 
 
-@njit(inline="always")
-def _linear(nodes, poses, frames, base, weights, relative, m, end, count, stride_y, stride_z):  # type: ignore[no-untyped-def]
-    """Change of one end of match m for a change of nodes and poses [t, omega]. Arrays come whole: slices cost reference counts."""
-    f = frames[m, end]
-    r0, r1, r2 = relative[m, end, 0], relative[m, end, 1], relative[m, end, 2]
-    d0 = poses[f, 0] + poses[f, 4] * r2 - poses[f, 5] * r1
-    d1 = poses[f, 1] + poses[f, 5] * r0 - poses[f, 3] * r2
-    d2 = poses[f, 2] + poses[f, 3] * r1 - poses[f, 4] * r0
-    start = f * count + base[m, end]
-    fx, fy, near, far = weights[m, end, 0], weights[m, end, 1], weights[m, end, 2], weights[m, end, 3]
-    for c in range(8):
-        w, offset = corner_weight(c, fx, fy, near, far, stride_y, stride_z)
-        d0 += w * nodes[start + offset, 0]
-        d1 += w * nodes[start + offset, 1]
-        d2 += w * nodes[start + offset, 2]
-    return d0, d1, d2
+def _parts(count: int) -> list[tuple[int, int, int]]:
+    """(part, begin, end) of the matches that each accumulator sums."""
+    return [(part, count * part // PARTS, count * (part + 1) // PARTS) for part in range(PARTS)]
 
 
-@njit(inline="always")
-def _scatter(nodes, poses, part, frames, base, weights, relative, m, end, count, stride_y, stride_z, t0, t1, t2):  # type: ignore[no-untyped-def]
-    """Transpose of `_linear`, added to accumulator `part`."""
-    f = frames[m, end]
-    r0, r1, r2 = relative[m, end, 0], relative[m, end, 1], relative[m, end, 2]
-    poses[part, f, 0] += t0
-    poses[part, f, 1] += t1
-    poses[part, f, 2] += t2
-    poses[part, f, 3] += r1 * t2 - r2 * t1
-    poses[part, f, 4] += r2 * t0 - r0 * t2
-    poses[part, f, 5] += r0 * t1 - r1 * t0
-    start = f * count + base[m, end]
-    fx, fy, near, far = weights[m, end, 0], weights[m, end, 1], weights[m, end, 2], weights[m, end, 3]
-    for c in range(8):
-        w, offset = corner_weight(c, fx, fy, near, far, stride_y, stride_z)
-        nodes[part, start + offset, 0] += w * t0
-        nodes[part, start + offset, 1] += w * t1
-        nodes[part, start + offset, 2] += w * t2
-
-
-@njit(inline="always")
+@njit(fastmath=True, cache=True)
 def times(weight, m, x, y, z):  # type: ignore[no-untyped-def]
     """Product of a symmetric matrix, row m of `weight` (M, 6), with a vector."""
     xx, xy, xz, yy, yz, zz = weight[m, 0], weight[m, 1], weight[m, 2], weight[m, 3], weight[m, 4], weight[m, 5]
     return xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(nogil=True, fastmath=True, cache=True)
 def _normal_product(  # type: ignore[no-untyped-def]
-    frames, base, weights, relative, weight, difference, nodes, poses, count, stride_y, stride_z, out_nodes, out_poses
+    part, begin, stop, frames, base, weights, relative, weight, difference, nodes, poses, count, stride_y, stride_z, out_nodes, out_poses
 ):
-    """Adds J^T W (J v + difference) to one accumulator per part; an empty `difference` counts as zero."""
-    total, parts = len(frames), out_nodes.shape[0]
+    """Adds J^T W (J v + difference) of matches `begin` to `stop` to one accumulator; an empty `difference` counts as zero."""
     with_difference = len(difference) > 0
-    for part in prange(parts):
-        for m in range(total * part // parts, total * (part + 1) // parts):
-            e0, e1, e2 = _linear(nodes, poses, frames, base, weights, relative, m, 0, count, stride_y, stride_z)
-            moving = frames[m, 1] >= 0
-            if moving:
-                b0, b1, b2 = _linear(nodes, poses, frames, base, weights, relative, m, 1, count, stride_y, stride_z)
-                e0, e1, e2 = e0 - b0, e1 - b1, e2 - b2
-            if with_difference:
-                e0, e1, e2 = e0 + difference[m, 0], e1 + difference[m, 1], e2 + difference[m, 2]
-            e0, e1, e2 = times(weight, m, e0, e1, e2)
-            _scatter(out_nodes, out_poses, part, frames, base, weights, relative, m, 0, count, stride_y, stride_z, e0, e1, e2)
-            if moving:
-                _scatter(
-                    out_nodes, out_poses, part, frames, base, weights, relative, m, 1, count, stride_y, stride_z,
-                    -e0, -e1, -e2,
-                )  # fmt: skip
+    for m in range(begin, stop):
+        e0, e1, e2 = 0.0, 0.0, 0.0
+        for end in range(2):
+            f = frames[m, end]
+            if f < 0:
+                continue
+            r0, r1, r2 = relative[m, end, 0], relative[m, end, 1], relative[m, end, 2]
+            d0 = poses[f, 0] + poses[f, 4] * r2 - poses[f, 5] * r1
+            d1 = poses[f, 1] + poses[f, 5] * r0 - poses[f, 3] * r2
+            d2 = poses[f, 2] + poses[f, 3] * r1 - poses[f, 4] * r0
+            start = f * count + base[m, end]
+            fx, fy, near, far = weights[m, end, 0], weights[m, end, 1], weights[m, end, 2], weights[m, end, 3]
+            for c in range(8):
+                w, offset = corner_weight(c, fx, fy, near, far, stride_y, stride_z)
+                d0 += w * nodes[start + offset, 0]
+                d1 += w * nodes[start + offset, 1]
+                d2 += w * nodes[start + offset, 2]
+            if end == 0:
+                e0, e1, e2 = d0, d1, d2
+            else:
+                e0, e1, e2 = e0 - d0, e1 - d1, e2 - d2
+        if with_difference:
+            e0, e1, e2 = e0 + difference[m, 0], e1 + difference[m, 1], e2 + difference[m, 2]
+        t0, t1, t2 = times(weight, m, e0, e1, e2)
+        for end in range(2):
+            f = frames[m, end]
+            if f < 0:
+                continue
+            if end == 1:
+                t0, t1, t2 = -t0, -t1, -t2
+            r0, r1, r2 = relative[m, end, 0], relative[m, end, 1], relative[m, end, 2]
+            out_poses[part, f, 0] += t0
+            out_poses[part, f, 1] += t1
+            out_poses[part, f, 2] += t2
+            out_poses[part, f, 3] += r1 * t2 - r2 * t1
+            out_poses[part, f, 4] += r2 * t0 - r0 * t2
+            out_poses[part, f, 5] += r0 * t1 - r1 * t0
+            start = f * count + base[m, end]
+            fx, fy, near, far = weights[m, end, 0], weights[m, end, 1], weights[m, end, 2], weights[m, end, 3]
+            for c in range(8):
+                w, offset = corner_weight(c, fx, fy, near, far, stride_y, stride_z)
+                out_nodes[part, start + offset, 0] += w * t0
+                out_nodes[part, start + offset, 1] += w * t1
+                out_nodes[part, start + offset, 2] += w * t2
 
 
-@njit(parallel=True, fastmath=True, cache=True)
-def _preconditioner(frames, base, weights, relative, weight, count, stride_y, stride_z, out_nodes, out_poses):  # type: ignore[no-untyped-def]
-    """Diagonal of J^T W J for the nodes (parts, F*N, 3), blocks for the poses (parts, F, 6, 6)."""
-    total, parts = len(frames), out_nodes.shape[0]
-    for part in prange(parts):
-        jacobian = np.zeros((3, 6))
-        jacobian[0, 0] = jacobian[1, 1] = jacobian[2, 2] = 1.0
-        for m in range(total * part // parts, total * (part + 1) // parts):
-            for end in range(2):
-                frame = frames[m, end]
-                if frame < 0:
-                    continue
-                start = frame * count + base[m, end]
-                fx, fy, near, far = weights[m, end, 0], weights[m, end, 1], weights[m, end, 2], weights[m, end, 3]
-                for c in range(8):
-                    w, offset = corner_weight(c, fx, fy, near, far, stride_y, stride_z)
-                    out_nodes[part, start + offset, 0] += w * w * weight[m, 0]
-                    out_nodes[part, start + offset, 1] += w * w * weight[m, 3]
-                    out_nodes[part, start + offset, 2] += w * w * weight[m, 5]
-                x, y, z = relative[m, end, 0], relative[m, end, 1], relative[m, end, 2]
-                jacobian[0, 4], jacobian[0, 5] = z, -y
-                jacobian[1, 3], jacobian[1, 5] = -z, x
-                jacobian[2, 3], jacobian[2, 4] = y, -x
-                for s in range(6):
-                    t0, t1, t2 = times(weight, m, jacobian[0, s], jacobian[1, s], jacobian[2, s])
-                    for r in range(6):
-                        out_poses[part, frame, r, s] += jacobian[0, r] * t0 + jacobian[1, r] * t1 + jacobian[2, r] * t2
+@njit(nogil=True, fastmath=True, cache=True)
+def _preconditioner(part, begin, stop, frames, base, weights, relative, weight, count, stride_y, stride_z, out_nodes, out_poses):  # type: ignore[no-untyped-def]
+    """Diagonal of J^T W J for the nodes (parts, F*N, 3), blocks for the poses (parts, F, 6, 6), of matches `begin` to `stop`."""
+    jacobian = np.zeros((3, 6))
+    jacobian[0, 0] = jacobian[1, 1] = jacobian[2, 2] = 1.0
+    for m in range(begin, stop):
+        for end in range(2):
+            frame = frames[m, end]
+            if frame < 0:
+                continue
+            start = frame * count + base[m, end]
+            fx, fy, near, far = weights[m, end, 0], weights[m, end, 1], weights[m, end, 2], weights[m, end, 3]
+            for c in range(8):
+                w, offset = corner_weight(c, fx, fy, near, far, stride_y, stride_z)
+                out_nodes[part, start + offset, 0] += w * w * weight[m, 0]
+                out_nodes[part, start + offset, 1] += w * w * weight[m, 3]
+                out_nodes[part, start + offset, 2] += w * w * weight[m, 5]
+            x, y, z = relative[m, end, 0], relative[m, end, 1], relative[m, end, 2]
+            jacobian[0, 4], jacobian[0, 5] = z, -y
+            jacobian[1, 3], jacobian[1, 5] = -z, x
+            jacobian[2, 3], jacobian[2, 4] = y, -x
+            for s in range(6):
+                t0, t1, t2 = times(weight, m, jacobian[0, s], jacobian[1, s], jacobian[2, s])
+                for r in range(6):
+                    out_poses[part, frame, r, s] += jacobian[0, r] * t0 + jacobian[1, r] * t1 + jacobian[2, r] * t2
 
 
 @njit(fastmath=True, cache=True)

@@ -24,11 +24,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 
 from configs.stage1_align import SolverConfig
 from utils.cameras import se3
 from utils.deformation.lattice.numba import cell_coordinate
+from utils.device.threads import ranges, run_chunks
 from utils.matching.contract import MatchSet
 from utils.registration.depth_noise import DepthNoise
 from utils.registration.resume import Checkpoints
@@ -165,7 +166,8 @@ def build_problem(
     rows = len(frames)
     base, weights, points = np.empty((rows, 2), np.int32), np.empty((rows, 2, 4), np.float32), np.empty((rows, 2, 3))
     rates = np.zeros((rows, 2, 2), np.float32)
-    _ends(frames, pixels, depths, cameras.K, cameras.size, shape.nodes, shape.inv_depth, base, weights, rates, points)
+    lattice = cameras.K, cameras.size, shape.nodes, shape.inv_depth
+    run_chunks(_ends, ranges(rows), frames, pixels, depths, *lattice, base, weights, rates, points)
     for end, count, held in zip(np.cumsum(counts), counts, fixed, strict=True):
         if held is not None:
             points[end - count : end, 1] = held
@@ -173,15 +175,17 @@ def build_problem(
     shares = np.zeros((rows, 2)) if noise is None else noise.at(depths)
     trust = np.ones(rows) if trust is None else np.asarray(trust, float)
     information = np.empty((rows, 6), np.float32)
-    _information(frames, points, cameras.c2w, sigma * depth, shares, trust, information)
+    run_chunks(_information, ranges(rows), frames, points, cameras.c2w, sigma * depth, shares, trust, information)
     return Problem(frames, base, weights, rates, points, information, depth)
 
 
-@njit(cache=True)
-def _information(frames, points, c2w, sigma, noise, trust, out):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def _information(begin, end, frames, points, c2w, sigma, noise, trust, out):  # type: ignore[no-untyped-def]
     """Writes the inverse covariances (M, 6), see `Problem`, times `trust` (M,).
 
     Args:
+        begin: first match.
+        end: match to stop before.
         frames: (M, 2), -1 for fixed ends, whose noise lies along the ray of the other end.
         points: (M, 2, 3) camera space.
         c2w: (F, 4, 4).
@@ -190,25 +194,24 @@ def _information(frames, points, c2w, sigma, noise, trust, out):  # type: ignore
         trust: (M,).
         out: receives the result.
     """
-    ray = np.empty(3)
-    s = np.empty((3, 3))
-    for m in range(len(frames)):
-        s[:] = 0.0
-        s[0, 0] = s[1, 1] = s[2, 2] = sigma[m] ** 2
-        for end in range(2):
-            seen = end if frames[m, end] >= 0 else 0
-            R, p = c2w[frames[m, seen]], points[m, seen]
-            for k in range(3):
-                ray[k] = noise[m, end] * (R[k, 0] * p[0] + R[k, 1] * p[1] + R[k, 2] * p[2])
-            for a in range(3):
-                for b in range(3):
-                    s[a, b] += ray[a] * ray[b]
-        xx, xy, xz = s[1, 1] * s[2, 2] - s[1, 2] ** 2, s[0, 2] * s[1, 2] - s[0, 1] * s[2, 2], s[0, 1] * s[1, 2] - s[0, 2] * s[1, 1]
-        scale = trust[m] / (s[0, 0] * xx + s[0, 1] * xy + s[0, 2] * xz)
+    for m in range(begin, end):
+        s00 = s11 = s22 = sigma[m] ** 2
+        s01 = s02 = s12 = 0.0
+        for side in range(2):
+            seen = side if frames[m, side] >= 0 else 0
+            f, share = frames[m, seen], noise[m, side]
+            p0, p1, p2 = share * points[m, seen, 0], share * points[m, seen, 1], share * points[m, seen, 2]
+            x = c2w[f, 0, 0] * p0 + c2w[f, 0, 1] * p1 + c2w[f, 0, 2] * p2
+            y = c2w[f, 1, 0] * p0 + c2w[f, 1, 1] * p1 + c2w[f, 1, 2] * p2
+            z = c2w[f, 2, 0] * p0 + c2w[f, 2, 1] * p1 + c2w[f, 2, 2] * p2
+            s00, s11, s22 = s00 + x * x, s11 + y * y, s22 + z * z
+            s01, s02, s12 = s01 + x * y, s02 + x * z, s12 + y * z
+        xx, xy, xz = s11 * s22 - s12 * s12, s02 * s12 - s01 * s22, s01 * s12 - s02 * s11
+        scale = trust[m] / (s00 * xx + s01 * xy + s02 * xz)
         out[m, 0], out[m, 1], out[m, 2] = scale * xx, scale * xy, scale * xz
-        out[m, 3] = scale * (s[0, 0] * s[2, 2] - s[0, 2] ** 2)
-        out[m, 4] = scale * (s[0, 1] * s[0, 2] - s[0, 0] * s[1, 2])
-        out[m, 5] = scale * (s[0, 0] * s[1, 1] - s[0, 1] ** 2)
+        out[m, 3] = scale * (s00 * s22 - s02 * s02)
+        out[m, 4] = scale * (s01 * s02 - s00 * s12)
+        out[m, 5] = scale * (s00 * s11 - s01 * s01)
 
 
 def squared_sigmas(information: Array, difference: Array) -> Array:
@@ -219,11 +222,13 @@ def squared_sigmas(information: Array, difference: Array) -> Array:
     return total
 
 
-@njit(cache=True)
-def _ends(frames, pixels, depths, K, size, nodes, inv_depth, base, weights, rates, points):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def _ends(begin, stop, frames, pixels, depths, K, size, nodes, inv_depth, base, weights, rates, points):  # type: ignore[no-untyped-def]
     """Writes lowest node (M, 2), weights (M, 2, 4), their rates (M, 2, 2) and camera-space points (M, 2, 3) of both ends; see `Problem`.
 
     Args:
+        begin: first match.
+        stop: match to stop before.
         frames: (M, 2), -1 for fixed ends, which get nodes and weights of the other one and no point.
         pixels: (M, 2, 2).
         depths: (M, 2).
@@ -237,12 +242,13 @@ def _ends(frames, pixels, depths, K, size, nodes, inv_depth, base, weights, rate
         points: receives the points.
     """
     nu, nv, nz = nodes
-    for m in range(len(frames)):
+    for m in range(begin, stop):
         for end in range(2):
             f, x, y, z = frames[m, end], float(pixels[m, end, 0]), float(pixels[m, end, 1]), float(depths[m, end])
             if f < 0:
                 base[m, end] = base[m, 0]
-                weights[m, end] = weights[m, 0]
+                for k in range(4):
+                    weights[m, end, k] = weights[m, 0, k]
                 continue
             points[m, end, 0] = (x - K[f, 0, 2]) / K[f, 0, 0] * z
             points[m, end, 1] = (y - K[f, 1, 2]) / K[f, 1, 1] * z
@@ -284,7 +290,11 @@ def from_fields(fields: LatticeFields, cameras: CameraSet, shape: LatticeShape) 
 def residuals(problem: Problem, state: State, shape: LatticeShape) -> tuple[Array, Array]:
     """Q_i(p) - Q_j(q) (M, 3) float32, and the ends relative to their camera centres (M, 2, 3) float32, world axes."""
     nu, nv, _ = shape.nodes
-    return residuals_kernel(problem.frames, problem.base, problem.weights, problem.points, state.c2w, state.nodes, shape.count, nu, nu * nv)
+    ends = problem.frames, problem.base, problem.weights, problem.points
+    difference, relative = np.empty((len(ends[0]), 3), np.float32), np.empty((len(ends[0]), 2, 3), np.float32)
+    strides = shape.count, nu, nu * nv
+    run_chunks(residuals_kernel, ranges(len(ends[0])), *ends, state.c2w, state.nodes, *strides, difference, relative)
+    return difference, relative
 
 
 def relative_errors(problem: Problem, state: State, shape: LatticeShape) -> Array:
@@ -338,25 +348,24 @@ def move_cameras(c2w: Array, update: Array) -> None:
     c2w[:, :3, 3] += update[:, :3]
 
 
-@njit(inline="always")
+@njit(cache=True)
 def corner_weight(c, fx, fy, near, far, stride_y, stride_z):  # type: ignore[no-untyped-def]
     """Weight and node offset of corner c of a cell."""
     weight = (fx if c & 1 else 1 - fx) * (fy if c & 2 else 1 - fy) * (far if c & 4 else near)
     return weight, (1 if c & 1 else 0) + (stride_y if c & 2 else 0) + (stride_z if c & 4 else 0)
 
 
-@njit(parallel=True, cache=True)
-def residuals_kernel(frames, base, weights, points, c2w, nodes, count, stride_y, stride_z):  # type: ignore[no-untyped-def]
-    """See `residuals`."""
-    difference = np.zeros((len(frames), 3), np.float32)
-    relative = np.zeros((len(frames), 2, 3), np.float32)
-    for m in prange(len(frames)):
+@njit(nogil=True, cache=True)
+def residuals_kernel(begin, stop, frames, base, weights, points, c2w, nodes, count, stride_y, stride_z, difference, relative):  # type: ignore[no-untyped-def]
+    """Fills rows `begin` to `stop` of what `residuals` returns."""
+    for m in range(begin, stop):
         e0, e1, e2 = 0.0, 0.0, 0.0
         for end in range(2):
             sign = -1.0 if end else 1.0
             frame = frames[m, end]
             p0, p1, p2 = points[m, end, 0], points[m, end, 1], points[m, end, 2]
             if frame < 0:
+                relative[m, end, 0] = relative[m, end, 1] = relative[m, end, 2] = 0.0
                 e0, e1, e2 = e0 + sign * p0, e1 + sign * p1, e2 + sign * p2
                 continue
             r0 = c2w[frame, 0, 0] * p0 + c2w[frame, 0, 1] * p1 + c2w[frame, 0, 2] * p2
@@ -374,4 +383,3 @@ def residuals_kernel(frames, base, weights, points, c2w, nodes, count, stride_y,
                 e1 += sign * w * nodes[start + offset, 1]
                 e2 += sign * w * nodes[start + offset, 2]
         difference[m, 0], difference[m, 1], difference[m, 2] = e0, e1, e2
-    return difference, relative
