@@ -39,12 +39,8 @@ def noisy() -> Iterator[tuple[np.ndarray, ...]]:
 def test_triangulation_is_that_of_the_compiled_code(noisy: tuple[np.ndarray, ...]) -> None:
     matches, valid, rotations, translations, K = noisy
     expected = triangulate(*noisy)
-    found = RayDepth(
-        *(
-            part.cpu().numpy()
-            for part in triangulate_batched(torch.from_numpy(matches).to(GPU), torch.from_numpy(valid).to(GPU), rotations, translations, K)
-        )
-    )
+    arrays = (torch.from_numpy(a[None]).to(GPU) for a in (matches, valid, *(a.astype(np.float32) for a in (rotations, translations, K))))
+    found = RayDepth(*(part[0].cpu().numpy() for part in triangulate_batched(*arrays)))
     same = found.views == expected.views  # rounding may put a match on the other side of a gate
     assert same.mean() > 0.99 and found.views.max() > 5 and found.views[3, 4] == 0
     np.testing.assert_allclose(found.inverse[same], expected.inverse[same], rtol=1e-3, atol=1e-5)
@@ -58,8 +54,8 @@ def test_projection_is_that_of_the_compiled_code() -> None:
     K = np.array([[25.0, 0, 15], [0, 25.0, 10], [0, 0, 1]])
     rotation, translation = np.linalg.qr(np.eye(3) + rng.normal(0, 0.2, (3, 3)))[0], np.array([0.3, -0.2, -0.8])
     expected, seen = project_inverse(inverse, rotation, translation, K)
-    arrays = (torch.from_numpy(a[None].astype(np.float32)).to(GPU) for a in (inverse, rotation, translation))
-    pixel, visible = project_batched(*arrays, K[None])
+    arrays = (torch.from_numpy(a[None].astype(np.float32)).to(GPU) for a in (inverse, rotation, translation, K))
+    pixel, visible = project_batched(*arrays)
     np.testing.assert_array_equal(visible[0].cpu().numpy(), seen)
     assert 0 < seen.sum() < seen.size
     np.testing.assert_allclose(pixel[0].cpu().numpy()[seen], expected[seen], rtol=1e-4, atol=1e-3)
@@ -88,6 +84,49 @@ def test_a_clip_is_measured_as_by_the_compiled_code(masked: bool) -> None:
         assert np.median(np.abs(measured.matches - expected.matches)[held]) < 0.1
         if keep is not None:
             assert not measured.ray.views[:, 20:30].any()
+
+
+def test_batches_recorded_and_replayed_measure_what_one_large_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five batches of a ref each, on a GPU recorded at the second, in two rounds; refs of two to four neighbours."""
+    clip, _ = made_clip()
+    neighbours = [[k for k in range(5) if k != row][: 4 - row % 3] for row in range(5)]
+    at = backend._sampled_pixels(clip.grays.shape[1:])
+    small = BatchedFlowDepth(clip.grays, None, GPU)
+    monkeypatch.setattr(flow_depth_batched, "_BATCH_PIXELS", 2 * 4 * clip.grays[0].size)
+    batched = BatchedFlowDepth(clip.grays, None, GPU)
+    for start in (1 / 3.2, 1 / 2.9):
+        inverse = [np.full(clip.grays.shape[1:], start, np.float32)] * 5
+        expected = list(small.measure_all(clip, neighbours, inverse, at))
+        found = list(batched.measure_all(clip, neighbours, inverse, at))
+        assert [len(m.matches) for m in found] == [len(m.valid) for m in found] == [len(own) for own in neighbours]
+        for one, other in zip(found, expected, strict=True):
+            known = other.ray.views == one.ray.views
+            assert known.mean() > 0.98 and one.ray.views.max() > 1
+            np.testing.assert_allclose(one.ray.inverse[known], other.ray.inverse[known], rtol=1e-2)
+            both = one.valid & other.valid
+            assert both.mean() > 0.5 and np.abs(one.matches - other.matches)[both].max() < 0.1
+    assert (batched._recorded is not None) and (small._recorded is None)
+
+
+def test_a_device_short_of_memory_is_given_less_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, _ = made_clip()
+    neighbours = [[k for k in range(5) if k != row] for row in range(5)]
+    inverse = [np.full(clip.grays.shape[1:], 1 / 3.2, np.float32)] * 5
+    at = backend._sampled_pixels(clip.grays.shape[1:])
+    expected = list(BatchedFlowDepth(clip.grays, None, GPU).measure_all(clip, neighbours, inverse, at))
+    match, asked = flow_depth_batched.match_through_depth, []
+
+    def scarce(reference: torch.Tensor, *others: object) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(len(reference))
+        if len(reference) > 3:
+            raise torch.OutOfMemoryError
+        return match(reference, *others)
+
+    monkeypatch.setattr(flow_depth_batched, "match_through_depth", scarce)
+    found = list(BatchedFlowDepth(clip.grays, None, GPU).measure_all(clip, neighbours, inverse, at))
+    assert len(found) == 5 and asked[0] == 20 and max(asked[-4:]) <= 3
+    for one, other in zip(found, expected, strict=True):
+        assert (one.ray.views == other.ray.views).mean() > 0.95
 
 
 def test_flow_of_large_images_is_found_at_half_resolution_in_their_own_pixels() -> None:
