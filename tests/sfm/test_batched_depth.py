@@ -1,6 +1,7 @@
 """Matching and triangulation of the depth rounds in batched torch against the compiled code."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import cv2
@@ -9,11 +10,14 @@ import pytest
 import torch
 
 from tests.twins import GPU
-from utils.sfm import backend, flow_depth_batched
+from utils.sfm import backend, flow_depth_batched, plane_sweep_batched
+from utils.sfm.depth_completion import relative_poses
 from utils.sfm.flow_depth import RayDepth, project_inverse, triangulate
 from utils.sfm.flow_depth_batched import BatchedFlowDepth
 from utils.sfm.flow_depth_batched import project_inverse as project_batched
 from utils.sfm.flow_depth_batched import triangulate as triangulate_batched
+from utils.sfm.plane_sweep import sweep
+from utils.sfm.plane_sweep_batched import View, sweep_all
 from utils.sfm.rehearsal import made_clip
 
 
@@ -127,6 +131,38 @@ def test_a_device_short_of_memory_is_given_less_at_once(monkeypatch: pytest.Monk
     assert len(found) == 5 and asked[0] == 20 and max(asked[-4:]) <= 3
     for one, other in zip(found, expected, strict=True):
         assert (one.ray.views == other.ray.views).mean() > 0.95
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_planes_are_swept_as_by_the_compiled_code(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refs of two to four neighbours on a slanted range of depths, two at once and a part of the planes at a time; one ref is blank."""
+    monkeypatch.setattr(plane_sweep_batched, "_REFS", 2)
+    monkeypatch.setattr(plane_sweep_batched, "_COMPARED", 20 * 4 * 48 * 64)
+    clip, frames = made_clip()
+    grays = clip.grays.copy()
+    grays[:, 20:30, 40:60] = 128
+    keep = None
+    if masked:
+        keep = np.ones(grays.shape, bool)
+        keep[1, :, 20:30] = False
+        keep[3:, 10:20, 5:30] = False
+    neighbours = [[k for k in range(5) if k != row][: 4 - row % 3] for row in range(5)]
+    inverse = np.linspace(1 / 5, 1 / 2, grays[0].size, dtype=np.float32).reshape(grays[0].shape)
+    poses = [relative_poses(clip, row, neighbours[row]) for row in range(5)]
+    images = [*frames.images[:4], np.full_like(frames.images[4], 90)]
+    views = [View(row, images[row], neighbours[row], poses[row], clip.K[row], inverse) for row in range(5)]
+    with ThreadPoolExecutor(1) as pool:
+        found = sweep_all(views, grays, keep, GPU, pool)
+    for row, (swept, spacing) in enumerate(found):
+        shown = [row, *neighbours[row]]
+        expected, expected_spacing = sweep(
+            images[row], grays[shown], poses[row], clip.K[row], inverse, None if keep is None else keep[shown]
+        )
+        assert spacing == pytest.approx(expected_spacing) and swept.dtype == np.float32
+        assert (np.isnan(swept) == np.isnan(expected)).mean() > 0.99
+        both = np.isfinite(swept) & np.isfinite(expected)
+        assert both.mean() > 0.5 and np.median(np.abs(swept[both] * 3 - 1)) < 0.05
+        assert (np.abs(swept - expected)[both] > 0.05 * spacing).mean() < 0.01
 
 
 def test_flow_of_large_images_is_found_at_half_resolution_in_their_own_pixels() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from tests.twins import GPU
 from utils.cameras import se3
 from utils.cameras.projection import invert_rigid
 from utils.errors import GeometryError, InputError, UnknownBackendError
@@ -226,7 +227,8 @@ def test_a_plane_sweep_abstains_where_it_has_nothing_to_tell_by() -> None:
     assert np.nanmedian(np.abs(swept / inverse - 1)) < 0.01
 
 
-def test_what_is_masked_in_other_frames_doubts_nothing() -> None:
+@pytest.mark.parametrize("device", [None, GPU])
+def test_what_is_masked_in_other_frames_doubts_nothing(device: torch.device | None) -> None:
     """A sticker near the camera, masked in eight of nine frames and absent from the one between them."""
     twists = np.zeros((9, 6))
     twists[:, 3] = np.linspace(-0.5, 0.5, 9)
@@ -249,7 +251,7 @@ def test_what_is_masked_in_other_frames_doubts_nothing() -> None:
     behind = np.s_[50:84, 110:142]
     with flow_depth.frame_threads() as pool:
         heeded, ignored = (
-            depth_completion._downweight_swept(c, images, neighbours, rays, inverse, pool)[4].weight
+            depth_completion._downweight_swept(c, images, neighbours, rays, inverse, pool, device)[4].weight
             for c in (clip, replace(clip, keep=None))
         )
     assert np.median(heeded[behind]) > 0.5 and np.median(heeded) > 0.7

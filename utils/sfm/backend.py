@@ -244,7 +244,8 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
                 reprojected = reprojected_layers(clip, [result.ray for result in results], _REPROJECTED_LEAST, pool)
                 samples = [*(r.sample for r in results), revisits]
                 clip = _refine_cameras(clip, samples, [*(r.sample_inverse for r in results), revisited], report)
-        inverse, rays = complete_depth(clip, images, neighbours, [result.ray for result in results], inverse, couplings, pool)
+        batched = None  # and its memory
+        inverse, rays = complete_depth(clip, images, neighbours, [result.ray for result in results], inverse, couplings, pool, device)
     return clip, inverse, rays
 
 

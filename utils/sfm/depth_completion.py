@@ -9,10 +9,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import torch
 
+from utils.device.accelerator import or_on_cpu
 from utils.sfm.depth_filling import fill_robust, scatter_weight
 from utils.sfm.flow_depth import RayDepth, agreement, reproject_depth, zoomed_relative
 from utils.sfm.plane_sweep import downweight_contradicted, sweep
+from utils.sfm.plane_sweep_batched import View, sweep_all
 from utils.sfm.solvers.dense_bundle_adjustment import NO_MATCHES, Matches, Zoom
 from utils.types import Array
 
@@ -59,6 +62,7 @@ def complete_depth(
     inverse: list[Array],
     couplings: list[tuple[Array, Array]],
     pool: ThreadPoolExecutor,
+    device: torch.device | None,
 ) -> tuple[list[Array], list[RayDepth]]:
     """The final inverse depth (H, W) of every ref, every pixel filled, and the rays with outliers down-weighted.
 
@@ -70,10 +74,11 @@ def complete_depth(
         inverse: (H, W) current 1/z of each ref, of which only the range is used.
         couplings: of each ref, see `depth_filling.edge_couplings`.
         pool: takes one ref at a time.
+        device: where the plane sweeps run; None: on the pool.
     """
     rows = range(len(rays))
     smooth_rays = list(pool.map(_downweight_scattered, rays))
-    checked = _downweight_swept(clip, images, neighbours, smooth_rays, inverse, pool)
+    checked = _downweight_swept(clip, images, neighbours, smooth_rays, inverse, pool, device)
     reprojected = reprojected_layers(clip, checked, _LEAST_WEIGHT, pool)
 
     def filled(row: int) -> Array:
@@ -123,17 +128,33 @@ def _downweight_scattered(ray: RayDepth) -> RayDepth:
 
 
 def _downweight_swept(
-    clip: PosedClip, images: list[Array], neighbours: list[list[int]], rays: list[RayDepth], inverse: list[Array], pool: ThreadPoolExecutor
+    clip: PosedClip,
+    images: list[Array],
+    neighbours: list[list[int]],
+    rays: list[RayDepth],
+    inverse: list[Array],
+    pool: ThreadPoolExecutor,
+    device: torch.device | None,
 ) -> list[RayDepth]:
     """The triangulations with little weight where plane sweeps over the same neighbours contradict them."""
+    rows = range(len(rays))
+    poses = [relative_poses(clip, row, neighbours[row]) for row in rows]
+    K = clip.K[clip.refs]
 
     def swept_of(row: int) -> tuple[Array, float]:
         shown = [int(clip.refs[row]), *neighbours[row]]
         keep = None if clip.keep is None else clip.keep[shown]
-        return sweep(images[row], clip.grays[shown], relative_poses(clip, row, neighbours[row]), clip.K[clip.refs[row]], inverse[row], keep)
+        return sweep(images[row], clip.grays[shown], poses[row], K[row], inverse[row], keep)
 
-    rows = range(len(rays))
-    swept, spacings = zip(*pool.map(swept_of, rows), strict=True)
+    def on_threads() -> list[tuple[Array, float]]:
+        return list(pool.map(swept_of, rows))
+
+    def on_device(device: torch.device) -> list[tuple[Array, float]]:
+        views = [View(int(ref), *view) for ref, *view in zip(clip.refs, images, neighbours, poses, K, inverse, strict=True)]
+        return sweep_all(views, clip.grays, clip.keep, device, pool)
+
+    found = on_threads() if device is None else or_on_cpu(partial(on_device, device), on_threads, "plane sweeps")
+    swept, spacings = zip(*found, strict=True)
     stacked = np.stack(swept)
     # what masks hide may have moved in the frames that show it
     valid = np.isfinite(stacked) if clip.keep is None else np.isfinite(stacked) & clip.keep[clip.refs]

@@ -18,15 +18,15 @@ _PIXELS, _PLANES = 12_000, 48
 # Planes reach this far beyond these percentiles of the current depth, as factors on 1/z.
 _PERCENTILES, _BEYOND = (0.5, 99.5), (0.8, 1.15)
 # Window of the correlation in pixels of the coarse grid, and noise in grey levels squared that keeps blank windows from correlating.
-_WINDOW, _NOISE = 5, 2.0
+WINDOW, NOISE = 5, 2.0
 # Contrast (standard deviation in grey levels) at which a window counts half.
-_CONTRAST = 8.0
+CONTRAST = 8.0
 # Cost of a step of one plane, of a larger one, and the colour difference (L1) at which the latter has fallen to 1/e.
-_STEP, _JUMP, _COLOR_SIGMA = 0.05, 1.5, 24.0
+STEP, JUMP, COLOR_SIGMA = 0.05, 1.5, 24.0
 # Values off by this share, and a plane's spacing, have lost three quarters of their weight.
 _TOLERANCE = 0.06
 # Pixels whose costs differ by less than this over all planes are undetermined.
-_LEAST_RANGE = 1e-3
+LEAST_RANGE = 1e-3
 
 
 def downweight_contradicted(inverse: Array, weight: Array, swept: Array, spacing: float) -> Array:
@@ -55,21 +55,40 @@ def sweep(
         (H, W) float32 1/z, NaN where it is undetermined (masked, blank, no parallax), and the spacing of the planes in it.
     """
     height, width = inverse.shape
-    scale = min(1.0, (_PIXELS / (height * width)) ** 0.5)
-    size = max(2, round(width * scale)), max(2, round(height * scale))
-    coarse = np.stack([cv2.resize(gray, size, interpolation=cv2.INTER_AREA) for gray in grays]).astype(np.float32)
+    size = coarse_size(height, width)
+    coarse = np.stack([shrink(gray, size) for gray in grays])
     coarse_keep = None if keep is None else np.stack([shrink_mask(mask, size) for mask in keep])
-    colors = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    low, high = np.maximum(np.percentile(inverse, _PERCENTILES) * _BEYOND, 0)
-    planes = np.linspace(low, max(high, low + 1e-9), _PLANES)
+    planes = planes_for(inverse)
     cost = _costs(coarse, poses, np.diag([size[0] / width, size[1] / height, 1.0]) @ K, planes, coarse_keep)
-    total = _aggregate(cost, colors, np.float32(_STEP), np.float32(_JUMP), np.float32(_COLOR_SIGMA))
-    determined = np.ptp(total, axis=-1) > _LEAST_RANGE
+    total = _aggregate(cost, shrink(image, size), np.float32(STEP), np.float32(JUMP), np.float32(COLOR_SIGMA))
+    determined = np.ptp(total, axis=-1) > LEAST_RANGE
     if coarse_keep is not None:
         determined &= coarse_keep[0]
     spacing = float(planes[1] - planes[0])
     best = np.where(determined, planes[0] + spacing * _best(total), np.nan).astype(np.float32)
-    return cv2.resize(best, (width, height), interpolation=cv2.INTER_LINEAR), spacing
+    return enlarge(best, (width, height)), spacing
+
+
+def coarse_size(height: int, width: int) -> tuple[int, int]:
+    """Width and height of the grid on which images of this size are swept."""
+    scale = min(1.0, (_PIXELS / (height * width)) ** 0.5)
+    return max(2, round(width * scale)), max(2, round(height * scale))
+
+
+def planes_for(inverse: Array) -> Array:
+    """(D,) the planes' 1/z, evenly spaced over the range of the current 1/z (H, W)."""
+    low, high = np.maximum(np.percentile(inverse, _PERCENTILES) * _BEYOND, 0)
+    return np.linspace(low, max(high, low + 1e-9), _PLANES)
+
+
+def shrink(image: Array, size: tuple[int, int]) -> Array:
+    """(h, w) or (h, w, 3) float32: an image at `size` (width, height)."""
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def enlarge(swept: Array, size: tuple[int, int]) -> Array:
+    """What was found on the coarse grid at `size` (width, height)."""
+    return cv2.resize(swept, size, interpolation=cv2.INTER_LINEAR)
 
 
 def shrink_mask(mask: Array, size: tuple[int, int]) -> Array:
@@ -86,18 +105,33 @@ def _costs(grays: Array, poses: tuple[Array, Array], K: Array, planes: Array, ke
     rotations, translations = (np.ascontiguousarray(part, np.float64) for part in poses)
     masks = np.zeros((len(grays), 0, 0), np.bool_) if keep is None else keep
     grays = grays - np.float32(128)  # variances are differences of large numbers
-    return _window_costs(grays, masks, rotations, translations, K.astype(np.float64), planes.astype(np.float64), np.float32(_NOISE))
+    return _window_costs(
+        grays,
+        masks,
+        rotations,
+        translations,
+        K.astype(np.float64),
+        planes.astype(np.float64),
+        np.float32(NOISE),
+        better_half(len(grays) - 1),
+    )
+
+
+def better_half(views: int) -> int:
+    """How many of so many views decide."""
+    return max(min(2, views), (views + 1) // 2)
 
 
 @njit(nogil=True, cache=True)
-def _window_costs(grays: Array, keep: Array, rotations: Array, translations: Array, K: Array, planes: Array, noise: np.float32) -> Array:
+def _window_costs(
+    grays: Array, keep: Array, rotations: Array, translations: Array, K: Array, planes: Array, noise: np.float32, better: int
+) -> Array:
     """See `_costs`; an empty `keep` (1 + V, 0, 0) keeps all pixels.
 
     One loop nest instead of array operations: on images this small those spend their time on memory and on the interpreter's lock.
     """
     views, (height, width), masked = len(grays) - 1, grays[0].shape, keep.shape[1] > 0
     reference = grays[0]
-    better = max(min(2, views), (views + 1) // 2)
     mean, variance = _moments(reference)
     hidden = np.zeros((height, width), np.int64)
     comparable = np.ones((height, width), np.bool_)
@@ -124,7 +158,7 @@ def _window_costs(grays: Array, keep: Array, rotations: Array, translations: Arr
                 # hidden in some views, or past their border: the better half decides
                 comparable[y, x] &= hidden[y, x] <= views - better
                 cost[y, x, number] = np.float32(1) - min(max(_mean_of_largest(alike[y, x], better), np.float32(0)), np.float32(1))
-    half = np.float32(_CONTRAST**2)
+    half = np.float32(CONTRAST**2)
     for y in range(height):
         for x in range(width):
             cost[y, x] *= variance[y, x] / (variance[y, x] + half) if comparable[y, x] else np.float32(0)
@@ -174,7 +208,7 @@ def _moments(image: Array) -> tuple[Array, Array]:
 def _blur(image: Array) -> Array:
     """(H, W) float32 mean of the window about each pixel; images are mirrored at their borders."""
     height, width = image.shape
-    reach = _WINDOW // 2
+    reach = WINDOW // 2
     across, line = np.empty_like(image), np.empty(width + 2 * reach, np.float32)
     for y in range(height):
         line[reach : reach + width] = image[y]
@@ -183,11 +217,11 @@ def _blur(image: Array) -> Array:
             line[reach + width - 1 + k] = image[y, max(width - 1 - k, 0)]
         for x in range(width):
             total = line[x]
-            for k in range(1, _WINDOW):
+            for k in range(1, WINDOW):
                 total += line[x + k]
             across[y, x] = total
     out = np.zeros_like(image)
-    share = np.float32(1.0 / _WINDOW**2)
+    share = np.float32(1.0 / WINDOW**2)
     for y in range(height):
         for k in range(-reach, reach + 1):
             other = abs(y + k) if y + k < height else 2 * (height - 1) - y - k
@@ -203,7 +237,7 @@ def _blur(image: Array) -> Array:
 def _whole_windows(keep: Array) -> Array:
     """(H, W) bool, pixels whose window, as far as it lies in the image, lies within `keep` (H, W)."""
     height, width = keep.shape
-    reach = _WINDOW // 2
+    reach = WINDOW // 2
     across, whole = np.ones((height, width), np.bool_), np.ones((height, width), np.bool_)
     for y in range(height):
         for x in range(width):

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from utils.cameras.projection import invert_rigid
+from utils.device.accelerator import accelerator
 from utils.errors import GeometryError
 from utils.sfm.backend import choose_neighbours
 from utils.sfm.depth_completion import LAST_STRENGTH, PosedClip, complete_depth, depth_and_confidence
@@ -55,7 +56,7 @@ def depth_along_poses(images: Array, w2c: Array, K: Array, refs: Array, report: 
         clip = PosedClip(grays=grays, w2c=w2c, K=np.repeat(K[None], len(w2c), 0), refs=refs, sparse=[np.zeros((0, 3))] * len(refs))
         neighbours, couplings = [f.neighbours for f in results], [f.couplings for f in results]
         inverse, rays = complete_depth(
-            clip, list(images[refs]), neighbours, [f.ray for f in results], [f.inverse for f in results], couplings, pool
+            clip, list(images[refs]), neighbours, [f.ray for f in results], [f.inverse for f in results], couplings, pool, accelerator()
         )
     return _finished(np.maximum(np.stack(inverse), 0), rays, w2c[refs], K)
 
