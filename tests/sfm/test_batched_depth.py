@@ -12,13 +12,14 @@ import torch
 from tests.twins import GPU
 from utils.sfm import backend, flow_depth_batched, plane_sweep_batched
 from utils.sfm.depth_completion import relative_poses
-from utils.sfm.flow_depth import RayDepth, project_inverse, triangulate
+from utils.sfm.flow_depth import RayDepth, project_inverse, reproject_depth, triangulate
 from utils.sfm.flow_depth_batched import BatchedFlowDepth
 from utils.sfm.flow_depth_batched import project_inverse as project_batched
 from utils.sfm.flow_depth_batched import triangulate as triangulate_batched
 from utils.sfm.plane_sweep import sweep
 from utils.sfm.plane_sweep_batched import View, sweep_all
 from utils.sfm.rehearsal import made_clip
+from utils.sfm.reprojection_batched import reproject_all
 
 
 @pytest.fixture
@@ -163,6 +164,27 @@ def test_planes_are_swept_as_by_the_compiled_code(masked: bool, monkeypatch: pyt
         both = np.isfinite(swept) & np.isfinite(expected)
         assert both.mean() > 0.5 and np.median(np.abs(swept[both] * 3 - 1)) < 0.05
         assert (np.abs(swept - expected)[both] > 0.05 * spacing).mean() < 0.01
+
+
+def test_depth_is_reprojected_as_by_the_compiled_code() -> None:
+    """Eleven frames that turn and move towards what they see, of two focal lengths, with holes and values beyond infinity."""
+    rng = np.random.default_rng(3)
+    frames, height, width = 11, 30, 44
+    inverse = (0.3 + 0.1 * rng.random((frames, height, width)) * (rng.random((frames, height, width)) < 0.3)).astype(np.float32)
+    inverse[:, 5, 5:9] = -0.01
+    valid = rng.random(inverse.shape) > 0.2
+    w2c = np.tile(np.eye(4), (frames, 1, 1))
+    w2c[:, :3, 3] = np.linspace(-1, 1, frames)[:, None] * [0.3, 0.1, 0.8]
+    turn = np.linspace(-0.1, 0.1, frames)
+    w2c[:, 0, 0], w2c[:, 0, 2], w2c[:, 2, 0], w2c[:, 2, 2] = np.cos(turn), np.sin(turn), -np.sin(turn), np.cos(turn)
+    K = np.tile(np.array([[40.0, 0, 22], [0, 42.0, 15], [0, 0, 1]]), (frames, 1, 1))
+    K[6:, [0, 1], [0, 1]] *= 1.1
+    for row, (value, count) in enumerate(reproject_all(inverse, valid, w2c, K, GPU)):
+        expected, expected_count = reproject_depth(inverse, valid, w2c, K, row)
+        assert value.dtype == count.dtype == np.float32 and expected_count.max() > 3 and (expected_count == 0).any()
+        same = count == expected_count  # rounding may put a point on the next pixel
+        assert same.mean() > 0.99
+        assert (np.abs(value - expected)[same] < 1e-5).mean() > 0.99
 
 
 def test_flow_of_large_images_is_found_at_half_resolution_in_their_own_pixels() -> None:

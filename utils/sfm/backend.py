@@ -241,7 +241,7 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
                 report.step(StepReport("depth", number * len(rows) + row, len(_STRENGTHS) * len(rows)))
             inverse = [result.inverse for result in results]
             if number + 1 < len(_STRENGTHS):
-                reprojected = reprojected_layers(clip, [result.ray for result in results], _REPROJECTED_LEAST, pool)
+                reprojected = reprojected_layers(clip, [result.ray for result in results], _REPROJECTED_LEAST, pool, device)
                 samples = [*(r.sample for r in results), revisits]
                 clip = _refine_cameras(clip, samples, [*(r.sample_inverse for r in results), revisited], report)
         batched = None  # and its memory
@@ -388,12 +388,12 @@ def _with_shell(clip: PosedClip, inverse: list[Array], rays: list[RayDepth]) -> 
     """Depth, where nothing shows parallax that of a far shell, and confidence from agreement between the frames, (R, H, W) float32 each."""
     measured = np.stack([(ray.weight > 0) & ~ray.far for ray in rays])
     stacked = np.stack(inverse)
-    known = stacked[measured] if measured.any() else stacked
-    lowest = max(np.percentile(known, 1.0) / _SHELL, np.median(known) / _FARTHEST)
-    own = np.stack([2 * ray.weight / (ray.weight + 0.5) for ray in rays])
+    lowest, median = np.percentile(stacked[measured] if measured.any() else stacked, (1.0, 50.0))
     with frame_threads() as pool:
+        own = np.stack(list(pool.map(lambda ray: 2 * ray.weight / (ray.weight + 0.5), rays)))
         smooth = np.stack(list(pool.map(planarity, inverse)))
-    return depth_and_confidence(stacked, measured, own, lowest, clip.w2c[clip.refs], clip.K[clip.refs], smooth)
+    farthest = max(lowest / _SHELL, median / _FARTHEST)
+    return depth_and_confidence(stacked, measured, own, farthest, clip.w2c[clip.refs], clip.K[clip.refs], smooth)
 
 
 def _to_scene(frames: ClipFrames, model: SparseModel, clip: PosedClip, depth: Array, confidence: Array) -> Scene:

@@ -13,9 +13,10 @@ import torch
 
 from utils.device.accelerator import or_on_cpu
 from utils.sfm.depth_filling import fill_robust, scatter_weight
-from utils.sfm.flow_depth import RayDepth, agreement, reproject_depth, zoomed_relative
+from utils.sfm.flow_depth import RayDepth, agreement, frame_threads, reproject_depth, zoomed_relative
 from utils.sfm.plane_sweep import downweight_contradicted, sweep
 from utils.sfm.plane_sweep_batched import View, sweep_all
+from utils.sfm.reprojection_batched import reproject_all
 from utils.sfm.solvers.dense_bundle_adjustment import NO_MATCHES, Matches, Zoom
 from utils.types import Array
 
@@ -74,12 +75,12 @@ def complete_depth(
         inverse: (H, W) current 1/z of each ref, of which only the range is used.
         couplings: of each ref, see `depth_filling.edge_couplings`.
         pool: takes one ref at a time.
-        device: where the plane sweeps run; None: on the pool.
+        device: where planes are swept and depth is reprojected; None: on the pool.
     """
     rows = range(len(rays))
     smooth_rays = list(pool.map(_downweight_scattered, rays))
     checked = _downweight_swept(clip, images, neighbours, smooth_rays, inverse, pool, device)
-    reprojected = reprojected_layers(clip, checked, _LEAST_WEIGHT, pool)
+    reprojected = reprojected_layers(clip, checked, _LEAST_WEIGHT, pool, device)
 
     def filled(row: int) -> Array:
         return fill_robust(*observations(clip, row, checked[row], reprojected[row]), couplings[row], LAST_STRENGTH)
@@ -87,11 +88,25 @@ def complete_depth(
     return list(pool.map(filled, rows)), smooth_rays
 
 
-def reprojected_layers(clip: PosedClip, rays: list[RayDepth], least: float, pool: ThreadPoolExecutor) -> list[tuple[Array, Array]]:
+def reprojected_layers(
+    clip: PosedClip, rays: list[RayDepth], least: float, pool: ThreadPoolExecutor, device: torch.device | None
+) -> list[tuple[Array, Array]]:
     """For every ref inverse depth reprojected from the others' pixels of more than the `least` weight, and from how many frames."""
     inverse = np.stack([ray.inverse for ray in rays])
     valid = np.stack([(ray.weight > least) & (ray.views >= 3) for ray in rays])
-    return list(pool.map(partial(reproject_depth, inverse, valid, clip.w2c[clip.refs], clip.K[clip.refs]), range(len(rays))))
+    return _reprojected(clip, inverse, valid, pool, device)
+
+
+def _reprojected(
+    clip: PosedClip, inverse: Array, valid: Array, pool: ThreadPoolExecutor, device: torch.device | None
+) -> list[tuple[Array, Array]]:
+    """For every ref what `reproject_depth` makes of all refs' inverse depth and valid pixels (R, H, W)."""
+    given = inverse, valid, clip.w2c[clip.refs], clip.K[clip.refs]
+
+    def on_threads() -> list[tuple[Array, Array]]:
+        return list(pool.map(partial(reproject_depth, *given), range(len(inverse))))
+
+    return on_threads() if device is None else or_on_cpu(partial(reproject_all, *given, device), on_threads, "reprojected depth")
 
 
 def observations(clip: PosedClip, row: int, ray: RayDepth, reprojected: tuple[Array, Array] | None) -> tuple[Array, Array]:
@@ -158,12 +173,14 @@ def _downweight_swept(
     stacked = np.stack(swept)
     # what masks hide may have moved in the frames that show it
     valid = np.isfinite(stacked) if clip.keep is None else np.isfinite(stacked) & clip.keep[clip.refs]
-    others = pool.map(partial(reproject_depth, stacked, valid, clip.w2c[clip.refs], clip.K[clip.refs]), rows)
-    consensus = [np.where(count >= _SWEEPS, value, own) for (value, count), own in zip(others, swept, strict=True)]
-    return [
-        replace(ray, weight=downweight_contradicted(ray.inverse, ray.weight, median, spacing))
-        for ray, median, spacing in zip(rays, consensus, spacings, strict=True)
-    ]
+    others = _reprojected(clip, stacked, valid, pool, device)
+
+    def checked(row: int) -> RayDepth:
+        ray, (median, count) = rays[row], others[row]
+        consensus = np.where(count >= _SWEEPS, median, swept[row])
+        return replace(ray, weight=downweight_contradicted(ray.inverse, ray.weight, consensus, spacings[row]))
+
+    return list(pool.map(checked, rows))
 
 
 def depth_and_confidence(
@@ -182,7 +199,13 @@ def depth_and_confidence(
     """
     depth = (1 / np.maximum(inverse, farthest)).astype(np.float32)
     support = agreement(depth, w2c, K)
-    confidence = 1.0 + np.where(measured, strength, 0.05) * (0.25 + support) * flat
-    # What another frame confirms counts as measured, however weak; a guess stays below.
-    confidence += np.float32(0.1) * (measured & (support > 0))
-    return depth, np.where(inverse <= farthest, 1.0, confidence).astype(np.float32)
+    flat = np.broadcast_to(np.asarray(flat, np.float32), depth.shape)
+
+    def of(row: int) -> Array:
+        sure = 1.0 + np.where(measured[row], strength[row], 0.05) * (0.25 + support[row]) * flat[row]
+        # What another frame confirms counts as measured, however weak; a guess stays below.
+        sure += np.float32(0.1) * (measured[row] & (support[row] > 0))
+        return np.where(inverse[row] <= farthest, 1.0, sure).astype(np.float32)
+
+    with frame_threads() as pool:
+        return depth, np.stack(list(pool.map(of, range(len(depth)))))

@@ -257,7 +257,7 @@ def _triangulate(matches: Array, valid: Array, rotations: Array, translations: A
 
 
 # Frames, counted in chosen ones, whose depth is reprojected into a frame.
-_REPROJECTED_FROM = (1, 2, 4, 7)
+REPROJECTED_FROM = (1, 2, 4, 7)
 
 
 def reproject_depth(inverse: Array, valid: Array, w2c: Array, K: Array, row: int) -> tuple[Array, Array]:
@@ -273,7 +273,7 @@ def reproject_depth(inverse: Array, valid: Array, w2c: Array, K: Array, row: int
     Returns:
         (H, W) float32 1/z, the median of the frames that reach a pixel, and (H, W) float32 how many do.
     """
-    others = [j for o in _REPROJECTED_FROM for j in (row - o, row + o) if 0 <= j < len(inverse)]
+    others = [j for o in REPROJECTED_FROM for j in (row - o, row + o) if 0 <= j < len(inverse)]
     layers = np.stack(
         [_splat(inverse[j], valid[j], *zoomed_relative(w2c[row], K[row], w2c[j], K[j]), K[j].astype(np.float64)) for j in others]
     )

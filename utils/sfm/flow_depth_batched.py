@@ -278,11 +278,12 @@ def triangulate(
 
 def _weighted_median(value: Tensor, weight: Tensor) -> Tensor:
     """(R, 1, H, W) the first of the sorted values at which half of the weight is reached, (R, V, H, W) both; 0 where there is none."""
-    ordered, order = value.sort(1)
-    reached = weight.gather(1, order).cumsum(1)
-    first = (reached < 0.5 * reached[:, -1:]).sum(1, keepdim=True)
-    median = ordered.gather(1, first)
-    return torch.where(median.isfinite(), median, 0.0)
+    half = 0.5 * weight.sum(1)
+    median = torch.full_like(half, torch.inf)
+    for candidate in value.unbind(1):  # V about ten: cheaper on a device than sorting them
+        reached = torch.where(value <= candidate[:, None], weight, 0.0).sum(1)
+        median = torch.where(reached >= half, torch.minimum(median, candidate), median)
+    return torch.where(median.isfinite(), median, 0.0)[:, None]
 
 
 def _intrinsics(K: Tensor) -> tuple[Tensor, Tensor]:

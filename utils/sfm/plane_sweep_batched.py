@@ -28,6 +28,7 @@ from utils.sfm.plane_sweep import (
     shrink,
     shrink_mask,
 )
+from utils.sfm.reprojection_batched import sorted_down
 from utils.types import Array
 
 _REFS = 64
@@ -151,18 +152,8 @@ def _compared(
     if keep is not None:
         whole = _whole_windows(seen_in(keep) > _ALL_KEPT)
         comparable = ((visible & ~whole).sum(0) <= views - better).all(0)
-    best = _sorted_down(torch.where(visible & whole, alike, -1.0))[:better]
+    best = sorted_down(torch.where(visible & whole, alike, -1.0))[:better]
     return 1 - best.mean(0).clamp(0, 1), comparable
-
-
-def _sorted_down(values: Tensor) -> Tensor:
-    """The few values (V, ...) at each place sorted, the largest first: neighbours change places until none does."""
-    for turn in range(len(values)):
-        first, second = values[turn % 2 : -1 : 2], values[turn % 2 + 1 :: 2]
-        larger, smaller = torch.maximum(first, second), torch.minimum(first, second)
-        first.copy_(larger)
-        second.copy_(smaller)
-    return values
 
 
 def _blur(images: Tensor) -> Tensor:
