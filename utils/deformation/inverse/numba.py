@@ -109,10 +109,14 @@ def invert_lattice(first, last, nodes, camera, points, settings, solved, jacobia
             field(nodes, camera, trial, delta, slope)
             trial_length = _error(y, trial, delta, trial_error)
             if trial_length < length:
-                q[:], error[:], length, size = trial, trial_error, trial_length, 1.0
+                for k in range(3):  # slices compile ten times as long
+                    q[k], error[k] = trial[k], trial_error[k]
+                length, size = trial_length, 1.0
                 _invert(slope, least_determinant, inverse)
             else:
                 size *= 0.5
-        solved[row] = q
-        jacobian[row] = inverse
+        for k in range(3):
+            solved[row, k] = q[k]
+            for j in range(3):
+                jacobian[row, k, j] = inverse[k, j]
         residual[row] = length / scale

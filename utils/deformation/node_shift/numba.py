@@ -29,13 +29,13 @@ def shift_vjp(counts: tuple[int, int, int], points: Tensor, jacobian: Tensor, ca
 
 
 @numba.njit(cache=True)
-def _corner_weights(camera, q, counts, index, weight):
-    """Fills the flat node indices and weights of the 8 corners around q (3,); counts = (nz, nv, nu)."""
+def _corner_weights(camera, points, row, counts, index, weight):
+    """Fills the flat node indices and weights of the 8 corners around points[row] (N, 3); counts = (nz, nv, nu)."""
     nz, nv, nu = counts
-    z = max(q[2], camera[6])
+    z = max(points[row, 2], camera[6])
     inv_z = 1.0 / z
-    a0, wa, _ = clamp(camera[0] * q[0] * inv_z + camera[1], nu)
-    b0, wb, _ = clamp(camera[2] * q[1] * inv_z + camera[3], nv)
+    a0, wa, _ = clamp(camera[0] * points[row, 0] * inv_z + camera[1], nu)
+    b0, wb, _ = clamp(camera[2] * points[row, 1] * inv_z + camera[3], nv)
     c0, wc, _ = clamp(camera[4] * inv_z + camera[5], nz)
     for corner in range(8):
         da, db, dc = corner & 1, (corner >> 1) & 1, corner >> 2
@@ -52,8 +52,8 @@ def _shift_points(first, last, change, counts, camera, points, jacobian, shift):
     """
     index, weight, moved = np.empty(8, np.int64), np.empty(8), np.empty(3)
     for row in range(first, last):
-        _corner_weights(camera, points[row], counts, index, weight)
-        moved[:] = 0.0
+        _corner_weights(camera, points, row, counts, index, weight)
+        moved[0] = moved[1] = moved[2] = 0.0
         for corner in range(8):
             for k in range(3):
                 moved[k] += weight[corner] * change[index[corner], k]
@@ -68,7 +68,7 @@ def _shift_points_vjp(first, last, sums, counts, camera, points, jacobian, gradi
     for row in range(first, last):
         if gradient[row, 0] == 0.0 and gradient[row, 1] == 0.0 and gradient[row, 2] == 0.0:
             continue
-        _corner_weights(camera, points[row], counts, index, weight)
+        _corner_weights(camera, points, row, counts, index, weight)
         for k in range(3):
             back = 0.0
             for j in range(3):
