@@ -1,9 +1,10 @@
 """How large and how fast films are: the clip's own size and duration; and the film with the clip and the world side by side."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -110,10 +111,16 @@ class Beside:
     images: Array
     fps: float
 
-    def pictures(self, view: SplatView) -> Iterator[Array]:
-        """(h, w, 3) uint8, one after the other."""
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of a picture with both halves."""
+        h, w = self.cameras.size
+        return (h, 2 * w + _GAP) if _is_beside(h, w) else (2 * h, w)
+
+    def pictures(self, view: SplatView) -> Iterator[Callable[[], Array]]:
+        """What makes each (h, w, 3) uint8 picture; the world's half is drawn by then."""
         for frame, world in zip(self._frames(), rgb_images(view.render_all(self.cameras)), strict=True):
-            yield side_by_side(frame, world)
+            yield partial(side_by_side, frame, world)
 
     def _frames(self) -> Iterator[Array]:
         """(h, w, 3) uint8 frames of the clip at the size of the cameras; threads read a few of them ahead."""
@@ -156,7 +163,11 @@ def side_by_side(clip: Array, world: Array) -> Array:
     h, w = clip.shape[:2]
     halves = [_named(clip, "clip"), _named(world, "world")]
     gap = np.full((h, _GAP, 3), 24, np.uint8)
-    return np.concatenate([halves[0], gap, halves[1]], axis=1) if w < 2.2 * h else np.concatenate(halves, axis=0)
+    return np.concatenate([halves[0], gap, halves[1]], axis=1) if _is_beside(h, w) else np.concatenate(halves, axis=0)
+
+
+def _is_beside(h: int, w: int) -> bool:
+    return w < 2.2 * h
 
 
 def _named(image: Array, words: str) -> Array:

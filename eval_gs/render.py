@@ -1,7 +1,7 @@
 """Films: the consistent world along a camera path, as PNGs and an MP4, with the agreement of neighbouring renders on the side."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,21 +10,24 @@ from types import TracebackType
 
 import cv2
 import numpy as np
+from av import VideoFrame
 
 from eval_gs.behind import Behind
 from eval_gs.metrics import PairConsistency, pair_consistency
 from utils.device.threads import num_threads
 from utils.report import pictures
 from utils.scene.media import Mp4Writer, film_frame, write_image
-from utils.splatting.render import SplatView, depth_image, rgb_image, rgb_images
+from utils.splatting.render import SplatView, depth_there, on_the_host, rgb_images, rgb_there
 from utils.types import Array, CameraSet, Reporter, StepReport
 
 # Measuring more pairs than this along one path takes longer than it tells.
 _MAX_PAIRS = 40
+_SPEED = "veryfast"
+"""x264's preset: half the time of its usual one for a tenth more bytes."""
 _WAITING_BYTES = {"cpu": 70e6, "cuda": 400e6}
 """Pictures of a film that may wait for its encoder, by what renders: a GPU is faster than the encoder, and goes on with the next film."""
 # Small films go into a page as they are, so they must stay below a few megabytes.
-_PREVIEW_WIDTH, _WIDE_PREVIEW_WIDTH, _PREVIEW_QUALITY = 640, 960, 27
+_PREVIEW_WIDTH, _WIDE_PREVIEW_WIDTH, _PREVIEW_QUALITY = 640, 960, 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,39 +78,48 @@ class Filming:
             small: also write a small film here, for a page.
         """
         words = f"render {name.replace('_', ' ')}"
-        self._stills(cameras, name, words, options)
-        if options.save_video and len(cameras):
-            pictures = _views(self._view, cameras.resized(options.drawn or options.size), options)
-            self.film(self._folder / f"render_{name}.mp4", pictures, options.fps, words, small, size=options.size)
+        filmed = options.save_video and len(cameras) > 0
+        drawn = cameras.resized(options.drawn or options.size)
+        once = filmed and drawn.size == cameras.size
+        pictures = self._shots(cameras, name, options, every=once)
+        if not once:
+            for done, _ in enumerate(pictures):
+                self._report.step(StepReport(stage=words, step=done, total=len(cameras)))
+            pictures = rgb_images(self._view.render_all(drawn), options.white)
+        if filmed:
+            works = (partial(np.asarray, image) for image in pictures)
+            self.film(self._folder / f"render_{name}.mp4", (len(cameras), options.size), works, options.fps, words, small)
 
     def film(
         self,
         path: Path,
-        film: tuple[int, Iterator[Array]],
+        shape: tuple[int, tuple[int, int]],
+        pictures: Iterable[Callable[[], Array]],
         fps: float,
         words: str,
         small: Path | None = None,
-        *,
-        size: tuple[int, int] | None = None,
     ) -> None:
-        """Renders the pictures of a film and leaves them to be encoded.
+        """Renders the pictures of a film and leaves them to be finished and encoded by others.
 
         Args:
             path: of the film.
-            film: number of pictures, and (h, w, 3) uint8 pictures.
+            shape: number of pictures, and (h, w) of the film; they are enlarged to it.
+            pictures: what makes each (h, w, 3) uint8 picture of a render; done on another thread.
             fps: frames per second.
             words: what is reported.
             small: a second film of the same, at most 640 pixels wide (960 for pictures wider than 16:9), for a page.
-            size: (h, w) that the pictures are enlarged to; None: as they are.
         """
-        count, images = film
-        room = self._converting, _WAITING_BYTES[self._view.device.type]
-        reels = [self._stack.enter_context(_Reel(Mp4Writer(path, fps, speed="veryfast"), partial(_enlarged, size=size), *room))]
+        count, size = shape
+        waiting = max(2, int(_WAITING_BYTES[self._view.device.type] / (3 * size[0] * size[1])))
+        whole = partial(_enlarged, size=size)
+        reels = [self._stack.enter_context(_Reel(Mp4Writer(path, fps, speed=_SPEED), whole, self._converting, waiting))]
         if small is not None:
-            reels.append(self._stack.enter_context(_Reel(Mp4Writer(small, fps, quality=_PREVIEW_QUALITY), _for_a_page, *room)))
-        for i, image in enumerate(images):
+            writer = Mp4Writer(small, fps, quality=_PREVIEW_QUALITY, speed=_SPEED)
+            reels.append(self._stack.enter_context(_Reel(writer, _for_a_page, self._converting, waiting)))
+        for i, work in enumerate(pictures):
+            picture = self._converting.submit(work)
             for reel in reels:
-                reel.add(image)
+                reel.add(picture)
             self._report.step(StepReport(stage=words, step=i, total=count))
         for reel in reels:
             reel.end()
@@ -116,28 +128,34 @@ class Filming:
         """Medians over neighbouring renders (see `PairConsistency`) of each path that was measured; waits for them."""
         return {name: medians for name, pairs in self._comparing.items() if (medians := median_consistency(pairs.end()))}
 
-    def _stills(self, cameras: CameraSet, name: str, words: str, options: FilmOptions) -> None:
-        """Writes the PNGs of a path, compares neighbouring views, and skips views that are needed for neither."""
+    def _shots(self, cameras: CameraSet, name: str, options: FilmOptions, every: bool) -> Iterator[Array]:
+        """The pictures (h, w, 3) uint8 of a path at the size of its cameras; writes PNGs and compares neighbouring views on the way.
+
+        Views that are neither written nor compared are skipped, unless `every` one is wanted.
+        """
         measured = _measured_positions(len(cameras)) if options.measure else set()
-        wanted = set(range(len(cameras))) if options.save_images else measured | {i - 1 for i in measured}
+        compared = measured | {i - 1 for i in measured}
+        chosen = list(range(len(cameras))) if every or options.save_images else sorted(compared)
         folder = self._folder / f"frames_{name}"
         if options.save_images:
             folder.mkdir(parents=True, exist_ok=True)
         writing = self._stack.enter_context(Behind[None]())
         comparing = self._comparing[name] = self._stack.enter_context(Behind[PairConsistency]())
         previous: tuple[Array, Array] | None = None
-        chosen = sorted(wanted)
-        for i, output in zip(chosen, self._view.render_all(cameras, chosen), strict=True):
-            image, depth = rgb_image(output), depth_image(output)
-            if i in measured and previous is not None:
+        there = (
+            [rgb_there(output, options.white), *([rgb_there(output), depth_there(output)] if i in compared else [])]
+            for i, output in zip(chosen, self._view.render_all(cameras, chosen), strict=True)
+        )
+        for i, (shown, *rest) in zip(chosen, on_the_host(there), strict=True):
+            current = (rest[0], rest[1]) if rest else None
+            if i in measured and previous is not None and current is not None:
                 b_from_a = np.linalg.inv(cameras.c2w[i]) @ cameras.c2w[i - 1]
-                pair = (previous[0], image), (previous[1], depth), b_from_a, (cameras.K[i - 1], cameras.K[i])
+                pair = (previous[0], current[0]), (previous[1], current[1]), b_from_a, (cameras.K[i - 1], cameras.K[i])
                 comparing.do(partial(pair_consistency, *pair))
-            previous = image, depth
+            previous = current
             if options.save_images:
-                shown = rgb_image(output, white=True) if options.white else image
                 writing.do(partial(write_image, folder / f"frame_{i:05d}.png", shown))
-            self._report.step(StepReport(stage=words, step=i, total=len(cameras)))
+            yield shown
 
     def __enter__(self) -> "Filming":
         return self
@@ -151,19 +169,19 @@ class _Reel:
 
     Args:
         writer: of its file.
-        fitted: brings a picture to the film's size; `converting` does that, and what comes before the encoder.
+        fitted: makes the film's frame of a picture; `converting` does that, and what comes before the encoder.
         converting: threads for all films.
-        most_waiting: bytes of pictures that may wait for the encoder.
+        waiting: pictures that may wait for the encoder.
     """
 
-    def __init__(self, writer: Mp4Writer, fitted: Callable[[Array], Array], converting: ThreadPoolExecutor, most_waiting: float):
+    def __init__(self, writer: Mp4Writer, fitted: Callable[[Array], VideoFrame], converting: ThreadPoolExecutor, waiting: int):
         self._writer, self._fitted, self._converting, self._ended = writer, fitted, converting, False
-        self._most_waiting, self._thread = most_waiting, Behind[None](threads=1)
+        self._most_waiting, self._thread = waiting, Behind[None](threads=1)
 
-    def add(self, image: Array) -> None:
-        """The next picture."""
-        frame = self._converting.submit(lambda: film_frame(self._fitted(image)))
-        self._thread.do(lambda: self._writer.add_frame(frame.result()), waiting=max(2, int(self._most_waiting / image.nbytes)))
+    def add(self, picture: Future[Array]) -> None:
+        """The next picture, which `converting` has been given to make."""
+        frame = self._converting.submit(lambda: self._fitted(picture.result()))
+        self._thread.do(lambda: self._writer.add_frame(frame.result()), waiting=self._most_waiting)
 
     def end(self) -> None:
         """No picture follows: the file is closed as soon as the last one is encoded."""
@@ -183,20 +201,12 @@ class _Reel:
                 self._writer.__exit__(kind, error, trace)
 
 
-def _views(view: SplatView, cameras: CameraSet, options: FilmOptions) -> tuple[int, Iterator[Array]]:
-    """How many pictures a film has, and the pictures one by one, so that memory does not grow with the path."""
-    return len(cameras), rgb_images(view.render_all(cameras), options.white)
+def _for_a_page(image: Array) -> VideoFrame:
+    return film_frame(pictures.fit_width(image, _PREVIEW_WIDTH if image.shape[1] < 2 * image.shape[0] else _WIDE_PREVIEW_WIDTH))
 
 
-def _for_a_page(image: Array) -> Array:
-    return pictures.fit_width(image, _PREVIEW_WIDTH if image.shape[1] < 2 * image.shape[0] else _WIDE_PREVIEW_WIDTH)
-
-
-def _enlarged(image: Array, size: tuple[int, int] | None) -> Array:
-    """(h, w, 3) uint8 at (h, w) `size`."""
-    if size is None or image.shape[:2] == size:
-        return image
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
+def _enlarged(image: Array, size: tuple[int, int]) -> VideoFrame:
+    return film_frame(image if image.shape[:2] == size else cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC))
 
 
 def _measured_positions(count: int) -> set[int]:

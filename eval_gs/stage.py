@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from configs.evaluation import EvalConfig
 from eval_gs.behind import Behind, quick_to_switch
@@ -35,7 +36,7 @@ from utils.scene.media import read_frames, resize_area, write_image
 from utils.scene.trajectories import extend_path, load_trajectory, save_trajectory
 from utils.scene.transaction import Output, publish, require_replaceable
 from utils.splatting.checkpoint import GS_SCHEMA, load_checkpoint
-from utils.splatting.render import SplatView, depth_image, locate_checkpoint, resolve_rasterizer, rgb_image
+from utils.splatting.render import SplatView, depth_image, locate_checkpoint, on_the_host, resolve_rasterizer, rgb_image, rgb_there
 from utils.synthetic.world import ground_truth_file, load_ground_truth
 from utils.types import NULL_REPORTER, Array, CameraSet, RenderOutput, Reporter, Scene, Splats, StepReport
 
@@ -178,9 +179,8 @@ def _film_beside(config: EvalConfig, subject: _Subject, clip: Clip, folder: Path
     cameras_json = SceneLayout(config.root_path).clip_cameras / "transforms.json"
     cameras = clip_path(cameras_json, subject.scene.cameras, trained) if cameras_json.is_file() else None
     both = beside(config.root_path, clip, cameras, trained, subject.images)
-    film = len(both.cameras), both.pictures(subject.view)
-    small = folder / "report_pictures" / "clip_and_world.mp4"
-    filming.film(folder / "render_clip_and_world.mp4", film, both.fps, "render clip and world", small)
+    small, shape = folder / "report_pictures" / "clip_and_world.mp4", (len(both.cameras), both.size)
+    filming.film(folder / "render_clip_and_world.mp4", shape, both.pictures(subject.view), both.fps, "render clip and world", small)
 
 
 def _size(name: str, size: tuple[int, int], config: EvalConfig, subject: _Subject) -> tuple[int, int]:
@@ -260,8 +260,8 @@ def _measure(config: EvalConfig, subject: _Subject, folder: Path, more: dict[str
     cameras, heldout, left_out = trained.cameras, trained.heldout, trained.left_out
     used = used_pixels(subject.scene, cameras.frame_ids, cameras.size)
     with Behind[FrameScore]() as scoring:
-        for i, canonical in enumerate(subject.view.render_all(cameras)):
-            views = _views(subject, i, canonical)
+        there = (_views(subject, i, canonical) for i, canonical in enumerate(subject.view.render_all(cameras)))
+        for i, views in enumerate(on_the_host(there)):
             arguments = (int(cameras.frame_ids[i]), subject.images[i], *views, lpips, None if used is None else used[i])
             scoring.do(functools.partial(score_frame, *arguments, heldout=bool(heldout[i]), left_out=bool(left_out[i])))
             report.step(StepReport(stage="measure", step=i, total=len(cameras)))
@@ -322,10 +322,10 @@ def _against_truth(config: EvalConfig, subject: _Subject, path: Path, report: Re
     return scores
 
 
-def _views(subject: _Subject, i: int, canonical: RenderOutput) -> tuple[Array, Array, Array]:
+def _views(subject: _Subject, i: int, canonical: RenderOutput) -> list[Tensor]:
     """(h, w, 3) uint8 renders for trained camera i: through its deformation and colour map, through the map alone, the world as it is."""
     view = subject.view
-    return rgb_image(view.render_frame(subject.warp, i)), rgb_image(view.in_colors_of(canonical, i)), rgb_image(canonical)
+    return [rgb_there(view.render_frame(subject.warp, i)), rgb_there(view.in_colors_of(canonical, i)), rgb_there(canonical)]
 
 
 def _picture_rows(subject: _Subject, folder: Path, white: bool) -> None:

@@ -6,15 +6,20 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from torch import Tensor
 
 from configs.evaluation import EvalConfig
 from eval_gs.films import Clip, clip_of, drawn_size, film_size, side_by_side
+from eval_gs.render import Filming, FilmOptions
 from eval_gs.stage import run as evaluate
 from tests.trained_world import FRAMES, SIZE, write_trained_world
 from utils.errors import InputError
 from utils.scene.artifacts import load_scene
 from utils.scene.layout import SceneLayout
-from utils.scene.media import Mp4Writer, decode, write_image
+from utils.scene.media import Mp4Writer, decode, read_image, write_image
+from utils.splatting.checkpoint import load_checkpoint
+from utils.splatting.render import SplatView, locate_checkpoint, resolve_rasterizer
+from utils.types import NULL_REPORTER, RenderOutput
 
 
 @pytest.mark.parametrize(
@@ -124,3 +129,27 @@ def test_a_film_without_frames_is_refused_and_rates_need_not_be_whole(tmp_path: 
         for level in range(15):
             film.add(np.full((32, 48, 3), 10 * level, np.uint8))
     assert length(tmp_path / "slow.mp4") == pytest.approx(4.0, abs=0.01)
+
+
+def test_a_film_of_the_size_of_its_pictures_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_trained_world(tmp_path)
+    _, checkpoint = locate_checkpoint(tmp_path, "", None)
+    rasterizer, device, _ = resolve_rasterizer("auto", "cpu")
+    view, drawn = SplatView(load_checkpoint(checkpoint), rasterizer, device), []
+    draw = SplatView._draw
+
+    def counted(self: SplatView, camera: Tensor, size: tuple[int, int], *rest: object) -> RenderOutput:
+        drawn.append(size)
+        return draw(self, camera, size, *rest)
+
+    monkeypatch.setattr(SplatView, "_draw", counted)
+    cameras = view.trained.cameras
+    options = FilmOptions(size=SIZE, fps=10, save_images=True, save_video=True, white=True, measure=True)
+    with Filming(view, tmp_path, NULL_REPORTER) as filming:
+        filming.path(cameras, "own", options)
+        assert filming.consistency()["own"]
+    assert drawn == [SIZE] * FRAMES
+    film, stills = list(decode(tmp_path / "render_own.mp4")), sorted((tmp_path / "frames_own").glob("*.png"))
+    assert len(film) == len(stills) == FRAMES
+    for picture, still in zip(film, stills, strict=True):
+        assert np.abs(picture.astype(float) - read_image(still)).mean() < 6

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,14 +16,16 @@ from utils.scene.json_files import read_json
 from utils.scene.layout import RunLayout, SceneLayout
 from utils.splatting.checkpoint import MODEL, TrainedScene
 from utils.splatting.rasterize.contract import Rasterizer, SplatMode, choose_rasterizer, load_rasterizer
+from utils.splatting.recorded import LEAST_VIEWS, RecordedViews
 from utils.splatting.view import apply_appearance, rigid, view_gaussians
 from utils.types import Array, CameraGaussians, CameraSet, RenderOutput, Splats
+
+if TYPE_CHECKING:
+    from utils.splatting.rasterize.triton import PairBudget
 
 _SAMPLED_SPLATS = 4096
 
 _PADDING = 3  # to 32 numbers a camera: kernels are compiled anew for tensors that do not begin at a multiple of 16 bytes
-_Placed = tuple[Tensor, Tensor | None, Tensor]
-"""Pose (4, 4), quaternion (4,) of the world-to-camera rotation, where it is known, and intrinsics (3, 3) of a camera on the device."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class SplatView:
     far: float = float("inf")
     splats: Splats = field(init=False)
     median_depth: float = field(init=False)
+    _recorded: dict[tuple[int, int], RecordedViews] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splats", self.trained.splats.to(self.device))
@@ -69,15 +72,16 @@ class SplatView:
             local: inverse deformation of a frame at the splats; without it the world is drawn as it is.
             colors: (N, 3) drawn in place of the splats' own.
         """
-        (placed,) = self._on_the_device(c2w[None], K[None])
-        return self._draw(placed, size, local, colors)
+        (camera,) = self._on_the_device(c2w[None], K[None])
+        return self._draw(camera, size, local, colors)
 
     def render_all(
         self, cameras: CameraSet, positions: Iterable[int] | None = None, colors: Tensor | None = None
     ) -> Iterator[RenderOutput]:
         """The world as it is from cameras at these positions, by default from all of them, one after the other as they are asked for.
 
-        Their poses go to the device together: alone, each waited for the interpreter beside threads that write and compare pictures.
+        Their poses go to the device together: alone, each waited for the interpreter beside threads that write and compare pictures. Many
+        views are recorded, see `RecordedViews`.
 
         Args:
             cameras: a path.
@@ -85,12 +89,28 @@ class SplatView:
             colors: (N, 3) drawn in place of the splats' own.
         """
         rows = np.arange(len(cameras)) if positions is None else np.array(list(positions), int)
-        for placed in self._on_the_device(cameras.c2w[rows], cameras.K[rows]):
-            yield self._draw(placed, cameras.size, None, colors)
+        placed = self._on_the_device(cameras.c2w[rows], cameras.K[rows])
+        if len(placed) >= LEAST_VIEWS and self.device.type == "cuda" and not np.isfinite(self.far):
+            budget = getattr(self.rasterizer, "budget", None)
+            if budget is not None:
+                yield from self._recording(cameras.size, colors, budget).views(placed)
+                return
+        for camera in placed:
+            yield self._draw(camera, cameras.size, None, colors)
+
+    def _recording(self, size: tuple[int, int], colors: Tensor | None, budget: "PairBudget") -> RecordedViews:
+        """Views of one size; those in the splats' own colours are kept for the next path."""
+        if colors is not None:
+            return RecordedViews(lambda camera: self._draw(camera, size, None, colors), budget)
+        if size not in self._recorded:
+            self._recorded[size] = RecordedViews(lambda camera: self._draw(camera, size, None, None), budget)
+        return self._recorded[size]
 
     @torch.no_grad()
-    def _draw(self, placed: "_Placed", size: tuple[int, int], local: LocalWarp | None, colors: Tensor | None) -> RenderOutput:
-        pose, quat, intrinsics = placed
+    def _draw(self, camera: Tensor, size: tuple[int, int], local: LocalWarp | None, colors: Tensor | None) -> RenderOutput:
+        """A view from a row of `_on_the_device`."""
+        pose, intrinsics = camera[:16].view(4, 4), camera[20:29].view(3, 3)
+        quat = camera[16:20] if camera.is_cuda else None
         warp = rigid(self.splats, pose) if local is None else local
         gaussians = view_gaussians(
             self.splats, pose, warp, active_degree=self.splats.sh_degree, turn=self.turn and local is not None, quat=quat
@@ -102,18 +122,15 @@ class SplatView:
         mode: SplatMode = "2dgs" if self.trained.renderer == "2dgs" else "3dgs"
         return self.rasterizer.render(gaussians, intrinsics, size, mode, near=self.near)
 
-    def _on_the_device(self, c2w: Array, K: Array) -> "list[_Placed]":
-        """Cameras (P, 4, 4) with intrinsics (P, 3, 3) on the device; on a GPU in one copy that nothing waits for.
+    def _on_the_device(self, c2w: Array, K: Array) -> Tensor:
+        """(P, 32) pose (4, 4), quaternion (4,) of the world-to-camera rotation and intrinsics (3, 3) of cameras (P, 4, 4) with (P, 3, 3).
 
-        Made there, the quaternion took twenty small steps for every picture.
+        On a GPU in one copy that nothing waits for; made there, the quaternion took twenty small steps for every picture.
         """
         poses, intrinsics = (torch.from_numpy(np.ascontiguousarray(a)).float() for a in (c2w, K))
-        if self.device.type != "cuda":
-            return [(pose, None, own) for pose, own in zip(poses, intrinsics, strict=True)]
         quats = matrix_to_quat(poses[:, :3, :3].mT)
         packed = torch.cat([poses.flatten(1), quats, intrinsics.flatten(1), poses.new_zeros(len(poses), _PADDING)], 1)
-        rows = packed.to(self.device, non_blocking=True)
-        return [(row[:16].view(4, 4), row[16:20], row[20:29].view(3, 3)) for row in rows]
+        return packed.to(self.device, non_blocking=True)
 
     @torch.no_grad()
     def render_frame(self, warp: InverseWarp, i: int) -> RenderOutput:
@@ -165,40 +182,48 @@ def median_depth(trained: TrainedScene) -> float:
 
 def rgb_image(output: RenderOutput, white: bool = False) -> Array:
     """(h, w, 3) uint8 sRGB over black, or over white."""
-    return _rgb(output, white).cpu().numpy()
+    return rgb_there(output, white).cpu().numpy()
 
 
-def _rgb(output: RenderOutput, white: bool) -> Tensor:
-    """(h, w, 3) uint8, where the render is."""
+def rgb_there(output: RenderOutput, white: bool = False) -> Tensor:
+    """`rgb_image` on the device of the render."""
     rgb = output.rgb + (1 - output.alpha[..., None]) if white else output.rgb
     return (rgb.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
 
 
 def rgb_images(outputs: Iterable[RenderOutput], white: bool = False) -> Iterator[Array]:
     """`rgb_image` of each, one after the other; a GPU draws the next one while a picture is copied."""
-    waiting: tuple[Tensor, torch.cuda.Event] | None = None
-    for output in outputs:
-        if not output.rgb.is_cuda:
-            yield rgb_image(output, white)
-            continue
-        there = _rgb(output, white)
-        here = torch.empty(there.shape, dtype=torch.uint8, pin_memory=True)
-        here.copy_(there, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        if waiting is not None:
-            waiting[1].synchronize()
-            yield waiting[0].numpy()
-        waiting = here, copied
-    if waiting is not None:
-        waiting[1].synchronize()
-        yield waiting[0].numpy()
+    return (image for (image,) in on_the_host([rgb_there(output, white)] for output in outputs))
 
 
 def depth_image(output: RenderOutput, least_alpha: float = 0.5) -> Array:
     """(h, w) float32 expected camera z; 0 where less than `least_alpha` was hit."""
+    return depth_there(output, least_alpha).cpu().numpy()
+
+
+def depth_there(output: RenderOutput, least_alpha: float = 0.5) -> Tensor:
+    """`depth_image` on the device of the render."""
     depth: Tensor = torch.where(output.alpha > least_alpha, output.expected_depth(), torch.zeros_like(output.alpha))
-    return depth.float().cpu().numpy()
+    return depth.float()
+
+
+def on_the_host(items: Iterable[list[Tensor]]) -> Iterator[list[Array]]:
+    """The tensors as arrays, item after item; a GPU works on the next item while one is copied."""
+    waiting: tuple[list[Tensor], torch.cuda.Event] | None = None
+    for tensors in items:
+        if not (tensors and tensors[0].is_cuda):
+            yield [t.numpy() for t in tensors]
+            continue
+        here = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors]
+        copied = torch.cuda.Event()
+        copied.record()
+        if waiting is not None:
+            waiting[1].synchronize()
+            yield [t.numpy() for t in waiting[0]]
+        waiting = here, copied
+    if waiting is not None:
+        waiting[1].synchronize()
+        yield [t.numpy() for t in waiting[0]]
 
 
 def locate_checkpoint(root: Path, run: str, checkpoint_dir: Path | None) -> tuple[RunLayout, Path]:
