@@ -32,6 +32,8 @@ from utils.deformation.inverse import triton as inverse_triton
 from utils.deformation.lattice.reference import LatticeField
 from utils.matching.optical_flow import reference as flow_torch
 from utils.points.confidence.batched import voxel_confident
+from utils.sfm.backend import depth_of
+from utils.sfm.rehearsal import made_clip
 from utils.splatting.rasterize.contract import SplatMode
 from utils.splatting.rasterize.gsplat import GsplatRasterizer
 from utils.splatting.rasterize.reference import TorchRasterizer
@@ -301,7 +303,7 @@ def time_warp_and_view(num: int, size: tuple[int, int], bandwidth: float, genera
 
 
 def time_alignment_parts(generator: torch.Generator) -> list[Row]:
-    """Flow of a batch of pairs, and the confidence filter of a clip of 50 frames; copies to the device included where they are made."""
+    """Flow of a batch of pairs, the confidence filter of 50 frames and stage 0's depth of 40; copies to the device included."""
     h, w = SIZE
     source, target, _ = shifted_pair(56, SIZE, generator)
     known = torch.ones_like(source, dtype=torch.bool)
@@ -311,7 +313,9 @@ def time_alignment_parts(generator: torch.Generator) -> list[Row]:
     depth, confidence = (torch.rand(50, h, w, generator=generator).numpy() + 1 for _ in range(2))
     scene = Scene(cameras=cameras, images=np.zeros((50, h, w, 3), np.uint8), depth=depth, confidence=confidence)
     rules = [(80.0, None, 50.0), (10.0, 10.0, None)]
-    return [*rows, measure("confidence filter of 50 frames", lambda: voxel_confident(scene, 0.5, rules, DEVICE), repeats=5)]
+    rows.append(measure("confidence filter of 50 frames", lambda: voxel_confident(scene, 0.5, rules, DEVICE), repeats=5))
+    clip, frames = made_clip(40, SIZE)
+    return [*rows, measure("depth rounds of 40 posed frames", lambda: depth_of(clip, frames), repeats=3)]
 
 
 def time_training(num: int, steps: int, generator: torch.Generator) -> None:

@@ -31,8 +31,8 @@ from utils.sfm.plane_sweep import (
 from utils.sfm.reprojection_batched import sorted_down
 from utils.types import Array
 
-_REFS = 64
-"""Refs at once: of 48 planes over 12 000 pixels in eight directions, some 20 MB each."""
+_REFS = 96
+"""Refs at once: of 48 planes over 12 000 pixels in eight directions, some 20 MB each; fewer take as many steps."""
 _COMPARED = 20_000_000
 """Values (pixel, plane, view) compared at once; about 60 bytes are in use for each."""
 _ALL_KEPT = 0.999  # share of the pixels between which one lies

@@ -20,24 +20,24 @@ from utils.sfm.solvers.tracks import Placed, Tracks, without_narrow
 _FRAMES, _SIZE, _FOCAL, _STEP, _DEPTH = 5, (48, 64), 55.0, 2, 3.0
 
 
-def made_clip() -> tuple[PosedClip, ClipFrames]:
+def made_clip(frames: int = _FRAMES, size: tuple[int, int] = _SIZE) -> tuple[PosedClip, ClipFrames]:
     """A textured wall that a posed camera moves along, two pixels a frame."""
-    height, width = _SIZE
-    wall = np.random.default_rng(0).integers(0, 256, (height, width + _FRAMES * _STEP), np.uint8)
+    height, width = size
+    wall = np.random.default_rng(0).integers(0, 256, (height, width + frames * _STEP), np.uint8)
     wall = cv2.cvtColor(cv2.GaussianBlur(wall, (0, 0), 1.0), cv2.COLOR_GRAY2RGB)
-    images = np.stack([wall[:, i * _STEP : i * _STEP + width] for i in range(_FRAMES)])
-    w2c = np.tile(np.eye(4), (_FRAMES, 1, 1))
-    w2c[:, 0, 3] = -np.arange(_FRAMES) * _STEP * _DEPTH / _FOCAL
+    images = np.stack([wall[:, i * _STEP : i * _STEP + width] for i in range(frames)])
+    w2c = np.tile(np.eye(4), (frames, 1, 1))
+    w2c[:, 0, 3] = -np.arange(frames) * _STEP * _DEPTH / _FOCAL
     y, x = (grid.ravel() for grid in np.mgrid[4:height:8, 4:width:8])
     seen = np.column_stack([x, y, np.full(len(x), 1 / _DEPTH)])
     clip = PosedClip(
         grays=np.ascontiguousarray(images[..., 0]),
         w2c=w2c,
-        K=np.tile(np.array([[_FOCAL, 0, width / 2], [0, _FOCAL, height / 2], [0, 0, 1]]), (_FRAMES, 1, 1)),
-        refs=np.arange(_FRAMES),
-        sparse=[seen] * _FRAMES,
+        K=np.tile(np.array([[_FOCAL, 0, width / 2], [0, _FOCAL, height / 2], [0, 0, 1]]), (frames, 1, 1)),
+        refs=np.arange(frames),
+        sparse=[seen] * frames,
     )
-    return clip, ClipFrames(images=images, chosen=np.arange(_FRAMES), size=_SIZE, names=("",) * _FRAMES)
+    return clip, ClipFrames(images=images, chosen=np.arange(frames), size=size, names=("",) * frames)
 
 
 def place_made_points() -> tuple[Tracks, Placed]:
