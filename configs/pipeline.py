@@ -142,7 +142,7 @@ class Budget:
 BUDGETS: dict[tuple[Mode, Literal["cpu", "cuda"]], Budget] = {
     ("fast", "cpu"): Budget(frames=32, resolution=256, splats=30_000, iterations=1000, sh_degree=1),
     ("extensive", "cpu"): Budget(frames=64, resolution=392, splats=100_000, iterations=5000, sh_degree=2),
-    ("fast", "cuda"): Budget(frames=100, resolution=504, splats=600_000, iterations=10_000, sh_degree=3),
+    ("fast", "cuda"): Budget(frames=100, resolution=504, splats=300_000, iterations=10_000, sh_degree=3),
     ("extensive", "cuda"): Budget(frames=100, resolution=504, splats=1_500_000, iterations=15_000, sh_degree=3),
 }
 
