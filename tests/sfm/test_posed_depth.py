@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.box_world import make_box_world
+from tests.twins import GPU
 from utils.cameras.projection import transform, unproject_depth
 from utils.sfm import posed_depth
 from utils.sfm.flow_depth import RayDepth
@@ -27,6 +28,22 @@ def test_frames_settle_a_blank_patch_together(monkeypatch: pytest.MonkeyPatch) -
     assert np.median(settled[blank]) < 0.025 < 0.035 < np.median(alone[blank])
     assert (settled[blank] > 0.05).mean() < 0.1 and (alone[blank] > 0.05).mean() > 0.3
     assert np.median(settled[~blank]) < 0.01 and np.median(settled) < np.median(alone)
+
+
+def test_depth_on_a_gpu_is_that_of_the_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One frame has no pose, one gets no depth."""
+    world = make_box_world(frames=6, size=(56, 96), warp=0.0)
+    refs, w2c = np.array([0, 1, 3, 5]), world.true.w2c.copy()
+    w2c[2] = np.nan
+    found = []
+    for device in (None, GPU):
+        monkeypatch.setattr(posed_depth, "accelerator", lambda device=device: device)
+        depth, confidence = posed_depth.depth_along_poses(world.scene.images, w2c, world.true.K[0], refs, NULL_REPORTER)
+        assert np.median(np.abs(depth / world.true_depth[refs] - 1)) < 0.01
+        found.append((depth, confidence))
+    (depth, confidence), (other, other_confidence) = found
+    assert (np.abs(other / depth - 1) < 0.02).mean() > 0.9
+    assert abs(np.median(confidence) - np.median(other_confidence)) < 0.1
 
 
 def test_what_other_frames_confirm_counts_as_measured_however_weak() -> None:

@@ -233,10 +233,10 @@ def _depth_rounds(clip: PosedClip, frames: ClipFrames, report: Reporter) -> tupl
         revisits, revisited = far_matches(clip, neighbours)
         inverse = list(pool.map(lambda row: fill_and_smooth(*sparse_layer(clip, row), couplings[row], _FIRST_STRENGTH)[0], rows))
         for number, strength in enumerate(_STRENGTHS):
-            measuring = _measuring(clip, neighbours, inverse, batched)
+            measures = measuring(clip, neighbours, inverse, batched)
             improve = partial(_improve, clip, strength=strength)
             results = []
-            for row, result in enumerate(pool.map(improve, rows, neighbours, measuring, couplings, reprojected)):
+            for row, result in enumerate(pool.map(improve, rows, neighbours, measures, couplings, reprojected)):
                 results.append(result)
                 report.step(StepReport("depth", number * len(rows) + row, len(_STRENGTHS) * len(rows)))
             inverse = [result.inverse for result in results]
@@ -295,7 +295,7 @@ def _improve(
     return _Round(filled, known.ray, *_sample_matches(clip, row, neighbours, known))
 
 
-def _measuring(
+def measuring(
     clip: PosedClip, neighbours: list[list[int]], inverse: list[Array], batched: BatchedFlowDepth | None
 ) -> Iterator[Callable[[], Measured]]:
     """For every ref the call that matches it through its current 1/z and triangulates; on a GPU that is done as they are asked for."""

@@ -4,18 +4,21 @@ Nothing is known of the depth at first. Neighbours in time, seen through the rot
 precise neighbours are chosen and matched through the current depth. Then all frames complete it together, see `depth_completion`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 
 import cv2
 import numpy as np
 
-from utils.cameras.projection import invert_rigid
 from utils.device.accelerator import accelerator
 from utils.errors import GeometryError
-from utils.sfm.backend import choose_neighbours
+from utils.sfm.backend import choose_neighbours, measuring
 from utils.sfm.depth_completion import LAST_STRENGTH, PosedClip, complete_depth, depth_and_confidence
 from utils.sfm.depth_filling import edge_couplings, fill_and_smooth
-from utils.sfm.flow_depth import RayDepth, frame_threads, match_through_depth, triangulate
+from utils.sfm.flow_depth import Measured, RayDepth, frame_threads
+from utils.sfm.flow_depth_batched import BatchedFlowDepth
 from utils.types import Array, Reporter, StepReport
 
 # Frames on either side that give the first, rough depth.
@@ -48,37 +51,36 @@ def depth_along_poses(images: Array, w2c: Array, K: Array, refs: Array, report: 
         GeometryError: a frame matches none of its neighbours, or the cameras do not move.
     """
     grays = np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images])
-    results: list[_RefDepth] = []
+    clip = PosedClip(grays=grays, w2c=w2c, K=np.repeat(K[None], len(w2c), 0), refs=refs, sparse=[np.zeros((0, 3))] * len(refs))
+    device = accelerator()
+    batched = None if device is None else BatchedFlowDepth(grays, None, device)
+    rounds = _Rounds(batched, report, len(refs) * (len(_FIRST_STRENGTHS) + len(_STRENGTHS)))
     with frame_threads() as pool:
-        for row, result in enumerate(pool.map(lambda ref: _one_frame(images, grays, w2c, K, int(ref)), refs)):
-            results.append(result)
-            report.step(StepReport("depth along the given poses", row, len(refs)))
-        clip = PosedClip(grays=grays, w2c=w2c, K=np.repeat(K[None], len(w2c), 0), refs=refs, sparse=[np.zeros((0, 3))] * len(refs))
-        neighbours, couplings = [f.neighbours for f in results], [f.couplings for f in results]
-        inverse, rays = complete_depth(
-            clip, list(images[refs]), neighbours, [f.ray for f in results], [f.inverse for f in results], couplings, pool, accelerator()
-        )
+        couplings = list(pool.map(edge_couplings, images[refs]))
+        near = _nearest_posed(clip)
+        inverse = [np.zeros(grays.shape[1:], np.float32)] * len(refs)  # infinitely far: the first match sees the rotation only
+        for strength in _FIRST_STRENGTHS:
+            inverse, rays = rounds.run(clip, near, inverse, couplings, strength, pool)
+        probed = replace(clip, sparse=list(map(_probes, refs, inverse, rays)))
+        chosen = pool.map(partial(choose_neighbours, probed), range(len(refs)))
+        neighbours = [own or others for own, others in zip(chosen, near, strict=True)]
+        for strength in _STRENGTHS:
+            inverse, rays = rounds.run(clip, neighbours, inverse, couplings, strength, pool)
+        inverse, rays = complete_depth(clip, list(images[refs]), neighbours, rays, inverse, couplings, pool, device)
     return _finished(np.maximum(np.stack(inverse), 0), rays, w2c[refs], K)
 
 
-@dataclass(frozen=True)
-class _RefDepth:
-    """Filled inverse depth (H, W), the last triangulation, the frames that it is from, and couplings of one frame."""
+def _nearest_posed(clip: PosedClip) -> list[list[int]]:
+    """For every ref the frames beside it in time that have poses."""
+    posed = np.flatnonzero(np.isfinite(clip.w2c[:, 0, 0]))
+    at = np.searchsorted(posed, clip.refs)
+    return [
+        [int(k) for k in posed[max(0, i - _FIRST_REACH) : i + _FIRST_REACH + 1] if k != ref] for i, ref in zip(at, clip.refs, strict=True)
+    ]
 
-    inverse: Array
-    ray: RayDepth
-    neighbours: list[int]
-    couplings: tuple[Array, Array]
 
-
-def _one_frame(images: Array, grays: Array, w2c: Array, K: Array, ref: int) -> _RefDepth:
-    couplings = edge_couplings(images[ref])
-    posed = np.flatnonzero(np.isfinite(w2c[:, 0, 0]))
-    at = int(np.searchsorted(posed, ref))
-    near = [int(k) for k in posed[max(0, at - _FIRST_REACH) : at + _FIRST_REACH + 1] if k != ref]
-    inverse = np.zeros(grays.shape[1:], np.float32)  # infinitely far: the first match sees the rotation only
-    for strength in _FIRST_STRENGTHS:
-        inverse, ray = _round(grays, w2c, K, ref, near, inverse, couplings, strength)
+def _probes(ref: int, inverse: Array, ray: RayDepth) -> Array:
+    """(M, 3) column, row and 1/z of some measured pixels; raises `GeometryError` if there are next to none."""
     measured = (ray.weight > 0) & (ray.inverse > 0)
     if measured.mean() < _LEAST_MEASURED:
         raise GeometryError(
@@ -87,24 +89,45 @@ def _one_frame(images: Array, grays: Array, w2c: Array, K: Array, ref: int) -> _
         )
     y, x = np.nonzero(measured)
     some = np.linspace(0, len(x) - 1, min(_PROBES, len(x))).astype(int)
-    probes = np.column_stack([x[some] + 0.5, y[some] + 0.5, ray.inverse[y[some], x[some]]])
-    clip = PosedClip(grays=grays, w2c=w2c, K=np.repeat(K[None], len(w2c), 0), refs=np.array([ref]), sparse=[probes])
-    chosen = choose_neighbours(clip, 0) or near
-    for strength in _STRENGTHS:
-        inverse, ray = _round(grays, w2c, K, ref, chosen, inverse, couplings, strength)
-    return _RefDepth(inverse, ray, chosen, couplings)
+    return np.column_stack([x[some] + 0.5, y[some] + 0.5, inverse[y[some], x[some]]])
 
 
-def _round(
-    grays: Array, w2c: Array, K: Array, ref: int, others: list[int], inverse: Array, couplings: tuple[Array, Array], strength: float
-) -> tuple[Array, RayDepth]:
-    """Matches through the current inverse depth, triangulates, fills and smooths."""
-    relative = w2c[others] @ invert_rigid(w2c[ref])
-    rotations, translations = np.ascontiguousarray(relative[:, :3, :3]), np.ascontiguousarray(relative[:, :3, 3])
-    matched = [
-        match_through_depth(grays[ref], grays[k], inverse, (R, t), K) for k, R, t in zip(others, rotations, translations, strict=True)
-    ]
-    ray = triangulate(np.stack([m for m, _ in matched]), np.stack([t for _, t in matched]), rotations, translations, K)
+@dataclass
+class _Rounds:
+    """Rounds of matching through the current inverse depth, triangulating, filling and smoothing.
+
+    Attributes:
+        batched: measures on a GPU; None: the pool does.
+        report: progress.
+        total: refs times rounds.
+        done: refs so far.
+    """
+
+    batched: BatchedFlowDepth | None
+    report: Reporter
+    total: int
+    done: int = 0
+
+    def run(
+        self,
+        clip: PosedClip,
+        neighbours: list[list[int]],
+        inverse: list[Array],
+        couplings: list[tuple[Array, Array]],
+        strength: float,
+        pool: ThreadPoolExecutor,
+    ) -> tuple[list[Array], list[RayDepth]]:
+        """Inverse depth (H, W) >= 0 of every ref and its triangulation after one more round."""
+        found: list[tuple[Array, RayDepth]] = []
+        for result in pool.map(partial(_filled, strength=strength), measuring(clip, neighbours, inverse, self.batched), couplings):
+            found.append(result)
+            self.report.step(StepReport("depth along the given poses", self.done, self.total))
+            self.done += 1
+        return [depth for depth, _ in found], [ray for _, ray in found]
+
+
+def _filled(measure: Callable[[], Measured], couplings: tuple[Array, Array], *, strength: float) -> tuple[Array, RayDepth]:
+    ray = measure().ray
     weight = np.where(ray.far, 1.0, ray.weight).astype(np.float32)
     value = np.where(ray.far, np.maximum(ray.inverse, 0), ray.inverse).astype(np.float32)
     return np.maximum(fill_and_smooth(value, weight, couplings, strength)[0], 0), ray
