@@ -28,9 +28,9 @@ class GlobalOptimizationConfig:
     tensorboard: bool = False
     """Write TensorBoard scalars to <run>/tensorboard/ (needs the tensorboard package)."""
     matching: MatchingConfig = field(default_factory=MatchingConfig)
-    coarse: SolverConfig = field(default_factory=SolverConfig)
-    """Solver of the first round."""
-    fine: SolverConfig = field(default_factory=lambda: SolverConfig(lattice=(36, 20, 6), smoothness=0.001))
+    coarse: SolverConfig = field(default_factory=lambda: SolverConfig(cg_iterations=15))
+    """Solver of the first round; with 30 iterations held-out errors are the same to half a percent."""
+    fine: SolverConfig = field(default_factory=lambda: SolverConfig(lattice=(36, 20, 6), smoothness=0.001, cg_iterations=20))
     """Solver of the second round."""
     rounds: int = 2
     """1 stops after the first round."""

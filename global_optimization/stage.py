@@ -1,6 +1,8 @@
 """Stage 2 shell: reads an alignment, solves all frames jointly, publishes `after_global_optimization/`."""
 
+import functools
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.base import from_plain
-from configs.stage1_align import FrameToModelICPConfig
+from configs.stage1_align import FrameToModelICPConfig, PointFilterConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from utils.deformation.lattice.numba import zero_fields
 from utils.device.accelerator import cap_accelerator
@@ -58,8 +60,8 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
     index = alignment.cameras.frame_ids
     scene = everything.select(index)
     clips = artifacts.clip_of_frames(config.root_path, len(everything))[index]
-    confident = confident_pixels(everything, stage1.alignment)[index]
-    sky = sky_pixels(everything)[index]
+    believed, unseen = confident_pixels(everything, stage1.alignment), sky_pixels(everything)  # percentiles run over all frames
+    confident, sky = believed[index], unseen[index]
     usable = usable_pixels(scene, confident, stage1.filter)
     matching = replace(config.matching, roma_cache=config.matching.roma_cache or layout.roma_cache)
     blocks = held_blocks(scene.cameras.size, config.heldout_pixels)
@@ -75,7 +77,8 @@ def run(config: GlobalOptimizationConfig, report: Reporter = NULL_REPORTER) -> P
             result = align_jointly(scene, start, matched, chosen, board, checkpoints=checkpoints, clips=clips)
             if config.field == "hashgrid":
                 result = refine_matched(scene, result, matched, chosen, board, checkpoints=checkpoints)
-        carried = _carry_over(everything, result, alignment.heldout, stage1, chosen, layout, board)
+        filtered = functools.partial(_matchable, everything, believed, unseen, stage1.filter)
+        carried = _carry_over(everything, result, alignment.heldout, filtered, chosen, layout, board)
         if carried is not None:
             result = _weakened(result, carried, artifacts.clip_of_frames(config.root_path, len(everything)))
         with ThreadPoolExecutor(1) as pool:  # a GPU matches while points are gathered
@@ -122,24 +125,26 @@ def _carry_over(
     everything: Scene,
     result: Registration,
     heldout: Array,
-    stage1: FrameToModelICPConfig,
+    matchable: Callable[[Array], Array],
     config: GlobalOptimizationConfig,
     layout: SceneLayout,
     report: Reporter,
 ) -> CarryOver | None:
-    """How well the fields explain the frames that took no part; None if there are none or nothing matches frames."""
+    """How well the fields explain the frames that took no part; None if there are none or nothing matches frames.
+
+    `matchable` gives (F, H, W) bool, pixels of frames of these ids (F,) that may be matched.
+    """
     if not len(heldout) or config.matching.matcher == "none" or not config.carry_over:
         return None
     clips = artifacts.clip_of_frames(layout.root, len(everything))
     scene, whole = with_held_out(everything, result, heldout, clips)
     ids = whole.cameras.frame_ids
     held = np.isin(ids, heldout)
-    usable = usable_pixels(scene, confident_pixels(everything, stage1.alignment)[ids], stage1.filter) & ~sky_pixels(everything)[ids]
     pairs = pairs_with_neighbours(whole.aligned, held, clips[ids])
     if not pairs:
         return None
     grid = match_grid(scene, max(len(result.diagnostics.pairs), 1), config.matching)
-    matcher = MATCHERS.load(config.matching.matcher)(scene, usable, grid, config.matching)
+    matcher = MATCHERS.load(config.matching.matcher)(scene, matchable(ids), grid, config.matching)
     prepare_pairs(matcher, pairs, report)
     before = AlignedGeometry(scene, scene.cameras, zero_fields(scene.depth, scene.valid, (2, 2, 2)))
     matches = match_pairs(matcher, pairs, before, lambda n: report.step(StepReport("frames kept out", n - 1, len(pairs))))
@@ -147,6 +152,11 @@ def _carry_over(
     if words := found.words():
         report.note(f"joint alignment: {words}")
     return found
+
+
+def _matchable(everything: Scene, confident: Array, sky: Array, config: PointFilterConfig, ids: Array) -> Array:
+    """(F, H, W) bool, usable pixels that are not sky, of the frames of these ids (F,)."""
+    return usable_pixels(everything.select(ids), confident[ids], config) & ~sky[ids]
 
 
 def _weakened(result: Registration, carried: CarryOver, clips: Array) -> Registration:
