@@ -7,7 +7,8 @@ from scipy.spatial import cKDTree
 
 from tests.train_gs.test_train_gs import make_world
 from tests.twins import check, needs_triton, normal
-from train_gs.start.initialize import distances_on, merge_copies
+from train_gs.start.cells.batched import distances
+from train_gs.start.initialize import merge_copies
 from train_gs.start.normals.batched import smallest_eigenvectors
 from utils.cameras import se3
 from utils.cameras.rotations import matrix_to_quat
@@ -59,7 +60,7 @@ def test_closed_form_normals_are_the_eigenvectors() -> None:
 def test_distances_to_the_cameras():
     rng = np.random.default_rng(0)
     points, centers, made_by = rng.normal(size=(500, 3)), rng.normal(size=(40, 3)), rng.integers(0, 40, 500)
-    nearest, own = distances_on(torch.device("cpu"), points, centers, made_by)
+    nearest, own = (d.numpy() for d in distances(*(torch.from_numpy(a) for a in (points, centers, made_by))))
     np.testing.assert_allclose(nearest, cKDTree(centers).query(points)[0], rtol=1e-12)
     np.testing.assert_allclose(own, np.linalg.norm(points - centers[made_by], axis=1), rtol=1e-12)
     assert (nearest <= own).all() and (nearest < own).mean() > 0.9

@@ -1,56 +1,20 @@
-"""Points of a cloud in cubes of chosen scales, to count and to average: `reference` on the CPU, `batched` on a device.
+"""Copies of surfaces merged into the points that splats start from: `reference` on the CPU, `batched` on a device.
 
 May import: what `train_gs` may.
-Start: `with_cells`, which chooses.
+Start: `merged`, which chooses.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Protocol, TypeVar
-
-from train_gs.start.cells.reference import HostCells
+from train_gs.start.cells import reference
 from utils.device.accelerator import accelerator, or_on_cpu
 from utils.types import Array
 
-T = TypeVar("T")
 
-
-class Cells(Protocol):
-    """Points in cubes of a chosen scale."""
-
-    def groups(self) -> Array:
-        """(N,) number of each point's cube at scale 1, without gaps."""
-        ...
-
-    def count(self, scale: float) -> int:
-        """Occupied cubes."""
-        ...
-
-    def means(self, scale: float) -> tuple[Array, Array]:
-        """Mean point (M, 3) and colour (M, 3) of every occupied cube."""
-        ...
-
-
-class MakeCells(Protocol):
-    """The points in cubes of given edges."""
-
-    def __call__(self, edge: Array, level: Array) -> Cells:
-        """Cubes of edge (N,) at scale 1; points of different levels (N,) never share one."""
-        ...
-
-
-def with_cells(points: Array, colors: Array, work: Callable[[MakeCells], T], what: str) -> T:
-    """What `work` returns for the points in cubes, on a device if there is one, and on the CPU if that runs out of memory.
-
-    Args:
-        points: (N, 3) float64.
-        colors: (N, 3) float64.
-        work: given the maker of cubes.
-        what: for the message if the device fails.
-    """
+def merged(points: Array, colors: Array, centers: Array, made_by: Array, pixel: float, budget: int) -> tuple[Array, Array]:
+    """`reference.merged`, on a device if there is one, and on the CPU if that runs out of memory."""
+    given = points, colors, centers, made_by, pixel, budget
     device = accelerator()
     if device is None:
-        return work(partial(HostCells, points, colors))
-    from train_gs.start.cells.batched import DeviceCells
+        return reference.merged(*given)
+    from train_gs.start.cells import batched
 
-    return or_on_cpu(lambda: work(partial(DeviceCells, points, colors, device)), lambda: work(partial(HostCells, points, colors)), what)
+    return or_on_cpu(lambda: batched.merged(*given, device), lambda: reference.merged(*given), "initial splats")
