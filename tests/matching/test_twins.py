@@ -15,7 +15,7 @@ from utils.deformation.lattice.batched import DeviceGeometry
 from utils.deformation.lattice.numba import zero_fields
 from utils.matching.checks import patches_agree
 from utils.matching.contract import match_pairs
-from utils.matching.flow.batched import TorchFlowMatcher
+from utils.matching.flow.batched import TorchFlowMatcher, devices
 from utils.matching.flow.batched import patches_agree as patches_agree_torch
 from utils.matching.flow.dis import FlowMatcher
 from utils.matching.optical_flow import reference
@@ -153,7 +153,7 @@ def test_two_devices_find_what_one_finds(matched):
     for one, other in zip(matches, both.match_all(pairs, geometry, heard.append), strict=True):
         assert (one.source, one.target) == (other.source, other.target)
         np.testing.assert_allclose(one.target_px, other.target_px, atol=1e-3)
-    assert heard == [1, 2]
+    assert heard == ([1, 2] if len(devices(2)) == 2 else [2])
 
 
 def test_relaxation_solves_the_equations():

@@ -2,16 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 
 from tests.box_world import make_box_world
-from tests.twins import GPU
+from tests.twins import CUDA, GPU
 from utils.cameras.projection import transform, unproject_depth
 from utils.sfm import posed_depth
 from utils.sfm.flow_depth import RayDepth
 from utils.types import NULL_REPORTER
 
 
-def test_frames_settle_a_blank_patch_together(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", [None, pytest.param(GPU, marks=pytest.mark.skipif(not CUDA, reason="takes long without a GPU"))])
+def test_frames_settle_a_blank_patch_together(device: torch.device | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posed_depth, "accelerator", lambda: device)
     world = make_box_world(frames=9, size=(84, 140), warp=0.0)
     K, truth = world.true.K[0], world.true_depth
     points = np.stack([transform(c2w, unproject_depth(depth, K)) for c2w, depth in zip(world.true.c2w, truth, strict=True)])
@@ -25,8 +28,8 @@ def test_frames_settle_a_blank_patch_together(monkeypatch: pytest.MonkeyPatch) -
     settled = off()
     monkeypatch.setattr(posed_depth, "complete_depth", lambda clip, images, neighbours, rays, inverse, *_: (inverse, rays))
     alone = off()
-    assert np.median(settled[blank]) < 0.025 < 0.035 < np.median(alone[blank])
-    assert (settled[blank] > 0.05).mean() < 0.1 and (alone[blank] > 0.05).mean() > 0.3
+    assert np.median(settled[blank]) < 0.025 and np.median(alone[blank]) > 1.7 * np.median(settled[blank])
+    assert (settled[blank] > 0.05).mean() < 0.1 and (alone[blank] > 0.05).mean() > 0.15
     assert np.median(settled[~blank]) < 0.01 and np.median(settled) < np.median(alone)
 
 
