@@ -9,6 +9,8 @@ from tests.train_gs.test_train_gs import make_world
 from tests.twins import check, needs_triton, normal
 from train_gs.start.cells.batched import distances
 from train_gs.start.initialize import merge_copies
+from train_gs.start.neighbours import batched as neighbours_batched
+from train_gs.start.neighbours import reference as neighbours_reference
 from train_gs.start.normals.batched import smallest_eigenvectors
 from utils.cameras import se3
 from utils.cameras.rotations import matrix_to_quat
@@ -64,3 +66,17 @@ def test_distances_to_the_cameras():
     np.testing.assert_allclose(nearest, cKDTree(centers).query(points)[0], rtol=1e-12)
     np.testing.assert_allclose(own, np.linalg.norm(points - centers[made_by], axis=1), rtol=1e-12)
     assert (nearest <= own).all() and (nearest < own).mean() > 0.9
+
+
+@pytest.mark.parametrize("scatter", [0.0, 0.02])
+def test_neighbours_by_blocks_are_those_of_a_tree(scatter):
+    """On surfaces, with far points between them, and with points in one place."""
+    rng = np.random.default_rng(0)
+    flat = np.concatenate([rng.uniform(0, 4, (9000, 2)), scatter * rng.normal(size=(9000, 1))], 1)
+    ball = rng.normal(size=(4000, 3))
+    points = np.concatenate([flat, ball / np.linalg.norm(ball, axis=1, keepdims=True) + 3.0, 40 * rng.normal(size=(37, 3)), flat[:30]])
+    expected = neighbours_reference.nearest(points, 12)
+    distance, index = neighbours_batched.nearest(points, 12, torch.device("cpu"))
+    np.testing.assert_allclose(distance, expected[0], atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(points[index] - points[:, None], axis=2), expected[0], atol=1e-12)
+    assert all(len(set(row)) == 12 for row in index.tolist())

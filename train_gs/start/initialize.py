@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 
 from configs.stage3_gs import GSConfig
 from train_gs.start.cells import merged
+from train_gs.start.neighbours import nearest
 from train_gs.start.normals import smallest_axes
 from utils.cameras.rotations import normal_to_quat
 from utils.errors import DegenerateCloudError
@@ -34,7 +34,7 @@ def initial_splats(cloud: CanonicalCloud, cameras: CameraSet, config: GSConfig, 
         )
     points = points.astype(np.float64)
     k = min(max(config.knn_neighbors, config.normal_k), len(points))
-    distance, index = cKDTree(points).query(points, k=k, workers=-1)
+    distance, index = nearest(points, k)
     if config.scale_init == "knn":
         scale = np.sqrt(np.square(distance[:, 1 : config.knn_neighbors]).mean(1))
     else:
