@@ -23,6 +23,10 @@ class Neighbours:
     weight: Array
     found: Array
 
+    def select(self, wanted: Array) -> "Neighbours":
+        """Those of some of the wanted frames."""
+        return Neighbours(self.low[wanted], self.high[wanted], self.weight[wanted], self.found[wanted])
+
     def blend(self, values: Array) -> Array:
         """Values (F, ...) of the known frames at the wanted ones, linear in between; meaningless where nothing was found."""
         weight = self.weight.reshape(-1, *([1] * (values.ndim - 1)))

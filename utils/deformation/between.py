@@ -47,8 +47,14 @@ def with_frames_between(scene: Scene, alignment: Alignment, wanted: Array | None
     original = scene.cameras.w2c[ids]
     original[rows] = alignment.original_w2c[sound]
     known = LatticeFields(nodes=alignment.fields.nodes[sound], inv_depth_range=alignment.fields.inv_depth_range[sound])
-    fields = blended_fields(known, alignment.cameras.select(sound), around, cameras)
+    others = np.setdiff1d(np.arange(len(ids)), rows)
+    blended = blended_fields(known, alignment.cameras.select(sound), around.select(others), cameras.select(others))
+    fields = LatticeFields(
+        nodes=np.empty((len(ids), *known.nodes.shape[1:]), known.nodes.dtype),
+        inv_depth_range=np.empty((len(ids), 2), known.inv_depth_range.dtype),
+    )
     fields.nodes[rows], fields.inv_depth_range[rows] = known.nodes, known.inv_depth_range
+    fields.nodes[others], fields.inv_depth_range[others] = blended.nodes, blended.inv_depth_range
     aligned = around.found & ~np.isin(ids, alignment.cameras.frame_ids[~alignment.aligned])
     colors = None
     if alignment.color_maps is not None:
