@@ -8,6 +8,7 @@ the named bytes at the measured copy bandwidth (or the named operations) takes a
     python -m benchmarks.gpu --end-to-end                                     # results.npz to PLY and film, 50 frames
     python -m benchmarks.gpu --frames-sweep 10 25 50 100 200                  # cost per frame, and a plot
     python -m benchmarks.gpu --memory-proof --max-gpu-gb 8 --iterations 300   # every stage under a cap
+    python -m benchmarks.gpu --frames 100 --splats-sweep 300_000 1_000_000 5_000_000 10_000_000 --limits 24    # training over splats
     python -m benchmarks.gpu --gpus 1 2 --iterations 4000                     # joint alignment and training
 """
 
@@ -395,6 +396,8 @@ def main() -> int:
         "--frames-sweep", type=int, nargs="+", metavar="FRAMES", help="cost per frame for clips of these lengths, and a plot"
     )
     parser.add_argument("--memory-proof", action="store_true", help="all stages within --max-gpu-gb")
+    parser.add_argument("--splats-sweep", type=int, nargs="+", metavar="N", help="pace and memory of training with so many splats")
+    parser.add_argument("--limits", type=float, nargs="*", default=[], metavar="GB", help="--splats-sweep: the largest also within these")
     parser.add_argument("--gpus", type=int, nargs="+", metavar="COUNT", help="joint alignment and training on 1, 2, ... GPUs")
     parser.add_argument("--parity", action="store_true", help="stage 1 by this method and by the published one")
     parser.add_argument("--gsplat", action="store_true", help="time gsplat beside the own kernels, where it runs")
@@ -409,7 +412,7 @@ def main() -> int:
     arguments = parser.parse_args()
     generator = torch.Generator().manual_seed(arguments.seed)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, seed {arguments.seed}")
-    scaling = ("end_to_end", "compare_cpu", "frames_sweep", "memory_proof", "gpus", "parity", "gsplat", "train")
+    scaling = ("end_to_end", "compare_cpu", "frames_sweep", "memory_proof", "splats_sweep", "gpus", "parity", "gsplat", "train")
     alone = not any(getattr(arguments, name) for name in scaling)
     correct = time_kernels(arguments, generator) if alone or arguments.kernels else True
     if arguments.train:
@@ -431,6 +434,8 @@ def run_scaling(arguments: argparse.Namespace, generator: torch.Generator) -> No
         gpu_scaling.frames_sweep(arguments.frames_sweep, size, splats, arguments.plot, arguments.cpu_too)
     if arguments.memory_proof:
         gpu_scaling.memory_proof(arguments.frames, size, arguments.max_gpu_gb or 8.0, splats, steps)
+    if arguments.splats_sweep:
+        gpu_scaling.splats_sweep(arguments.splats_sweep, arguments.limits, arguments.frames, size)
     if arguments.gpus:
         gpu_scaling.several_gpus(arguments.gpus, arguments.frames, size, splats, steps)
     if arguments.parity:

@@ -25,7 +25,7 @@ from frame_to_model_icp import stage as stage1
 from global_optimization import stage as stage2
 from train_gs import stage as stage32
 from train_inverse_deformation import stage as stage31
-from utils.device.accelerator import accelerator, without_accelerator
+from utils.device.accelerator import accelerator, release_memory, without_accelerator
 from utils.scene import artifacts
 from utils.synthetic.world import WorldConfig, make_world
 from utils.types import Array, Scene
@@ -95,9 +95,7 @@ def cost_of(scene: Scene, splats: int, with_training: bool) -> Cost:
         if with_training:
             steps = max(_SWEEP_STEPS, 3 * len(scene))
             gs = GSConfig(root_path=root, run=run, renderer="3dgs", num_iters=steps, sh_full_from_iter=0, target_num_points=splats)
-            curve = artifacts.read_json(stage32.run(gs) / "report.json")["curve"]
-            late = curve[len(curve) // 2 :]  # the first visit of a frame records its step
-            pace = 1000 * (late[-1]["seconds"] - late[0]["seconds"]) / max(late[-1]["step"] - late[0]["step"], 1)
+            pace = _pace(artifacts.read_json(stage32.run(gs) / "report.json")["curve"])
         return Cost(len(scene), *np.diff(clock), pace)
 
 
@@ -171,6 +169,34 @@ def memory_proof(frames: int, size: tuple[int, int], limit: float, splats: int, 
         print(f"| {row.name} | {row.seconds:.2f} | {row.used:.2f} | {row.reserved:.2f} |")
     fits = max(row.reserved for row in rows) <= limit
     print(f"\n{said['splats']} of {splats} splats, {'within' if fits else 'ABOVE'} the limit, {time.perf_counter() - begun:.0f} s in all")
+
+
+def splats_sweep(counts: list[int], limits: list[float], frames: int, size: tuple[int, int]) -> None:
+    """Pace and memory of training over the splat budget: each count without a limit, the largest within each limit in GiB as well."""
+    with scene_on_disk(made_scene(frames, size)) as root:
+        data = AlignmentDataConfig(num_frames=frames, stride=1)
+        run = stage1.run(FrameToModelICPConfig(root_path=root, alignment=data)).parent.name
+        stage2.run(GlobalOptimizationConfig(root_path=root, run=run))
+        stage31.run(InverseDeformationConfig(root_path=root, run=run))
+        gs = GSConfig(
+            root_path=root, run=run, renderer="3dgs", num_iters=max(_SWEEP_STEPS, 3 * frames), sh_full_from_iter=0, overwrite=True
+        )
+        print("| budget | limit GiB | splats | blocks | whole stage s | ms a step | GiB in use | GiB taken |\n" + "|---" * 8 + "|")
+        for count, limit in [(c, 0.0) for c in sorted(counts)] + [(max(counts), limit) for limit in limits]:
+            release_memory()
+            torch.cuda.reset_peak_memory_stats()
+            seconds, out = timed(functools.partial(stage32.run, replace(gs, target_num_points=count, max_gpu_gb=limit), Notes()))
+            used, taken = (value / 2**30 for value in (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()))
+            said = artifacts.read_json(out / "report.json")
+            fits = "" if not limit or taken <= limit else " ABOVE"
+            row = f"| {count} | {limit or '-'} | {said['splats']} | {said.get('blocks', 1)} | {seconds:.1f} | {_pace(said['curve']):.2f} "
+            print(f"{row}| {used:.2f} | {taken:.2f}{fits} |", flush=True)
+
+
+def _pace(curve: list[dict[str, float]]) -> float:
+    """Milliseconds of a training step in the later half of a training: the first visit of a frame records its step."""
+    late = curve[len(curve) // 2 :]
+    return 1000 * (late[-1]["seconds"] - late[0]["seconds"]) / max(late[-1]["step"] - late[0]["step"], 1)
 
 
 # ---------------------------------------------------------------------------------------------------- several GPUs
