@@ -17,6 +17,7 @@ from utils.matching.contract import MatchSet
 from utils.registration.heldout import reprojection
 from utils.registration.result import Registration, to_alignment
 from utils.reporting import number_ranges
+from utils.runtime import in_threads
 from utils.types import Array, CanonicalCloud, LatticeFields, Scene
 
 STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -133,10 +134,12 @@ def measure_carry_over(scene: Scene, result: Registration, heldout: Array, match
     errors = np.full((len(rows), len(STRENGTHS)), np.nan)
     for column, strength in enumerate(STRENGTHS):
         geometry = AlignedGeometry(scene, result.cameras, scaled(result.fields, np.full(len(scene), strength)))
-        for at, row in enumerate(rows.tolist()):
-            if turned[row]:
-                pixels = np.concatenate([reprojection(geometry, m)[0] for m in turned[row]])
-                errors[at, column] = float(np.minimum(pixels, _CAP_PX).mean())
+
+        def error(row: int, geometry: AlignedGeometry = geometry) -> float:
+            pixels = [reprojection(geometry, m)[0] for m in turned[row]]
+            return float(np.minimum(np.concatenate(pixels), _CAP_PX).mean()) if pixels else float("nan")
+
+        errors[:, column] = in_threads(error, rows.tolist())
     best = np.array([_best(e) for e in errors])
     ids: Array = result.cameras.frame_ids[rows]
     return CarryOver(ids, np.array([sum(map(len, turned[row])) for row in rows.tolist()]), errors, best)

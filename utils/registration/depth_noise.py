@@ -18,6 +18,7 @@ from numba import njit
 
 from utils.cameras.projection import unproject
 from utils.matching.contract import MatchSet
+from utils.runtime import in_threads
 from utils.types import Array, CameraSet
 
 _CELLS = (8, 6)  # across and down: within a cell a smooth field moves all points alike, so what scatters there is noise
@@ -58,7 +59,7 @@ def measure_noise(matches: list[MatchSet], cameras: CameraSet, sigma: float) -> 
     if not sets:
         return DepthNoise(np.ones(1), np.zeros(1))
     nearest = min(abs(m.target - m.source) for m in sets)
-    parts = [_scatter(m, cameras) for m in sets if abs(m.target - m.source) <= nearest]
+    parts = in_threads(lambda m: _scatter(m, cameras), [m for m in sets if abs(m.target - m.source) <= nearest])
     depth, scatter = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(depth)
     bins = [b for b in np.array_split(order, max(1, min(_DEPTHS, len(order) // _LEAST))) if len(b)]
@@ -83,11 +84,19 @@ def _scatter(match: MatchSet, cameras: CameraSet) -> tuple[Array, Array]:
     h, w = cameras.size
     across, down = _CELLS
     cell = (match.source_px[:, 0] / w * across).astype(int) + across * (match.source_px[:, 1] / h * down).astype(int)
-    order = np.argsort(cell, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(cell[order])) + 1)
-    for rows in groups:
-        along[rows] -= np.median(along[rows])
-    return match.source_depth.astype(np.float64), np.abs(along)
+    return match.source_depth.astype(np.float64), np.abs(along - _median_of_group(along, cell))
+
+
+def _median_of_group(values: Array, group: Array) -> Array:
+    """(M,) for each of the values (M,) the median of those of its group (M,)."""
+    order = np.lexsort((values, group))
+    first = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0])
+    count = np.diff(np.r_[first, len(order)])
+    ordered = values[order]
+    middle = 0.5 * (ordered[first + (count - 1) // 2] + ordered[first + count // 2])
+    medians = np.empty_like(values)
+    medians[order] = np.repeat(middle, count)
+    return medians
 
 
 @njit(nogil=True, fastmath=True, cache=True)

@@ -6,6 +6,7 @@ a view needed comes back with its picture, and the rare view that needed more is
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,10 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from utils.device.accelerator import release_memory
 from utils.types import RenderOutput
 
 if TYPE_CHECKING:
     from utils.splatting.rasterize.triton import PairBudget
+
+_log = logging.getLogger(__name__)
 
 LEAST_VIEWS = 32
 """Cameras from which on a recording is worth it: making it takes as long as drawing some twenty."""
@@ -42,18 +46,20 @@ class RecordedViews:
     def views(self, rows: Tensor) -> Iterator[RenderOutput]:
         """One view for each of the rows (P, 32), in their order; each is given out while the next is drawn.
 
-        Where there is not memory enough for a recording, they are drawn kernel by kernel.
+        Where they cannot be recorded, for want of memory or because the driver refuses, they are drawn kernel by kernel.
         """
         done = 0
         try:
             for output in self._replayed(rows):
                 done += 1
                 yield output
-        except torch.OutOfMemoryError:
-            self._recorded = None
-            torch.cuda.empty_cache()
-            for row in rows[done:]:
-                yield self._draw(row)
+            return
+        except RuntimeError as error:  # torch.OutOfMemoryError among them
+            _log.warning("views are drawn one by one, they cannot be recorded: %s", str(error).splitlines()[0])
+        self._recorded = None
+        release_memory()
+        for row in rows[done:]:
+            yield self._draw(row)
 
     def _replayed(self, rows: Tensor) -> Iterator[RenderOutput]:
         waiting: tuple[Tensor, RenderOutput, Tensor, torch.cuda.Event, int] | None = None

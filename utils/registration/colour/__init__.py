@@ -52,14 +52,14 @@ def estimate_color_maps(images: Array, matches: list[MatchSet], errors: list[Arr
     seen = np.zeros(frames, int)
     for m, (s, _) in zip(matches, pairs, strict=True):
         seen[[m.source, m.target]] += len(s)
-    corrections = np.zeros((frames, 4, 3))
-    sums = _sums_of(matches, pairs)
-    for scale in _SCALES:
-        corrections = _solve(matches, sums(corrections, scale), frames)
     maps = np.tile(np.eye(4), (frames, 1, 1))
     known = seen >= _MIN_MATCHES
     if not known.any():
         return maps[:, :3]
+    corrections = np.zeros((frames, 4, 3))
+    sums = _sums_of(matches, pairs)
+    for scale in _SCALES:
+        corrections = _solve(matches, sums(corrections, scale), frames)
     deviation = np.swapaxes(corrections[known], 1, 2)
     deviation[:, :, 3] -= 0.5 * deviation[:, :, :3].sum(2)  # colours were centred
     inverse = np.tile(np.eye(4), (len(deviation), 1, 1))
@@ -86,7 +86,7 @@ def _colors(images: list[Array], match: MatchSet, good: Array) -> tuple[Array, A
     for frame, pixels in ((match.source, match.source_px[rows]), (match.target, match.target_px[rows])):
         if not len(rows):
             return np.zeros((0, 4)), np.zeros((0, 4))
-        x, y = (np.ascontiguousarray(pixels[:, k] - 0.5, np.float32) for k in (0, 1))
+        x, y = (pixels[:, k].astype(np.float64) - 0.5 for k in (0, 1))
         ends.append(_sample(images[frame], x, y) / 255)
     inside = np.all([(c > _CLIPPED[0]) & (c < _CLIPPED[1]) for c in ends], axis=(0, 2))
     s, t = (np.concatenate([c[inside] - 0.5, np.ones((inside.sum(), 1))], 1) for c in ends)
@@ -94,12 +94,15 @@ def _colors(images: list[Array], match: MatchSet, good: Array) -> tuple[Array, A
 
 
 def _sample(image: Array, x: Array, y: Array) -> Array:
-    """(M, 3) bilinear colours at (M,) array coordinates; in rows of a shape that the sampler takes."""
-    width = 1024
-    pad = -len(x) % width
-    grid = [np.pad(v, (0, pad)).reshape(-1, width) for v in (x, y)]
-    colors: Array = cv2.remap(image.astype(np.float32), grid[0], grid[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return colors.reshape(-1, 3)[: len(x)].astype(np.float64)
+    """(M, 3) bilinear colours of (H, W, 3) uint8 at (M,) array coordinates; beyond the border those of the border."""
+    h, w = image.shape[:2]
+    column, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    across, down = (x - column)[:, None], (y - row)[:, None]
+    left, right = np.clip(column, 0, w - 1), np.clip(column + 1, 0, w - 1)
+    above, below = np.clip(row, 0, h - 1), np.clip(row + 1, 0, h - 1)
+    top = image[above, left] * (1 - across) + image[above, right] * across
+    bottom = image[below, left] * (1 - across) + image[below, right] * across
+    return top * (1 - down) + bottom * down
 
 
 def _sums_of(matches: list[MatchSet], pairs: list[tuple[Array, Array]]) -> Callable[[Array, float], Iterable[Sums]]:
@@ -117,18 +120,16 @@ def _sums_of(matches: list[MatchSet], pairs: list[tuple[Array, Array]]) -> Calla
 
 def _solve(matches: list[MatchSet], sums: Iterable[Sums], frames: int) -> Array:
     """One reweighting step: deviations (F, 4, 3) of the corrections from the identity."""
-    matrix, right = np.zeros((frames, 4, frames, 4)), np.zeros((frames, 4, 3))
-    total = 0.0
-    for m, (ss, tt, st, ts, sd, td, weights) in zip(matches, sums, strict=True):
-        matrix[m.source, :, m.source] += ss
-        matrix[m.target, :, m.target] += tt
-        matrix[m.source, :, m.target] -= st
-        matrix[m.target, :, m.source] -= ts
-        right[m.source] -= sd
-        right[m.target] += td
-        total += weights
+    matrix, right = np.zeros((frames, frames, 4, 4)), np.zeros((frames, 4, 3))
+    source, target = np.array([(m.source, m.target) for m in matches]).T
+    ss, tt, st, ts, sd, td, weights = (np.stack(part) for part in zip(*sums, strict=True))
+    for rows, columns, blocks in ((source, source, ss), (target, target, tt), (source, target, -st), (target, source, -ts)):
+        np.add.at(matrix, (rows, columns), blocks)
+    np.add.at(right, source, -sd)
+    np.add.at(right, target, td)
+    total = float(weights.sum())
     per_frame = max(2 * total / frames, 1e-9)
-    dense = matrix.reshape(4 * frames, 4 * frames)
+    dense = matrix.transpose(0, 2, 1, 3).reshape(4 * frames, 4 * frames)
     dense = dense + _RIDGE * per_frame * np.eye(4 * frames) + per_frame / frames * np.kron(np.ones((frames, frames)), np.eye(4))
     # by torch: NumPy's threads waited for each other, half a second for 324 unknowns on 16 cores
     solved = torch.linalg.solve(torch.from_numpy(dense), torch.from_numpy(right.reshape(4 * frames, 3)))
