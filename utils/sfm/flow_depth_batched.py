@@ -29,7 +29,9 @@ longer, twice as many save a twentieth."""
 # Flow between a frame and a neighbour far off, seen through a first depth: wider steps and less smoothness than where alignment has
 # brought frames together. On a kitchen of 504 px depth then shows other frames as the compiled code's does: mean difference 8.75 grey
 # levels against 8.68; 8.93 at full resolution with the alignment's levels and smoothness, where a tenth of the pixels stayed unmatched.
-_LEVELS = (Level(8, 2, 4), Level(4, 2, 4), Level(2, 2, 4), Level(1, 1, 3))
+# Six linearisations at the end instead of three: along true poses 7, 1 and 4 % fewer pixels off by 5 % on synthetic clips, and the RGB-D
+# kitchen's measured depth off by 8.8 instead of 9.7 % (compiled code 8.8).
+_LEVELS = (Level(8, 2, 4), Level(4, 2, 4), Level(2, 2, 4), Level(1, 1, 6))
 _SMOOTHNESS = 5.0
 # Share of a pixel that must be known for one of half the resolution to be.
 _ALL_KNOWN = 0.99
