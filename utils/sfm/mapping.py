@@ -24,6 +24,7 @@ from utils.cameras.resection import resect
 from utils.errors import GeometryError
 from utils.geometry_backend import SparseModel
 from utils.matching.retrieval import frame_vectors, pairs_of_clips
+from utils.matching.sift import SiftFeatures, match_sift, sift_features
 from utils.reporting import number_ranges
 from utils.runtime import cpu_count
 from utils.sfm.flow_depth import frame_threads
@@ -31,7 +32,7 @@ from utils.sfm.flow_tracks import add_flow_tracks, sample_field
 from utils.sfm.global_mapping import map_globally
 from utils.sfm.learned_matches import add_learned_matches, learned_features
 from utils.sfm.matches_agreement import agreement
-from utils.sfm.matches_database import frame_ids, with_own_cameras
+from utils.sfm.matches_database import LEAST_VERIFIED, frame_ids, new_database, verify_all, with_own_cameras
 from utils.sfm.path_breaks import is_broken, path_breaks, turn_breaks, worst_break
 from utils.sfm.solvers.dense_bundle_adjustment import Bundle, FocalPrior, Matches, Zoom, adjust, residuals
 from utils.types import Array, Reporter
@@ -143,66 +144,33 @@ def _match(
         clips: (F,) clip of each frame; None: all are of one.
         vectors: (F, C) of the frames by what they show, for many frames of several clips; None: made of SIFT's features.
     """
-    pictures, database = folder / "images", folder / "database.db"
-    pictures.mkdir()
-    for index, image in enumerate(images):
-        cv2.imwrite(str(pictures / f"{index:06d}.png"), image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    height, width = images.shape[1:3]
-    pycolmap.set_random_seed(seed)
-    reader = pycolmap.ImageReaderOptions()
-    if keep is not None:
-        reader.mask_path = _write_masks(keep, folder / "masks")
-    reader.camera_model = "SIMPLE_PINHOLE"
-    reader.camera_params = f"{FOCAL_PRIOR * max(height, width)},{width / 2},{height / 2}"
-    cpu = pycolmap.Device.cpu
-    extraction, matching = pycolmap.FeatureExtractionOptions(), pycolmap.FeatureMatchingOptions()
-    extraction.num_threads = matching.num_threads = cpu_count()
-    # Images are numbered before their features are found, or they would be in the order in which threads end. What is found in
-    # an image or a pair is the same on any thread, since RANSAC is seeded for each pair.
-    pycolmap.Database.open(database).close()
-    pycolmap.import_images(database, pictures, camera_mode=pycolmap.CameraMode.SINGLE, options=reader)
-    pycolmap.extract_features(
-        database,
-        pictures,
-        camera_mode=pycolmap.CameraMode.SINGLE,
-        reader_options=reader,
-        extraction_options=extraction,
-        device=cpu,
-    )
-    verification = pycolmap.TwoViewGeometryOptions()
-    verification.ransac.random_seed = seed
-    if len(images) <= MAX_EXHAUSTIVE_FRAMES:
-        pycolmap.match_exhaustive(database, matching_options=matching, verification_options=verification, device=cpu)
-    else:
-        pairs = folder / "pairs.txt"
-        pairs.write_text("".join(f"{a:06d}.png {b:06d}.png\n" for a, b in _pairs(database, len(images), clips, vectors)))
-        pairing = pycolmap.ImportedPairingOptions()
-        pairing.match_list_path = pairs
-        pycolmap.match_image_pairs(
-            database, matching_options=matching, pairing_options=pairing, verification_options=verification, device=cpu
-        )
+    features = sift_features(images, None if keep is None else _apart_from_masks(keep))
+    pairs = _pairs(features, clips, vectors)
+    database = folder / "database.db"
+    ids = new_database(database, images.shape[1:3], FOCAL_PRIOR * max(images.shape[1:3]), features)
+    with pycolmap.Database.open(database) as stored:
+        for (a, b), rows in zip(pairs, match_sift(features, pairs), strict=True):
+            if len(rows) >= LEAST_VERIFIED:
+                stored.write_matches(ids[a], ids[b], rows.astype(np.uint32))
+    verify_all(database, seed)
     return database
 
 
-def _pairs(database: Path, count: int, clips: Array | None, vectors: Array | None) -> list[tuple[int, int]]:
-    """Pairs of many frames that are matched, see `_match`."""
+def _pairs(features: Sequence[SiftFeatures], clips: Array | None, vectors: Array | None) -> list[tuple[int, int]]:
+    """Pairs of frames that are matched, see `_match`."""
+    count = len(features)
+    if count <= MAX_EXHAUSTIVE_FRAMES:
+        return [(a, b) for a in range(count) for b in range(a + 1, count)]
     if clips is None or not several(clips):
         return sparse_pairs(count)
-    if vectors is None:
-        with pycolmap.Database.open(database) as stored:
-            found = [stored.read_descriptors(image).data / np.float32(512) for image in frame_ids(stored, count)]  # of unit length
-        vectors = frame_vectors(found)
-    return pairs_of_clips(vectors, clips)
+    return pairs_of_clips(frame_vectors([own.unit_descriptors for own in features]) if vectors is None else vectors, clips)
 
 
-def _write_masks(keep: Array, folder: Path) -> Path:
-    """Masks as COLMAP reads them: `<image name>.png`, black where no feature may lie."""
-    folder.mkdir()
+def _apart_from_masks(keep: Array) -> Array:
+    """Masks (F, h, w) without a margin around what they take out."""
     reach = 1 + round(_MASK_MARGIN * max(keep.shape[1:]))
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
-    for index, mask in enumerate(keep):
-        cv2.imwrite(str(folder / f"{index:06d}.png.png"), cv2.erode(mask.astype(np.uint8), kernel) * 255)
-    return folder
+    return np.stack([cv2.erode(mask.astype(np.uint8), kernel) > 0 for mask in keep])
 
 
 def sparse_pairs(count: int) -> list[tuple[int, int]]:
@@ -220,7 +188,7 @@ def sparse_pairs(count: int) -> list[tuple[int, int]]:
 def _map(database: Path, seed: int, focal: float | None = None) -> SparseModel | None:
     """The largest model of global mapping, `None` if there is none; with this focal length (pixels) held, or a free one."""
     with _copy_of(database, focal) as copy:
-        model = map_globally(copy, database.with_name("images"), seed, fixed_focal=focal is not None)
+        model = map_globally(copy, seed, fixed_focal=focal is not None)
         return None if model is None else supported(model)
 
 
@@ -265,8 +233,8 @@ def _map_zoom(
         agreed, needed = agreement(adjusted(by_point(shared), settled), database), max(needed, int(0.9 * len(shared.frames)))
     with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder:
         copy = Path(folder) / "database.db"
-        with_own_cameras(database, database.with_name("images"), copy)
-        reconstruction = _reconstruct(copy, database.with_name("images"), seed)
+        with_own_cameras(database, copy)
+        reconstruction = _reconstruct(copy, seed)
         model = None if reconstruction is None else by_point(supported(_to_model(reconstruction)))
     if model is None or len(model.frames) < needed:
         return shared
@@ -402,7 +370,7 @@ def _map_incrementally(database: Path, seed: int, focal: float | None) -> Sparse
         options.ba_global_frames_ratio = options.ba_global_points_ratio = 1.4
         options.ba_global_max_refinements, options.ba_local_max_refinements = 2, 1
         options.ba_global_max_num_iterations, options.ba_local_max_num_iterations = 25, 15
-        models = pycolmap.incremental_mapping(copy, database.with_name("images"), copy.parent, options)
+        models = pycolmap.incremental_mapping(copy, copy.parent, copy.parent, options)
         if not models:
             return None
         return supported(_to_model(max(models.values(), key=lambda model: model.num_reg_images())))
@@ -488,7 +456,7 @@ def map_distorted(images: Array, *, seed: int, keep: Array | None = None) -> Spa
     return model
 
 
-def _reconstruct(database: Path, pictures: Path, seed: int) -> "pycolmap.Reconstruction | None":
+def _reconstruct(database: Path, seed: int) -> "pycolmap.Reconstruction | None":
     """The largest reconstruction of COLMAP's own global mapping, whose images may have cameras of their own; writes beside the database."""
     options = pycolmap.GlobalPipelineOptions()
     options.random_seed = seed
@@ -501,7 +469,7 @@ def _reconstruct(database: Path, pictures: Path, seed: int) -> "pycolmap.Reconst
     options.mapper.global_positioning.random_seed = seed
     options.mapper.global_positioning.use_gpu = False
     options.mapper.bundle_adjustment.ceres.use_gpu = False
-    models = pycolmap.global_mapping(database, pictures, database.parent, options)
+    models = pycolmap.global_mapping(database, database.parent, database.parent, options)
     if not models:
         return None
     return max(models.values(), key=lambda model: model.num_reg_images())
