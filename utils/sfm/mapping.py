@@ -32,7 +32,7 @@ from utils.sfm.flow_tracks import add_flow_tracks, sample_field
 from utils.sfm.global_mapping import map_globally
 from utils.sfm.learned_matches import add_learned_matches, learned_features
 from utils.sfm.matches_agreement import agreement
-from utils.sfm.matches_database import LEAST_VERIFIED, frame_ids, new_database, verify_all, with_own_cameras
+from utils.sfm.matches_database import LEAST_VERIFIED, frame_ids, new_database, verify_all, verify_strictly, with_own_cameras
 from utils.sfm.path_breaks import is_broken, path_breaks, turn_breaks, worst_break
 from utils.sfm.solvers.dense_bundle_adjustment import Bundle, FocalPrior, Matches, Zoom, adjust, residuals
 from utils.types import Array, Reporter
@@ -211,6 +211,8 @@ _ZOOM_SIGMA, _CLIP_SIGMA = 1.0, 0.02
 # A zoom is looked for where focal lengths of the frames' own fit the points of a model with a shared one with less than this share of its
 # median error: 0.70 to 0.86 of three dolly zooms, 0.96 to 1.00 of seven clips without.
 _ZOOM_SUSPECTED = 0.92
+# Seeds with which it is looked for: what COLMAP finds of unknown focal lengths depends on chance, and is right in two of three tries.
+_ZOOM_TRIES = 3
 
 
 def zoom_of(model: SparseModel, clips: Array | None) -> Zoom | None:
@@ -231,24 +233,38 @@ def _map_zoom(
         if freed.after_px > _ZOOM_SUSPECTED * settled.after_px:
             return shared
         agreed, needed = agreement(adjusted(by_point(shared), settled), database), max(needed, int(0.9 * len(shared.frames)))
+    with ThreadPoolExecutor(min(_ZOOM_TRIES, cpu_count())) as pool:
+        models = list(pool.map(lambda own_seed: _map_own_cameras(database, own_seed), range(seed, seed + _ZOOM_TRIES)))
+    best = shared
+    for model in models:
+        zoomed = None if model is None or len(model.frames) < needed else _zoomed(model, size, clips)
+        if zoomed is not None and _plausible(zoomed, images) and (own := agreement(zoomed, database)) > agreed:
+            best, agreed = zoomed, own
+    if best is not None and best is not shared:
+        report.note(f"poses: the focal length changes, every frame has its own: {focal_text(best, size)} x longest side")
+    return best
+
+
+def _map_own_cameras(database: Path, seed: int) -> SparseModel | None:
+    """The largest model of COLMAP's global mapping with a focal length for every frame, of matches verified more strictly."""
     with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder:
-        copy = Path(folder) / "database.db"
-        with_own_cameras(database, copy)
+        strict, copy = Path(folder) / "strict.db", Path(folder) / "database.db"
+        shutil.copy(database, strict)
+        verify_strictly(strict, seed)
+        with_own_cameras(strict, copy)
         reconstruction = _reconstruct(copy, seed)
-        model = None if reconstruction is None else by_point(supported(_to_model(reconstruction)))
-    if model is None or len(model.frames) < needed:
-        return shared
+        return None if reconstruction is None else by_point(supported(_to_model(reconstruction)))
+
+
+def _zoomed(model: SparseModel, size: tuple[int, int], clips: Array | None) -> SparseModel | None:
+    """A model of own cameras adjusted with the prior of a zoom, or of one focal length for each clip; None if one for all fits as well."""
     settled, freed = _settled_both(model, size, clips)
     model = replace(model, zoom_sigma=_ZOOM_SIGMA)
     if several(clips):
         by_clip = _settled(model, size, Zoom(_CLIP_SIGMA, _clips_of(model, clips)))
         if freed.after_px > _ZOOM_SUSPECTED * by_clip.after_px:
             model, freed = replace(model, zoom_sigma=_CLIP_SIGMA), by_clip
-    zoomed = adjusted(model, freed)
-    if settled.objective <= freed.objective or not _plausible(zoomed, images) or agreement(zoomed, database) <= agreed:
-        return shared
-    report.note(f"poses: the focal length changes, every frame has its own: {focal_text(zoomed, size)} x longest side")
-    return model
+    return None if settled.objective <= freed.objective else adjusted(model, freed)
 
 
 def _settled_both(model: SparseModel, size: tuple[int, int], clips: Array | None) -> tuple[Bundle, Bundle]:
