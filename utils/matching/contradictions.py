@@ -128,7 +128,7 @@ def _compare(begin, end, points, brightness, thirds, first, size, w2c, eyes, K, 
                 continue
             sums, seen = np.zeros((3, 6)), 0
             for p in range(first[i], first[i + 1]):
-                x, y, z = points[p]
+                x, y, z = points[p, 0], points[p, 1], points[p, 2]
                 front = w2c[j, 2, 0] * x + w2c[j, 2, 1] * y + w2c[j, 2, 2] * z + w2c[j, 2, 3]
                 if front <= 1e-6:
                     continue

@@ -134,9 +134,7 @@ def _window_costs(
     reference = grays[0]
     mean, variance = _moments(reference)
     hidden = np.zeros((height, width), np.int64)
-    comparable = np.ones((height, width), np.bool_)
-    if masked:
-        comparable[:] = _whole_windows(keep[0])
+    comparable = _whole_windows(keep[0]) if masked else np.ones((height, width), np.bool_)
     cost = np.empty((height, width, len(planes)), np.float32)
     seen, visible, there = np.empty_like(reference), np.empty((height, width), np.bool_), np.empty((height, width), np.bool_)
     alike = np.empty((height, width, views), np.float32)
@@ -146,7 +144,7 @@ def _window_costs(
             _look(grays[view + 1], keep[view + 1], rotations[view], translations[view], K, planes[number], seen, visible, there)
             whole = _whole_windows(there) if masked else visible
             other, spread = _moments(seen)
-            product = _blur(reference * seen)
+            product = _blur(_times(reference, seen))
             for y in range(height):
                 for x in range(width):
                     hidden[y, x] += visible[y, x] and not whole[y, x]
@@ -161,7 +159,9 @@ def _window_costs(
     half = np.float32(CONTRAST**2)
     for y in range(height):
         for x in range(width):
-            cost[y, x] *= variance[y, x] / (variance[y, x] + half) if comparable[y, x] else np.float32(0)
+            share = variance[y, x] / (variance[y, x] + half) if comparable[y, x] else np.float32(0)
+            for number in range(len(planes)):  # a product of slices compiled for a second
+                cost[y, x, number] *= share
     return cost
 
 
@@ -200,8 +200,21 @@ def _look(
 @njit(nogil=True, cache=True)
 def _moments(image: Array) -> tuple[Array, Array]:
     """(H, W) mean and variance of the window about each pixel."""
-    mean = _blur(image)
-    return mean, np.maximum(_blur(image * image) - mean * mean, np.float32(0))
+    mean, variance = _blur(image), _blur(_times(image, image))
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1]):
+            variance[y, x] = max(variance[y, x] - mean[y, x] * mean[y, x], np.float32(0))
+    return mean, variance
+
+
+@njit(nogil=True, cache=True)
+def _times(a: Array, b: Array) -> Array:
+    """(H, W) product; as an array expression it compiled longer than all the rest."""
+    out = np.empty_like(a)
+    for y in range(a.shape[0]):
+        for x in range(a.shape[1]):
+            out[y, x] = a[y, x] * b[y, x]
+    return out
 
 
 @njit(nogil=True, cache=True)
@@ -211,7 +224,8 @@ def _blur(image: Array) -> Array:
     reach = WINDOW // 2
     across, line = np.empty_like(image), np.empty(width + 2 * reach, np.float32)
     for y in range(height):
-        line[reach : reach + width] = image[y]
+        for x in range(width):
+            line[reach + x] = image[y, x]
         for k in range(1, reach + 1):
             line[reach - k] = image[y, min(k, width - 1)]
             line[reach + width - 1 + k] = image[y, max(width - 1 - k, 0)]

@@ -55,7 +55,7 @@ class RecordedViews:
                 yield output
             return
         except RuntimeError as error:  # torch.OutOfMemoryError among them
-            _log.warning("views are drawn one by one, they cannot be recorded: %s", str(error).splitlines()[0])
+            _log.warning("views are drawn one by one, they cannot be recorded: %s", (str(error).splitlines() or ["no reason given"])[0])
         self._recorded = None
         release_memory()
         for row in rows[done:]:

@@ -37,6 +37,7 @@ def adjust_tracks(tracks: Tracks, placed: Placed, *, free_focal: bool, turning: 
     """
     if not len(tracks.frame):
         return placed
+    placed = Placed(w2c=placed.w2c, K=np.ascontiguousarray(placed.K), points=placed.points)  # kernels compile anew for another order
     region = TrustRegion()
     device = accelerator() if len(tracks.frame) >= _LEAST_ON_DEVICE else None
     with solver_threads() as pool:
