@@ -4,6 +4,7 @@ The course is that of COLMAP's global mapper (GLOMAP), with its thresholds. Its 
 the same result twice only on one thread; ours sum in a fixed order on all cores.
 """
 
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -101,14 +102,39 @@ def _rotations_and_tracks(database: Path, seed: int) -> "pycolmap.Reconstruction
 
 def _tracks(reconstruction: "pycolmap.Reconstruction", ids: _Ids, keypoints: list[Array]) -> tuple[Tracks, list[int]]:
     """Tracks of a reconstruction and the ids of its points."""
-    row_of = {image: row for row, image in enumerate(ids.images)}
-    points = sorted(reconstruction.point3D_ids())
-    elements = [reconstruction.point3D(point).track.elements for point in points]
-    frame = np.fromiter((row_of[element.image_id] for track in elements for element in track), np.int64)
-    feature = np.fromiter((element.point2D_idx for track in elements for element in track), np.int64)
+    points, first, elements = _written_points(reconstruction)
+    row_of = np.zeros(max(ids.images) + 1, np.int64)
+    row_of[ids.images] = np.arange(len(ids.images))
+    frame, feature = row_of[elements[:, 0]], elements[:, 1]
     offsets = np.r_[0, np.cumsum([len(places) for places in keypoints])]
-    first = np.r_[0, np.cumsum([len(track) for track in elements])].astype(np.int64)
-    return Tracks(first=first, frame=frame, at=np.concatenate(keypoints)[offsets[frame] + feature]), points
+    return Tracks(first=first, frame=frame, at=np.concatenate(keypoints)[offsets[frame] + feature]), points.tolist()
+
+
+# A point in COLMAP's `points3D.bin`: id, x, y, z, red, green, blue, error, length of its track; then image and feature of each element.
+_POINT_BYTES, _LENGTH_AT, _ELEMENT = 51, 43, np.dtype("<u4")
+
+
+def _written_points(reconstruction: "pycolmap.Reconstruction") -> tuple[Array, Array, Array]:
+    """Ids (P,) of the points, ascending, their first elements (P + 1,), and the image and feature of every element (M, 2) int64.
+
+    By COLMAP's file of them, five times as fast as one Python object after another.
+    """
+    with tempfile.TemporaryDirectory(prefix="v2w_points_") as folder:
+        reconstruction.write_binary(folder)
+        data = (Path(folder) / "points3D.bin").read_bytes()
+    starts, lengths, at = [], [], 8
+    for _ in range(int.from_bytes(data[:8], "little")):
+        starts.append(at)
+        lengths.append(int.from_bytes(data[at + _LENGTH_AT : at + _POINT_BYTES], "little"))
+        at += _POINT_BYTES + 2 * _ELEMENT.itemsize * lengths[-1]
+    points = np.array([int.from_bytes(data[start : start + 8], "little") for start in starts], np.int64)
+    order = np.argsort(points)
+    counts, begins = np.array(lengths, np.int64)[order], np.array(starts, np.int64)[order] + _POINT_BYTES
+    first = np.r_[0, np.cumsum(counts)]
+    within = np.arange(first[-1]) - np.repeat(first[:-1], counts)
+    places = np.repeat(begins, counts) + 2 * _ELEMENT.itemsize * within
+    raw = np.frombuffer(data, np.uint8)[places[:, None] + np.arange(2 * _ELEMENT.itemsize)]
+    return points[order], first, np.ascontiguousarray(raw).view(_ELEMENT).astype(np.int64)
 
 
 def _positioned(tracks: Tracks, rotations: Array, K: Array, seed: int) -> tuple[Tracks, Placed]:
