@@ -70,7 +70,7 @@ def test_a_camera_of_another_focal_length_is_one_of_the_references_with_scaled_a
     there = project(transform(w2c[1] @ np.linalg.inv(w2c[0]), unproject_depth(1 / inverse, K[0]).astype(np.float64)), K[1])
     np.testing.assert_allclose(pixel, np.stack(there[:2], -1), atol=2e-3)
     arrays = [torch.from_numpy(np.asarray(part)[None].astype(np.float32)) for part in (inverse, *pose)]
-    batched, _ = project_batched(arrays[0].repeat(2, 1, 1), arrays[1].repeat(2, 1, 1), arrays[2].repeat(2, 1), K)
+    batched, _ = project_batched(arrays[0].repeat(2, 1, 1), arrays[1].repeat(2, 1, 1), arrays[2].repeat(2, 1), torch.from_numpy(K).float())
     np.testing.assert_allclose(batched[0], pixel, atol=2e-3)
     assert np.abs(batched[1].numpy() - pixel).max() > 1  # that of the other K
 
