@@ -122,6 +122,7 @@ def _compare(begin, end, points, brightness, thirds, first, size, w2c, eyes, K, 
     (F, 4, 4), `eyes` (F, 3), `K` (F, 3, 3), and `gray`, `depth`, `valid` (F, h, w).
     """
     frames, h, w = gray.shape
+    together = np.zeros(6)
     for i in range(begin, end):
         for j in range(frames):
             if j == i:
@@ -155,7 +156,9 @@ def _compare(begin, end, points, brightness, thirds, first, size, w2c, eyes, K, 
                     own[5] += a * b
             shared[i, j] = seen / size
             if shared[i, j] >= _SHARED:
-                likeness[i, j] = _likeness(sums.sum(0), size)
+                for c in range(6):  # a sum over an axis compiles longer than the loop
+                    together[c] = sums[0, c] + sums[1, c] + sums[2, c]
+                likeness[i, j] = _likeness(together, size)
                 for k in range(3):
                     least[i, j] = np.fmin(least[i, j], _likeness(sums[k], size))
 
