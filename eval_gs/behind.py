@@ -1,9 +1,7 @@
 """Work that is done on threads behind the renders: pictures written, renders compared."""
 
-import contextlib
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -13,21 +11,6 @@ from utils.device.threads import num_threads
 Result = TypeVar("Result")
 _WAITING_PER_THREAD = 2
 """Jobs that may wait for a thread: each holds its pictures in memory."""
-_SWITCH_SECONDS = 5e-4
-
-
-@contextlib.contextmanager
-def quick_to_switch() -> Iterator[None]:
-    """Inside, a thread that wants the interpreter gets it ten times as soon as usual.
-
-    A render gives it away at each of its hundred steps, and waits for it every time another thread computes in Python.
-    """
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 class Behind(Generic[Result]):

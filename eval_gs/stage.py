@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from configs.evaluation import EvalConfig
-from eval_gs.behind import Behind, quick_to_switch
+from eval_gs.behind import Behind
 from eval_gs.films import Clip, beside, clip_of, drawn_size, film_size
 from eval_gs.known import coverage_plan, well_known_part
 from eval_gs.layers import multi_layer
@@ -22,6 +22,7 @@ from eval_gs.render import Filming, FilmOptions
 from utils.deformation.artifact import INVERSE_SCHEMA, trained_inverse
 from utils.deformation.inverse import IdentityInverseWarp, InverseWarp
 from utils.device.accelerator import cap_accelerator, or_on_cpu
+from utils.device.threads import quick_to_switch
 from utils.exports.check import checked_exports, written_splats
 from utils.report import pictures
 from utils.report.html import ReportData, read_for_report, write_report

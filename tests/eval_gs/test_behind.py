@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from eval_gs.behind import Behind, quick_to_switch
+from eval_gs.behind import Behind
+from utils.device.threads import quick_to_switch
 
 
 def test_results_come_in_the_order_of_the_jobs_whatever_ends_first() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from utils.cameras.projection import invert_rigid
 from utils.device.accelerator import accelerator
+from utils.device.threads import quick_to_switch
 from utils.geometry_backend import ClipFrames, SparseModel
 from utils.sfm.clip_cameras import intrinsics_between
 from utils.sfm.depth_completion import (
@@ -89,7 +90,7 @@ class SfmGeometry:
         Raises:
             GeometryError: the camera stands still or only turns, or too few frames match.
         """
-        with contextlib.nullcontext() if frames.mapped is not None else rehearsing(depth_of):
+        with contextlib.nullcontext() if frames.mapped is not None else rehearsing(depth_of), quick_to_switch():
             model = self._mapped(frames, report)
         clips = None if frames.clips is None else frames.clips[frames.chosen]
         model = of_one_place(model, clips, [frames.names[position] for position in frames.chosen], report)

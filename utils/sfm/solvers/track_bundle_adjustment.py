@@ -25,7 +25,9 @@ _STEPS, _TOLERANCE = 200, 1e-5
 _LEAST_ON_DEVICE = 5000
 
 
-def adjust_tracks(tracks: Tracks, placed: Placed, *, free_focal: bool, turning: bool = True, steps: int = _STEPS) -> Placed:
+def adjust_tracks(
+    tracks: Tracks, placed: Placed, *, free_focal: bool, turning: bool = True, steps: int = _STEPS, tolerance: float = _TOLERANCE
+) -> Placed:
     """Levenberg-Marquardt on poses, points and, if wanted, the focal length.
 
     Args:
@@ -34,6 +36,7 @@ def adjust_tracks(tracks: Tracks, placed: Placed, *, free_focal: bool, turning: 
         free_focal: otherwise the focal length stays.
         turning: otherwise rotations stay.
         steps: most steps.
+        tolerance: it is done when a step lowers the cost by less than this share.
     """
     if not len(tracks.frame):
         return placed
@@ -53,7 +56,7 @@ def adjust_tracks(tracks: Tracks, placed: Placed, *, free_focal: bool, turning: 
                 if region.is_spent:
                     break
                 continue
-            done = cost - new_cost < _TOLERANCE * cost
+            done = cost - new_cost < tolerance * cost
             placed, cost = moved, new_cost
             if done:
                 break
