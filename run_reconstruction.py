@@ -9,7 +9,8 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -165,6 +166,7 @@ def execute(
     report: "Reporter",
     progress: "ProgressFileReporter | None" = None,
     only: int | None = None,
+    before_evaluation: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Runs the stages, prints one line each, and returns the summary that is also written to `run_summary.json`.
 
@@ -174,6 +176,7 @@ def execute(
         report: told of every step.
         progress: keeps the file for programs that watch the run.
         only: number of the one stage to run, from 1; the summary keeps what it says of those before it.
+        before_evaluation: called when all stages before it are done.
     """
     from utils.reporting import line
 
@@ -191,6 +194,8 @@ def execute(
         module, _, function = call.target.partition(":")
         # the report is written once, with the times of all stages
         settings = replace(call.config, report=False) if call.module == "eval_gs" else call.config
+        if call.module == "eval_gs":
+            before_evaluation()
         getattr(importlib.import_module(module), function)(settings, report)
         seconds = time.perf_counter() - begin
         kept = before is not None and before == _created(call.folder)
@@ -424,6 +429,13 @@ def importing_ahead(calls: list[StageCall]) -> Iterator[None]:
         thread.join()  # a program that ends within an import may crash
 
 
+def _reading_for_report(reader: ThreadPoolExecutor, config: PipelineConfig) -> Future[Any]:
+    """What the report shows of the stages before the splats, read while these are evaluated."""
+    from utils.report.html import read_for_report
+
+    return reader.submit(read_for_report, config.scene_root)
+
+
 def run(config: PipelineConfig, only: int | None = None) -> Path:
     """Runs every stage whose result is not up to date and writes the report; returns the scene root.
 
@@ -449,11 +461,18 @@ def run(config: PipelineConfig, only: int | None = None) -> Path:
                 if only is None:
                     around.enter_context(compiling_ahead(config, calls))
                     around.enter_context(importing_ahead(calls))
-                execute(config, calls, progress or console, progress, only)
+                reader = around.enter_context(ThreadPoolExecutor(1))
+                reads: list[Future[Any]] = []
+
+                def read() -> None:
+                    if not reads:
+                        reads.append(_reading_for_report(reader, config))
+
+                execute(config, calls, progress or console, progress, only, read)
             if not config.skip_eval and only in (None, len(calls)):
                 from utils.report.html import write_report
 
-                write_report(config.scene_root)
+                write_report(config.scene_root, reads[0].result() if reads else None)
     return config.scene_root
 
 
