@@ -21,6 +21,7 @@ def test_the_rehearsal_compiles_all_that_mapping_and_the_depth_rounds_call() -> 
     parts = {
         "_look",
         "_moments",
+        "_times",
         "_blur",
         "_whole_windows",
         "_mean_of_largest",
