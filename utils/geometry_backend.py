@@ -21,7 +21,7 @@ GEOMETRY = Registry(
 )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class SparseModel:
     """Registered cameras and the points they see.
 

@@ -9,9 +9,8 @@ import pycolmap
 import pytest
 
 from benchmarks.geometry import trajectory_error
-from utils.matching.sift import SiftFeatures
 from utils.sfm.global_mapping import map_globally
-from utils.sfm.matches_database import new_database, verify
+from utils.sfm.matches_database import image_name, verify
 from utils.sfm.solvers import parts as solver_parts
 from utils.sfm.solvers.global_positions import global_positions
 from utils.sfm.solvers.parts import TrustRegion, part_bounds
@@ -159,15 +158,22 @@ def test_a_step_is_taken_where_the_cost_falls_about_as_expected() -> None:
 
 def database_of(folder: Path, tracks: Tracks, images: int) -> Path:
     """A database in which each pair of images is matched by the points that both see; images after the cameras' see nothing."""
-    path, point, pairs = folder / "database.db", tracks.point, []
-    places = [tracks.at[tracks.frame == i].astype(np.float32) for i in range(images)]
-    features = [SiftFeatures(own, np.zeros_like(own), np.zeros((len(own), 128), np.int8)) for own in places]
-    ids = new_database(path, (300, 400), 330, features)
+    (folder / "images").mkdir()
+    for i in range(images):
+        cv2.imwrite(str(folder / "images" / image_name(i)), np.zeros((300, 400, 3), np.uint8))
+    path, reader = folder / "database.db", pycolmap.ImageReaderOptions()
+    pycolmap.Database.open(path).close()
+    reader.camera_model, reader.camera_params = "SIMPLE_PINHOLE", "330,200,150"
+    pycolmap.import_images(path, folder / "images", camera_mode=pycolmap.CameraMode.SINGLE, options=reader)
+    point, pairs = tracks.point, []
     with pycolmap.Database.open(path) as stored:
+        ids = {image.name: image.image_id for image in stored.read_all_images()}
+        for i in range(images):
+            stored.write_keypoints(ids[image_name(i)], tracks.at[tracks.frame == i].astype(np.float32))
         for a in range(FRAMES):
             for b in range(a + 1, FRAMES):
                 rows = np.intersect1d(point[tracks.frame == a], point[tracks.frame == b], return_indices=True)[1:]
-                stored.write_matches(ids[a], ids[b], np.column_stack(rows).astype(np.uint32))
+                stored.write_matches(ids[image_name(a)], ids[image_name(b)], np.column_stack(rows).astype(np.uint32))
                 pairs.append((a, b))
     verify(path, pairs, 0, least=15, share=0.3)
     return path
@@ -178,7 +184,7 @@ def test_a_database_is_mapped_and_a_given_focal_length_stays(tmp_path: Path, fix
     tracks, truth = arc()
     random = np.random.default_rng(4)
     noisy = replace(tracks, at=tracks.at + random.normal(0, 0.2, tracks.at.shape))
-    model = map_globally(database_of(tmp_path, noisy, FRAMES + 1), 0, fixed_focal=fixed)
+    model = map_globally(database_of(tmp_path, noisy, FRAMES + 1), tmp_path / "images", 0, fixed_focal=fixed)
     assert model is not None
     assert model.frames.tolist() == list(range(FRAMES))  # the image that shows nothing is left out
     assert len(model.points) > 0.9 * POINTS and model.seen_by.max() < FRAMES and model.seen_point.max() < len(model.points)
@@ -191,4 +197,4 @@ def test_a_database_is_mapped_and_a_given_focal_length_stays(tmp_path: Path, fix
 def test_a_database_without_matches_gives_no_model(tmp_path: Path) -> None:
     tracks, truth = arc()
     none, _ = chosen(tracks, truth, np.arange(POINTS) < 5)
-    assert map_globally(database_of(tmp_path, none, FRAMES), 0, fixed_focal=False) is None
+    assert map_globally(database_of(tmp_path, none, FRAMES), tmp_path / "images", 0, fixed_focal=False) is None

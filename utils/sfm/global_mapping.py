@@ -45,15 +45,16 @@ class _Ids:
     camera: int
 
 
-def map_globally(database: Path, seed: int, *, fixed_focal: bool) -> SparseModel | None:
+def map_globally(database: Path, pictures: Path, seed: int, *, fixed_focal: bool) -> SparseModel | None:
     """The largest model of a database of matched images named `<position>.png`, `None` if there is none.
 
     Args:
         database: with one camera; a folder for COLMAP's own output is made beside it.
+        pictures: folder of the images.
         seed: of what starts at random.
         fixed_focal: holds the focal length of the database.
     """
-    started = _rotations_and_tracks(database, seed)
+    started = _rotations_and_tracks(database, pictures, seed)
     if started is None:
         return None
     images = sorted((started.images[i] for i in started.reg_image_ids()), key=lambda image: image.name)
@@ -90,7 +91,7 @@ def _project(tracks: Tracks, placed: Placed) -> Array:
     return seen[:, :2] / seen[:, 2:] * np.diag(placed.K)[:2] + placed.K[:2, 2]
 
 
-def _rotations_and_tracks(database: Path, seed: int) -> "pycolmap.Reconstruction | None":
+def _rotations_and_tracks(database: Path, pictures: Path, seed: int) -> "pycolmap.Reconstruction | None":
     """The largest reconstruction with rotations and tracks, positions still unknown."""
     options = pycolmap.GlobalPipelineOptions()
     options.random_seed = seed
@@ -98,7 +99,7 @@ def _rotations_and_tracks(database: Path, seed: int) -> "pycolmap.Reconstruction
     options.num_threads = options.mapper.num_threads = 1  # repeatable, and little to do
     options.mapper.random_seed = options.mapper.rotation_averaging.random_seed = seed
     options.mapper.skip_global_positioning = options.mapper.skip_bundle_adjustment = options.mapper.skip_retriangulation = True
-    models = pycolmap.global_mapping(database, database.parent, database.parent, options)
+    models = pycolmap.global_mapping(database, pictures, database.parent, options)
     return max(models.values(), key=lambda model: model.num_reg_images()) if models else None
 
 

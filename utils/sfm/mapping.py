@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeGuard
-from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
@@ -25,7 +24,6 @@ from utils.cameras.resection import resect
 from utils.errors import GeometryError
 from utils.geometry_backend import SparseModel
 from utils.matching.retrieval import frame_vectors, pairs_of_clips
-from utils.matching.sift import SiftFeatures, match_sift, sift_features
 from utils.reporting import number_ranges
 from utils.runtime import cpu_count
 from utils.sfm.flow_depth import frame_threads
@@ -33,7 +31,7 @@ from utils.sfm.flow_tracks import add_flow_tracks, sample_field
 from utils.sfm.global_mapping import map_globally
 from utils.sfm.learned_matches import add_learned_matches, learned_features
 from utils.sfm.matches_agreement import agreement
-from utils.sfm.matches_database import LEAST_VERIFIED, frame_ids, new_database, verify_all, verify_strictly, with_own_cameras
+from utils.sfm.matches_database import frame_ids, with_own_cameras
 from utils.sfm.path_breaks import is_broken, path_breaks, turn_breaks, worst_break
 from utils.sfm.solvers.dense_bundle_adjustment import Bundle, FocalPrior, Matches, Zoom, adjust, residuals
 from utils.types import Array, Reporter
@@ -145,33 +143,66 @@ def _match(
         clips: (F,) clip of each frame; None: all are of one.
         vectors: (F, C) of the frames by what they show, for many frames of several clips; None: made of SIFT's features.
     """
-    features = sift_features(images, None if keep is None else _apart_from_masks(keep))
-    pairs = _pairs(features, clips, vectors)
-    database = folder / "database.db"
-    ids = new_database(database, images.shape[1:3], FOCAL_PRIOR * max(images.shape[1:3]), features)
-    with pycolmap.Database.open(database) as stored:
-        for (a, b), rows in zip(pairs, match_sift(features, pairs), strict=True):
-            if len(rows) >= LEAST_VERIFIED:
-                stored.write_matches(ids[a], ids[b], rows.astype(np.uint32))
-    verify_all(database, seed)
+    pictures, database = folder / "images", folder / "database.db"
+    pictures.mkdir()
+    for index, image in enumerate(images):
+        cv2.imwrite(str(pictures / f"{index:06d}.png"), image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    height, width = images.shape[1:3]
+    pycolmap.set_random_seed(seed)
+    reader = pycolmap.ImageReaderOptions()
+    if keep is not None:
+        reader.mask_path = _write_masks(keep, folder / "masks")
+    reader.camera_model = "SIMPLE_PINHOLE"
+    reader.camera_params = f"{FOCAL_PRIOR * max(height, width)},{width / 2},{height / 2}"
+    cpu = pycolmap.Device.cpu
+    extraction, matching = pycolmap.FeatureExtractionOptions(), pycolmap.FeatureMatchingOptions()
+    extraction.num_threads = matching.num_threads = cpu_count()
+    # Images are numbered before their features are found, or they would be in the order in which threads end. What is found in
+    # an image or a pair is the same on any thread, since RANSAC is seeded for each pair.
+    pycolmap.Database.open(database).close()
+    pycolmap.import_images(database, pictures, camera_mode=pycolmap.CameraMode.SINGLE, options=reader)
+    pycolmap.extract_features(
+        database,
+        pictures,
+        camera_mode=pycolmap.CameraMode.SINGLE,
+        reader_options=reader,
+        extraction_options=extraction,
+        device=cpu,
+    )
+    verification = pycolmap.TwoViewGeometryOptions()
+    verification.ransac.random_seed = seed
+    if len(images) <= MAX_EXHAUSTIVE_FRAMES:
+        pycolmap.match_exhaustive(database, matching_options=matching, verification_options=verification, device=cpu)
+    else:
+        pairs = folder / "pairs.txt"
+        pairs.write_text("".join(f"{a:06d}.png {b:06d}.png\n" for a, b in _pairs(database, len(images), clips, vectors)))
+        pairing = pycolmap.ImportedPairingOptions()
+        pairing.match_list_path = pairs
+        pycolmap.match_image_pairs(
+            database, matching_options=matching, pairing_options=pairing, verification_options=verification, device=cpu
+        )
     return database
 
 
-def _pairs(features: Sequence[SiftFeatures], clips: Array | None, vectors: Array | None) -> list[tuple[int, int]]:
-    """Pairs of frames that are matched, see `_match`."""
-    count = len(features)
-    if count <= MAX_EXHAUSTIVE_FRAMES:
-        return [(a, b) for a in range(count) for b in range(a + 1, count)]
+def _pairs(database: Path, count: int, clips: Array | None, vectors: Array | None) -> list[tuple[int, int]]:
+    """Pairs of many frames that are matched, see `_match`."""
     if clips is None or not several(clips):
         return sparse_pairs(count)
-    return pairs_of_clips(frame_vectors([own.unit_descriptors for own in features]) if vectors is None else vectors, clips)
+    if vectors is None:
+        with pycolmap.Database.open(database) as stored:
+            found = [stored.read_descriptors(image).data / np.float32(512) for image in frame_ids(stored, count)]  # of unit length
+        vectors = frame_vectors(found)
+    return pairs_of_clips(vectors, clips)
 
 
-def _apart_from_masks(keep: Array) -> Array:
-    """Masks (F, h, w) without a margin around what they take out."""
+def _write_masks(keep: Array, folder: Path) -> Path:
+    """Masks as COLMAP reads them: `<image name>.png`, black where no feature may lie."""
+    folder.mkdir()
     reach = 1 + round(_MASK_MARGIN * max(keep.shape[1:]))
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
-    return np.stack([cv2.erode(mask.astype(np.uint8), kernel) > 0 for mask in keep])
+    for index, mask in enumerate(keep):
+        cv2.imwrite(str(folder / f"{index:06d}.png.png"), cv2.erode(mask.astype(np.uint8), kernel) * 255)
+    return folder
 
 
 def sparse_pairs(count: int) -> list[tuple[int, int]]:
@@ -189,7 +220,7 @@ def sparse_pairs(count: int) -> list[tuple[int, int]]:
 def _map(database: Path, seed: int, focal: float | None = None) -> SparseModel | None:
     """The largest model of global mapping, `None` if there is none; with this focal length (pixels) held, or a free one."""
     with _copy_of(database, focal) as copy:
-        model = map_globally(copy, seed, fixed_focal=focal is not None)
+        model = map_globally(copy, database.with_name("images"), seed, fixed_focal=focal is not None)
         return None if model is None else supported(model)
 
 
@@ -212,8 +243,6 @@ _ZOOM_SIGMA, _CLIP_SIGMA = 1.0, 0.02
 # A zoom is looked for where focal lengths of the frames' own fit the points of a model with a shared one with less than this share of its
 # median error: 0.70 to 0.86 of three dolly zooms, 0.96 to 1.00 of seven clips without.
 _ZOOM_SUSPECTED = 0.92
-# Seeds with which it is looked for: what COLMAP finds of unknown focal lengths depends on chance, and is right in two of three tries.
-_ZOOM_TRIES = 3
 
 
 def zoom_of(model: SparseModel, clips: Array | None) -> Zoom | None:
@@ -232,48 +261,32 @@ def _map_zoom(
     if shared is not None and len(shared.frames) >= needed:
         settled, freed = _settled_both(shared, size, clips)
         if freed.after_px > _ZOOM_SUSPECTED * settled.after_px:
-            _settled_already[shared] = settled
             return shared
         agreed, needed = agreement(adjusted(by_point(shared), settled), database), max(needed, int(0.9 * len(shared.frames)))
-    with ThreadPoolExecutor(min(_ZOOM_TRIES, cpu_count())) as pool:
-        models = list(pool.map(lambda own_seed: _map_own_cameras(database, own_seed), range(seed, seed + _ZOOM_TRIES)))
-    best = shared
-    for model in models:
-        zoomed = None if model is None or len(model.frames) < needed else _zoomed(model, size, clips)
-        if zoomed is not None and _plausible(zoomed, images) and (own := agreement(zoomed, database)) > agreed:
-            best, agreed = zoomed, own
-    if best is not None and best is not shared:
-        report.note(f"poses: the focal length changes, every frame has its own: {focal_text(best, size)} x longest side")
-    return best
-
-
-def _map_own_cameras(database: Path, seed: int) -> SparseModel | None:
-    """The largest model of COLMAP's global mapping with a focal length for every frame, of matches verified more strictly."""
     with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder:
-        strict, copy = Path(folder) / "strict.db", Path(folder) / "database.db"
-        shutil.copy(database, strict)
-        verify_strictly(strict, seed)
-        with_own_cameras(strict, copy)
-        reconstruction = _reconstruct(copy, seed)
-        return None if reconstruction is None else by_point(supported(_to_model(reconstruction)))
-
-
-def _zoomed(model: SparseModel, size: tuple[int, int], clips: Array | None) -> SparseModel | None:
-    """A model of own cameras adjusted with the prior of a zoom, or of one focal length for each clip; None if one for all fits as well."""
+        copy = Path(folder) / "database.db"
+        with_own_cameras(database, database.with_name("images"), copy)
+        reconstruction = _reconstruct(copy, database.with_name("images"), seed)
+        model = None if reconstruction is None else by_point(supported(_to_model(reconstruction)))
+    if model is None or len(model.frames) < needed:
+        return shared
     settled, freed = _settled_both(model, size, clips)
     model = replace(model, zoom_sigma=_ZOOM_SIGMA)
     if several(clips):
         by_clip = _settled(model, size, Zoom(_CLIP_SIGMA, _clips_of(model, clips)))
         if freed.after_px > _ZOOM_SUSPECTED * by_clip.after_px:
             model, freed = replace(model, zoom_sigma=_CLIP_SIGMA), by_clip
-    return None if settled.objective <= freed.objective else adjusted(model, freed)
+    zoomed = adjusted(model, freed)
+    if settled.objective <= freed.objective or not _plausible(zoomed, images) or agreement(zoomed, database) <= agreed:
+        return shared
+    report.note(f"poses: the focal length changes, every frame has its own: {focal_text(zoomed, size)} x longest side")
+    return model
 
 
 def _settled_both(model: SparseModel, size: tuple[int, int], clips: Array | None) -> tuple[Bundle, Bundle]:
     """The model adjusted with one focal length, and with one for every frame."""
     model = by_point(model)
-    held = None if np.ptp(model.K[:, 0, 0]) else _held(model, size, zooms=False)
-    return _settled(model, size, None, held), _settled(model, size, Zoom(_ZOOM_SIGMA, _clips_of(model, clips)), held)
+    return _settled(model, size, None), _settled(model, size, Zoom(_ZOOM_SIGMA, _clips_of(model, clips)))
 
 
 def _clips_of(model: SparseModel, clips: Array | None) -> Array | None:
@@ -389,7 +402,7 @@ def _map_incrementally(database: Path, seed: int, focal: float | None) -> Sparse
         options.ba_global_frames_ratio = options.ba_global_points_ratio = 1.4
         options.ba_global_max_refinements, options.ba_local_max_refinements = 2, 1
         options.ba_global_max_num_iterations, options.ba_local_max_num_iterations = 25, 15
-        models = pycolmap.incremental_mapping(copy, copy.parent, copy.parent, options)
+        models = pycolmap.incremental_mapping(copy, database.with_name("images"), copy.parent, options)
         if not models:
             return None
         return supported(_to_model(max(models.values(), key=lambda model: model.num_reg_images())))
@@ -475,7 +488,7 @@ def map_distorted(images: Array, *, seed: int, keep: Array | None = None) -> Spa
     return model
 
 
-def _reconstruct(database: Path, seed: int) -> "pycolmap.Reconstruction | None":
+def _reconstruct(database: Path, pictures: Path, seed: int) -> "pycolmap.Reconstruction | None":
     """The largest reconstruction of COLMAP's own global mapping, whose images may have cameras of their own; writes beside the database."""
     options = pycolmap.GlobalPipelineOptions()
     options.random_seed = seed
@@ -488,7 +501,7 @@ def _reconstruct(database: Path, seed: int) -> "pycolmap.Reconstruction | None":
     options.mapper.global_positioning.random_seed = seed
     options.mapper.global_positioning.use_gpu = False
     options.mapper.bundle_adjustment.ceres.use_gpu = False
-    models = pycolmap.global_mapping(database, database.parent, database.parent, options)
+    models = pycolmap.global_mapping(database, pictures, database.parent, options)
     if not models:
         return None
     return max(models.values(), key=lambda model: model.num_reg_images())
@@ -648,31 +661,20 @@ def settle_focal(model: SparseModel, size: tuple[int, int], report: Reporter, cl
         report: told the change.
         clips: (F,) clip of each of the images; None: all are of one.
     """
-    bundle, model = _settled_already.get(model), by_point(model)
-    settled = adjusted(model, bundle or _settled(model, size, zoom_of(model, _clips_of(model, clips))))
+    model = by_point(model)
+    settled = adjusted(model, _settled(model, size, zoom_of(model, _clips_of(model, clips))))
     report.note(f"poses: focal {focal_text(model, size)} -> {focal_text(settled, size)} x longest side with its prior")
     return settled
 
 
-# Adjustments of models by `settle_focal` that were made while a zoom was looked for in them.
-_settled_already: "WeakKeyDictionary[SparseModel, Bundle]" = WeakKeyDictionary()
-
-
-def _settled(model: SparseModel, size: tuple[int, int], zoom: Zoom | None, held: Bundle | None = None) -> Bundle:
+def _settled(model: SparseModel, size: tuple[int, int], zoom: Zoom | None) -> Bundle:
     """A model `by_point` adjusted with a prior on its focal length or, of a zoom, lengths; from where the prior holds them at first."""
-    matches, _ = hosted(model)
-    held = held or _held(model, size, zooms=zoom is not None)
-    prior = replace(focal_prior(max(size), len(model.frames)), zoom=zoom)
-    return adjust(held.w2c, held.K, matches, held.inverse, focal=prior, steps=30)
-
-
-def _held(model: SparseModel, size: tuple[int, int], *, zooms: bool) -> Bundle:
-    """A model `by_point` adjusted with its focal length held at the prior's; of a zoom, with their mean moved there."""
     matches, start = hosted(model)
+    prior = replace(focal_prior(max(size), len(model.frames)), zoom=zoom)
     K, focal = model.K.copy(), model.K[:, 0, 0, None]
-    center = focal_prior(max(size), len(model.frames)).center_px
-    K[:, [0, 1], [0, 1]] = center * (focal / np.exp(np.log(focal).mean()) if zooms else 1)
-    return adjust(model.w2c, K, matches, start, focal=None, steps=30)
+    K[:, [0, 1], [0, 1]] = prior.center_px * (focal / np.exp(np.log(focal).mean()) if zoom else 1)
+    held = adjust(model.w2c, K, matches, start, focal=None, steps=30)
+    return adjust(held.w2c, held.K, matches, held.inverse, focal=prior, steps=30)
 
 
 def focal_text(model: SparseModel, size: tuple[int, int]) -> str:
