@@ -23,8 +23,6 @@ _LEAST_MATCHES = 15
 _POSITIONED_DEG, _POSITIONED_ERROR = 1.0, 0.1
 # Rounds of adjustment after it, the largest error kept after each, in the plane at depth 1, and the least angle of a point at the end.
 _ROUND_ERRORS, _LEAST_DEG = (0.03, 0.02, 0.01), 1.0
-# The rounds' adjustments are done when a step lowers the cost by less than this share: what is left to gain, the last adjustment finds.
-_ROUGHLY = 1e-4
 # Rounds that drop a smaller share of the points than this are not followed by another.
 _DROPPED_SHARE = 1e-3
 # Rounds after triangulation, until a smaller share of the observations changes than this, and what each of them keeps.
@@ -158,8 +156,8 @@ def _adjusted(tracks: Tracks, placed: Placed, *, free_focal: bool) -> Placed:
     """Cameras after rounds of adjustment, each of which drops what does not fit."""
     number = 0
     while number < len(_ROUND_ERRORS):
-        placed = adjust_tracks(tracks, placed, free_focal=free_focal, turning=False, tolerance=_ROUGHLY)
-        placed = adjust_tracks(tracks, placed, free_focal=free_focal, tolerance=_ROUGHLY)
+        placed = adjust_tracks(tracks, placed, free_focal=free_focal, turning=False)
+        placed = adjust_tracks(tracks, placed, free_focal=free_focal)
         before = len(tracks.frame)
         while number < len(_ROUND_ERRORS):
             tracks, placed = without(tracks, placed, plane_errors(tracks, placed) > _ROUND_ERRORS[number])

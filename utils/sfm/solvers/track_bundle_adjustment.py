@@ -25,9 +25,7 @@ _STEPS, _TOLERANCE = 200, 1e-5
 _LEAST_ON_DEVICE = 5000
 
 
-def adjust_tracks(
-    tracks: Tracks, placed: Placed, *, free_focal: bool, turning: bool = True, steps: int = _STEPS, tolerance: float = _TOLERANCE
-) -> Placed:
+def adjust_tracks(tracks: Tracks, placed: Placed, *, free_focal: bool, turning: bool = True, steps: int = _STEPS) -> Placed:
     """Levenberg-Marquardt on poses, points and, if wanted, the focal length.
 
     Args:
@@ -36,7 +34,6 @@ def adjust_tracks(
         free_focal: otherwise the focal length stays.
         turning: otherwise rotations stay.
         steps: most steps.
-        tolerance: it is done when a step lowers the cost by less than this share.
     """
     if not len(tracks.frame):
         return placed
@@ -56,7 +53,7 @@ def adjust_tracks(
                 if region.is_spent:
                     break
                 continue
-            done = cost - new_cost < tolerance * cost
+            done = cost - new_cost < _TOLERANCE * cost
             placed, cost = moved, new_cost
             if done:
                 break
