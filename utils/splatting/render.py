@@ -11,6 +11,7 @@ from torch import Tensor
 
 from utils.cameras.rotations import matrix_to_quat
 from utils.deformation.inverse import InverseWarp, LocalWarp, camera_from_world
+from utils.device.recorded import OnTheWay
 from utils.errors import ConfigError, MissingArtifactError
 from utils.scene.json_files import read_json
 from utils.scene.layout import RunLayout, SceneLayout
@@ -209,21 +210,17 @@ def depth_there(output: RenderOutput, least_alpha: float = 0.5) -> Tensor:
 
 def on_the_host(items: Iterable[list[Tensor]]) -> Iterator[list[Array]]:
     """The tensors as arrays, item after item; a GPU works on the next item while one is copied."""
-    waiting: tuple[list[Tensor], torch.cuda.Event] | None = None
+    waiting: OnTheWay | None = None
     for tensors in items:
-        if not (tensors and tensors[0].is_cuda):
+        if not tensors[0].is_cuda:
             yield [t.numpy() for t in tensors]
             continue
-        here = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors]
-        copied = torch.cuda.Event()
-        copied.record()
+        begun = OnTheWay(tensors)
         if waiting is not None:
-            waiting[1].synchronize()
-            yield [t.numpy() for t in waiting[0]]
-        waiting = here, copied
+            yield waiting.wait()
+        waiting = begun
     if waiting is not None:
-        waiting[1].synchronize()
-        yield [t.numpy() for t in waiting[0]]
+        yield waiting.wait()
 
 
 def locate_checkpoint(root: Path, run: str, checkpoint_dir: Path | None) -> tuple[RunLayout, Path]:
