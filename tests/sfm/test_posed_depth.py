@@ -7,6 +7,7 @@ import torch
 from tests.box_world import make_box_world
 from tests.twins import CUDA, GPU
 from utils.cameras.projection import transform, unproject_depth
+from utils.errors import GeometryError
 from utils.sfm import posed_depth
 from utils.sfm.flow_depth import RayDepth
 from utils.types import NULL_REPORTER
@@ -60,3 +61,13 @@ def test_what_other_frames_confirm_counts_as_measured_however_weak() -> None:
     _, confidence = posed_depth._finished(inverse, rays, world.true.w2c, world.true.K[0])
     assert (confidence[:, :, 10:] > 1.1).mean() > 0.7
     assert confidence[:, :, :10].max() < 1.1 and (confidence[wrong] > 1.1).mean() < 0.1
+
+
+def test_frames_to_match_with_are_chosen_by_measured_pixels_at_their_centres() -> None:
+    measured = np.zeros((8, 10), np.float32)
+    measured[2, 3], measured[5, 7] = 0.5, 0.25
+    ray = RayDepth(measured, (measured > 0).astype(np.float32), np.full_like(measured, 3), np.zeros_like(measured, bool))
+    np.testing.assert_allclose(posed_depth._probes(0, ray), [[3.5, 2.5, 0.5], [7.5, 5.5, 0.25]])
+    nothing = RayDepth(measured, np.zeros_like(measured), ray.views, ray.far)
+    with pytest.raises(GeometryError, match="frame 4 of the clip shows no parallax"):
+        posed_depth._probes(4, nothing)

@@ -61,7 +61,7 @@ def depth_along_poses(images: Array, w2c: Array, K: Array, refs: Array, report: 
         inverse = [np.zeros(grays.shape[1:], np.float32)] * len(refs)  # infinitely far: the first match sees the rotation only
         for strength in _FIRST_STRENGTHS:
             inverse, rays = rounds.run(clip, near, inverse, couplings, strength, pool)
-        probed = replace(clip, sparse=list(map(_probes, refs, inverse, rays)))
+        probed = replace(clip, sparse=list(map(_probes, refs, rays)))
         chosen = pool.map(partial(choose_neighbours, probed), range(len(refs)))
         neighbours = [own or others for own, others in zip(chosen, near, strict=True)]
         for strength in _STRENGTHS:
@@ -79,7 +79,7 @@ def _nearest_posed(clip: PosedClip) -> list[list[int]]:
     ]
 
 
-def _probes(ref: int, inverse: Array, ray: RayDepth) -> Array:
+def _probes(ref: int, ray: RayDepth) -> Array:
     """(M, 3) column, row and 1/z of some measured pixels; raises `GeometryError` if there are next to none."""
     measured = (ray.weight > 0) & (ray.inverse > 0)
     if measured.mean() < _LEAST_MEASURED:
@@ -89,7 +89,7 @@ def _probes(ref: int, inverse: Array, ray: RayDepth) -> Array:
         )
     y, x = np.nonzero(measured)
     some = np.linspace(0, len(x) - 1, min(_PROBES, len(x))).astype(int)
-    return np.column_stack([x[some] + 0.5, y[some] + 0.5, inverse[y[some], x[some]]])
+    return np.column_stack([x[some] + 0.5, y[some] + 0.5, ray.inverse[y[some], x[some]]])
 
 
 @dataclass
