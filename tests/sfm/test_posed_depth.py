@@ -29,8 +29,11 @@ def test_frames_settle_a_blank_patch_together(device: torch.device | None, monke
     settled = off()
     monkeypatch.setattr(posed_depth, "complete_depth", lambda clip, images, neighbours, rays, inverse, *_: (inverse, rays))
     alone = off()
-    assert np.median(settled[blank]) < 0.025 and np.median(alone[blank]) > 1.7 * np.median(settled[blank])
-    assert (settled[blank] > 0.05).mean() < 0.1 and (alone[blank] > 0.05).mean() > 0.15
+    assert np.median(settled[blank]) < 0.025 and (settled[blank] > 0.05).mean() < 0.1
+    if device is None:
+        assert np.median(alone[blank]) > 0.035 and (alone[blank] > 0.05).mean() > 0.3
+    else:  # whose flow finds more in the blank patch alone
+        assert np.median(alone[blank]) > 1.7 * np.median(settled[blank]) and (alone[blank] > 0.05).mean() > 0.15
     assert np.median(settled[~blank]) < 0.01 and np.median(settled) < np.median(alone)
 
 

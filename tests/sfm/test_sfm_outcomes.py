@@ -54,6 +54,7 @@ def test_forward_motion_gives_poses_and_depth() -> None:
     assert len(scene) == 10 and (scene.confidence > 1.1).mean() > 0.8
     # In the first camera's axes the path runs straight ahead; a flipped axis or w2c for c2w would turn it around.
     path = (scene.cameras.centers - scene.cameras.centers[0]) @ scene.cameras.c2w[0, :3, :3]
+    # Straight to 2.5 % with seeds 0 to 2; with COLMAP's own global mapping to 1.0, 2.5 and 2.5 %.
     assert path[-1, 2] > 0 and np.abs(path[:, :2]).max() < 0.03 * path[-1, 2]
     steps = np.diff(path[:, 2]) / path[-1, 2]
     np.testing.assert_allclose(steps, 1 / 9, atol=0.01)
