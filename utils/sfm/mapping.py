@@ -34,6 +34,7 @@ from utils.sfm.matches_agreement import agreement
 from utils.sfm.matches_database import frame_ids, with_own_cameras
 from utils.sfm.path_breaks import is_broken, path_breaks, turn_breaks, worst_break
 from utils.sfm.solvers.dense_bundle_adjustment import Bundle, FocalPrior, Matches, Zoom, adjust, residuals
+from utils.sfm.zoom_mapping import STEADY_ZOOMS, map_zooming, steady_zoom
 from utils.types import Array, Reporter
 
 # Between a fish-eye's and a long telephoto's; a focal length outside means that mapping went wrong.
@@ -241,8 +242,11 @@ def _copy_of(database: Path, focal: float | None) -> Iterator[Path]:
 # What log focal lengths change from the first to the last frame, a standard deviation: of a zoom, and of several clips with one for each.
 _ZOOM_SIGMA, _CLIP_SIGMA = 1.0, 0.02
 # A zoom is looked for where focal lengths of the frames' own fit the points of a model with a shared one with less than this share of its
-# median error: 0.70 to 0.86 of three dolly zooms, 0.96 to 1.00 of seven clips without.
-_ZOOM_SUSPECTED = 0.92
+# median error: 0.70 to 0.91 of four dolly zooms, 0.96 to 1.00 of seven clips without.
+_ZOOM_SUSPECTED = 0.94
+# And it is taken for one if at most this share of the matches that disagree with a shared focal length is left: 0.09 to 0.77 of three dolly
+# zooms; 0.92 where a clip without was given focal lengths of its own.
+_ZOOM_DISAGREES = 0.85
 
 
 def zoom_of(model: SparseModel, clips: Array | None) -> Zoom | None:
@@ -253,34 +257,64 @@ def zoom_of(model: SparseModel, clips: Array | None) -> Zoom | None:
 def _map_zoom(
     shared: SparseModel | None, database: Path, images: Array, seed: int, needed: int, clips: Array | None, report: Reporter
 ) -> SparseModel | None:
-    """The model, or one of global mapping with a focal length for every frame, if that agrees with more of the matches.
+    """The model, or one with a focal length for every frame, if that agrees with more of the matches.
 
     With a shared focal length the depth of a dolly zoom is bent so that it can be kept, and many true matches are left out as outliers.
     """
-    size, agreed = images.shape[1:3], 0.0
+    size, agreed, trend = images.shape[1:3], 0.0, 0.0
     if shared is not None and len(shared.frames) >= needed:
         settled, freed = _settled_both(shared, size, clips)
         if freed.after_px > _ZOOM_SUSPECTED * settled.after_px:
             return shared
         agreed, needed = agreement(adjusted(by_point(shared), settled), database), max(needed, int(0.9 * len(shared.frames)))
-    with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder:
-        copy = Path(folder) / "database.db"
-        with_own_cameras(database, database.with_name("images"), copy)
-        reconstruction = _reconstruct(copy, database.with_name("images"), seed)
-        model = None if reconstruction is None else by_point(supported(_to_model(reconstruction)))
-    if model is None or len(model.frames) < needed:
-        return shared
-    settled, freed = _settled_both(model, size, clips)
-    model = replace(model, zoom_sigma=_ZOOM_SIGMA)
+        trend = np.polyfit(shared.frames, np.log(freed.K[:, 0, 0]), 1)[0]
+    best, text, needed_agreement = shared, "", 1 - _ZOOM_DISAGREES * (1 - agreed)
+    for model in _with_own_focals(database, images, seed, needed, clips, trend):
+        settled, freed = _settled_both(model, size, clips)
+        sigma = _ZOOM_SIGMA
+        if several(clips):
+            by_clip = _settled(model, size, Zoom(_CLIP_SIGMA, _clips_of(model, clips)))
+            if freed.after_px > _ZOOM_SUSPECTED * by_clip.after_px:
+                sigma, freed = _CLIP_SIGMA, by_clip
+        own = replace(model, zoom_sigma=sigma)
+        zoomed = adjusted(own, freed)
+        if settled.objective > freed.objective and _plausible(zoomed, images) and agreement(zoomed, database) > needed_agreement:
+            best, text, needed_agreement = own, focal_text(zoomed, size), agreement(zoomed, database)
+    if text:
+        report.note(f"poses: the focal length changes, every frame has its own: {text} x longest side")
+    return best
+
+
+def _with_own_focals(database: Path, images: Array, seed: int, needed: int, clips: Array | None, trend: float) -> Iterator[SparseModel]:
+    """Models `by_point` of so many frames with a focal length for each: of several clips COLMAP's, of one those of steady zooms.
+
+    Of the steady zooms in the sense of `trend` (any if 0) that which suits the matches best is taken, and mapped once more with what
+    adjustment makes of its focal lengths.
+    """
     if several(clips):
-        by_clip = _settled(model, size, Zoom(_CLIP_SIGMA, _clips_of(model, clips)))
-        if freed.after_px > _ZOOM_SUSPECTED * by_clip.after_px:
-            model, freed = replace(model, zoom_sigma=_CLIP_SIGMA), by_clip
-    zoomed = adjusted(model, freed)
-    if settled.objective <= freed.objective or not _plausible(zoomed, images) or agreement(zoomed, database) <= agreed:
-        return shared
-    report.note(f"poses: the focal length changes, every frame has its own: {focal_text(zoomed, size)} x longest side")
-    return model
+        with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder:
+            copy = Path(folder) / "database.db"
+            with_own_cameras(database, database.with_name("images"), copy)
+            reconstruction = _reconstruct(copy, database.with_name("images"), seed)
+            if reconstruction is not None and len((model := supported(_to_model(reconstruction))).frames) >= needed:
+                yield by_point(model)
+        return
+    count, ends = len(images), [end for end in STEADY_ZOOMS if trend * np.log(end) >= 0]
+    with ThreadPoolExecutor(min(len(ends), cpu_count())) as pool:
+        tried = list(pool.map(lambda end: map_zooming(database, steady_zoom(end, count), seed), ends))
+    whole = [by_point(model) for model in map(_supported, tried) if model is not None and len(model.frames) >= needed]
+    if not whole:
+        return
+    steady = max(whole, key=lambda model: agreement(model, database))
+    yield steady
+    logs = np.log(_settled(steady, images.shape[1:3], Zoom(_ZOOM_SIGMA)).K[:, 0, 0])
+    again = _supported(map_zooming(database, np.exp(np.interp(np.arange(count), steady.frames, logs - logs.mean())), seed))
+    if again is not None and len(again.frames) >= needed:
+        yield by_point(again)
+
+
+def _supported(model: SparseModel | None) -> SparseModel | None:
+    return None if model is None else supported(model)
 
 
 def _settled_both(model: SparseModel, size: tuple[int, int], clips: Array | None) -> tuple[Bundle, Bundle]:

@@ -1,11 +1,13 @@
 """Keypoints and matches added to a COLMAP database beside those of SIFT."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pycolmap
 
+from utils.runtime import cpu_count
 from utils.types import Array
 
 Pair = tuple[int, int]
@@ -58,6 +60,32 @@ def with_own_cameras(database: Path, pictures: Path, copy: Path) -> None:
         for pair, geometry in zip(*stored.read_two_view_geometries(), strict=True):
             first, second = (ids[image] for image in pycolmap.pair_id_to_image_pair(pair))
             own.write_two_view_geometry(first, second, geometry)
+
+
+def with_scaled_features(database: Path, scales: Array, copy: Path, seed: int) -> None:
+    """Writes a copy of a database whose features lie at another distance from the principal point; pairs are verified anew.
+
+    Args:
+        database: whose images share a camera.
+        scales: (F,) of the distances, for each frame.
+        copy: the database to write.
+        seed: of RANSAC.
+    """
+    shutil.copy(database, copy)
+    with pycolmap.Database.open(copy) as stored:
+        center = stored.read_all_cameras()[0].params[-2:]
+        for image, scale in zip(frame_ids(stored, len(scales)), scales, strict=True):
+            keypoints = stored.read_keypoints(image)
+            keypoints[:, :2] = (keypoints[:, :2] - center) * scale + center
+            stored.update_keypoints(image, keypoints)
+        verified = list(zip(*stored.read_two_view_geometries(), strict=True))
+        stored.clear_two_view_geometries()
+        stored.clear_matches()
+        for pair, geometry in verified:
+            stored.write_matches(*pycolmap.pair_id_to_image_pair(pair), geometry.inlier_matches.reshape(-1, 2))
+    threads, options = pycolmap.GeometricVerifierOptions(), pycolmap.TwoViewGeometryOptions()
+    threads.num_threads, options.ransac.random_seed = cpu_count(), seed
+    pycolmap.geometric_verification(copy, threads, two_view_geometry_options=options)
 
 
 def append_keypoints(stored: "pycolmap.Database", image: int, places: Array) -> int:
