@@ -14,6 +14,7 @@ import numpy as np
 from utils.geometry_backend import ClipFrames
 from utils.sfm.depth_completion import PosedClip
 from utils.sfm.solvers.global_positions import global_positions
+from utils.sfm.solvers.parts import threads_given_back
 from utils.sfm.solvers.track_bundle_adjustment import adjust_tracks
 from utils.sfm.solvers.tracks import Placed, Tracks, without_narrow
 
@@ -71,4 +72,5 @@ def rehearsing(rounds: Callable[[PosedClip, ClipFrames], object]) -> Iterator[No
         yield
     finally:
         thread.join()
+        threads_given_back()  # which this thread may have lent while the other was at work
         cv2.setNumThreads(threads)  # which the rounds set for themselves, and perhaps what was at work meanwhile

@@ -18,26 +18,37 @@ _PARTS, _PARTS_NUMBERS = 16, 1 << 25
 
 
 _lock = threading.Lock()
-_inside: list[int] = []
+_at_work: list[int] = []  # the threads of the solvers inside, one for each solver
+_own = threading.local()  # `threads`: how many a thread had before it was kept to one, if it has not got them back
 
 
 @contextmanager
 def solver_threads() -> Iterator[ThreadPoolExecutor]:
     """A thread per core for the sums; torch is kept to one, since what its solvers return depends on their number.
 
-    Several solvers may be at work at once; torch gets its threads back when the last of them ends.
+    The number that torch keeps is one of each thread, that of its matrix library one of the process. So while solvers are at work on
+    other threads, nobody gets more back; a thread that has left then gets them with `threads_given_back`, or when it leaves the next one.
     """
     with _lock:
-        _inside.append(torch.get_num_threads() if not _inside else _inside[0])
+        _at_work.append(threading.get_ident())
+        if not hasattr(_own, "threads"):
+            _own.threads = torch.get_num_threads()
         torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(cpu_count()) as pool:
             yield pool
     finally:
         with _lock:
-            before = _inside.pop()
-            if not _inside:
-                torch.set_num_threads(before)
+            _at_work.remove(threading.get_ident())
+        threads_given_back()
+
+
+def threads_given_back() -> None:
+    """Gives torch the threads on this thread that `solver_threads` took, unless a solver is at work anywhere."""
+    with _lock:
+        if not _at_work and hasattr(_own, "threads"):
+            torch.set_num_threads(_own.threads)
+            del _own.threads
 
 
 def part_bounds(first: Array, unknowns: int) -> list[int]:
