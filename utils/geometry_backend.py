@@ -21,7 +21,7 @@ GEOMETRY = Registry(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SparseModel:
     """Registered cameras and the points they see.
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeGuard
+from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
@@ -25,7 +26,7 @@ from utils.errors import GeometryError
 from utils.geometry_backend import SparseModel
 from utils.matching.retrieval import frame_vectors, pairs_of_clips
 from utils.reporting import number_ranges
-from utils.runtime import cpu_count
+from utils.runtime import cpu_count, in_threads
 from utils.sfm.flow_depth import frame_threads
 from utils.sfm.flow_tracks import add_flow_tracks, sample_field
 from utils.sfm.global_mapping import map_globally
@@ -146,8 +147,8 @@ def _match(
     """
     pictures, database = folder / "images", folder / "database.db"
     pictures.mkdir()
-    for index, image in enumerate(images):
-        cv2.imwrite(str(pictures / f"{index:06d}.png"), image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    names = [str(pictures / f"{index:06d}.png") for index in range(len(images))]
+    in_threads(lambda name, image: cv2.imwrite(name, image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 0]), names, images)
     height, width = images.shape[1:3]
     pycolmap.set_random_seed(seed)
     reader = pycolmap.ImageReaderOptions()
@@ -265,6 +266,7 @@ def _map_zoom(
     if shared is not None and len(shared.frames) >= needed:
         settled, freed = _settled_both(shared, size, clips)
         if freed.after_px > _ZOOM_SUSPECTED * settled.after_px:
+            _settled_already[shared] = settled
             return shared
         agreed, needed = agreement(adjusted(by_point(shared), settled), database), max(needed, int(0.9 * len(shared.frames)))
         trend = np.polyfit(shared.frames, np.log(freed.K[:, 0, 0]), 1)[0]
@@ -320,7 +322,8 @@ def _supported(model: SparseModel | None) -> SparseModel | None:
 def _settled_both(model: SparseModel, size: tuple[int, int], clips: Array | None) -> tuple[Bundle, Bundle]:
     """The model adjusted with one focal length, and with one for every frame."""
     model = by_point(model)
-    return _settled(model, size, None), _settled(model, size, Zoom(_ZOOM_SIGMA, _clips_of(model, clips)))
+    held = None if np.ptp(model.K[:, 0, 0]) else _held(model, size, zooms=False)
+    return _settled(model, size, None, held), _settled(model, size, Zoom(_ZOOM_SIGMA, _clips_of(model, clips)), held)
 
 
 def _clips_of(model: SparseModel, clips: Array | None) -> Array | None:
@@ -695,20 +698,30 @@ def settle_focal(model: SparseModel, size: tuple[int, int], report: Reporter, cl
         report: told the change.
         clips: (F,) clip of each of the images; None: all are of one.
     """
-    model = by_point(model)
-    settled = adjusted(model, _settled(model, size, zoom_of(model, _clips_of(model, clips))))
+    bundle, model = _settled_already.get(model), by_point(model)
+    settled = adjusted(model, bundle or _settled(model, size, zoom_of(model, _clips_of(model, clips))))
     report.note(f"poses: focal {focal_text(model, size)} -> {focal_text(settled, size)} x longest side with its prior")
     return settled
 
 
-def _settled(model: SparseModel, size: tuple[int, int], zoom: Zoom | None) -> Bundle:
+# Adjustments of models by `settle_focal` that were made while a zoom was looked for in them.
+_settled_already: "WeakKeyDictionary[SparseModel, Bundle]" = WeakKeyDictionary()
+
+
+def _settled(model: SparseModel, size: tuple[int, int], zoom: Zoom | None, held: Bundle | None = None) -> Bundle:
     """A model `by_point` adjusted with a prior on its focal length or, of a zoom, lengths; from where the prior holds them at first."""
-    matches, start = hosted(model)
+    held = held or _held(model, size, zooms=zoom is not None)
     prior = replace(focal_prior(max(size), len(model.frames)), zoom=zoom)
+    return adjust(held.w2c, held.K, hosted(model)[0], held.inverse, focal=prior, steps=30)
+
+
+def _held(model: SparseModel, size: tuple[int, int], *, zooms: bool) -> Bundle:
+    """A model `by_point` adjusted with its focal length held at the prior's; of a zoom, with the mean of theirs held there."""
+    matches, start = hosted(model)
     K, focal = model.K.copy(), model.K[:, 0, 0, None]
-    K[:, [0, 1], [0, 1]] = prior.center_px * (focal / np.exp(np.log(focal).mean()) if zoom else 1)
-    held = adjust(model.w2c, K, matches, start, focal=None, steps=30)
-    return adjust(held.w2c, held.K, matches, held.inverse, focal=prior, steps=30)
+    center = focal_prior(max(size), len(model.frames)).center_px
+    K[:, [0, 1], [0, 1]] = center * (focal / np.exp(np.log(focal).mean()) if zooms else 1)
+    return adjust(model.w2c, K, matches, start, focal=None, steps=30)
 
 
 def focal_text(model: SparseModel, size: tuple[int, int]) -> str:
