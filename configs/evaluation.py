@@ -34,7 +34,10 @@ class EvalConfig:
     """Folder of frames at another resolution to compare with and render at; empty uses the images of results.npz."""
 
     save_images: bool = True
-    """Also write every rendered view as PNG."""
+    """Also write the rendered views as PNG: those from the frames' own poses, and, unless the next setting says otherwise, all."""
+
+    save_path_images: bool = True
+    """With save_images: also every view of the fly-through and of other paths. Off in the fast preset, whose films show them."""
 
     save_video: bool = True
     """Write an MP4 per path."""

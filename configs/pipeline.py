@@ -167,4 +167,5 @@ def preset(mode: Mode, device: Literal["cpu", "cuda"]) -> PipelineConfig:
         gs=replace(
             base.gs, num_iters=budget.iterations, target_num_points=budget.splats, sh_degree=budget.sh_degree, save_every=save_every
         ),
+        eval=replace(base.eval, save_path_images=mode != "fast"),
     )

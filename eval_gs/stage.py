@@ -119,6 +119,10 @@ def _original_images(config: EvalConfig, trained: dict[str, Any]) -> Path | None
     return in_scene(config.root_path, trained.get("original_images_dir"))
 
 
+# Paths that show what the frames show.
+_FRAMES_POSES = ("input_poses", "optimised_poses")
+
+
 def _evaluate(
     config: EvalConfig, out: Path, run_layout: RunLayout, checkpoint: Path, inputs: dict[str, str], report: Reporter, device: str
 ) -> None:
@@ -149,7 +153,8 @@ def _evaluate(
             for name, cameras in _paths(config, subject, report).items():
                 size = _size(name, options.size, config, subject)
                 drawn = drawn_size(size, trained.size) if _may_enlarge(config, subject) else size
-                timed = replace(options, size=size, drawn=drawn, fps=_fps(name, clip, config.fps))
+                images = config.save_images and (config.save_path_images or name in _FRAMES_POSES)
+                timed = replace(options, size=size, drawn=drawn, fps=_fps(name, clip, config.fps), save_images=images)
                 filming.path(cameras, name, timed, shown / "fly_through.mp4" if name == "gs_video" else None)
                 save_trajectory(folder / f"{name}_transforms.json", cameras)
             if config.save_video and config.render_side_by_side:
@@ -169,7 +174,7 @@ def _evaluate(
 
 def _fps(name: str, clip: Clip, otherwise: float) -> float:
     """Frames per second of a path: those along the clip last as long as the clip."""
-    if name in ("input_poses", "optimised_poses"):
+    if name in _FRAMES_POSES:
         return clip.scene_fps(otherwise)
     return clip.fps or otherwise if name == "clip_poses" else otherwise
 
@@ -189,7 +194,7 @@ def _size(name: str, size: tuple[int, int], config: EvalConfig, subject: _Subjec
 
     At 720 lines the films of the demo took three quarters of its evaluation, and these two show nothing that the frames do not.
     """
-    small = name in ("input_poses", "optimised_poses") and _may_enlarge(config, subject)
+    small = name in _FRAMES_POSES and _may_enlarge(config, subject)
     return subject.view.trained.cameras.size if small else size
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from configs.evaluation import EvalConfig, ExportConfig
+from configs.pipeline import preset
 from configs.stage3_gs import GSConfig
 from eval_gs.metrics import psnr
 from eval_gs.paths import look_at, make_path
@@ -221,6 +222,13 @@ def test_evaluation_goes_on_on_the_cpu_when_gpu_memory_is_short(root: Path, tmp_
     out = evaluate(EvalConfig(root_path=root, out_dir=tmp_path / "films", **flags))
     assert devices == ["auto", "cpu"] and (out / "manifest.json").is_file()
     assert caplog.text.count("out of GPU memory") == 1
+
+
+def test_stills_of_the_fly_through_are_left_out_if_so_wanted(root: Path, tmp_path: Path) -> None:
+    assert not preset("fast", "cpu").eval.save_path_images and preset("extensive", "cpu").eval.save_path_images
+    flags = {"max_frames": 3, "metrics": False, "save_video": False, "render_input_poses": False, "report": False}
+    out = evaluate(EvalConfig(root_path=root, out_dir=tmp_path / "stills", save_path_images=False, **flags))
+    assert len(list((out / "frames_optimised_poses").glob("*.png"))) > 1 and not (out / "frames_gs_video").exists()
 
 
 def test_novel_views_of_a_synthetic_world_are_measured_against_the_clean_truth(tmp_path: Path) -> None:
