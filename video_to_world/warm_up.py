@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.evaluation import EvalConfig
 from configs.stage1_align import AlignmentDataConfig, FrameToModelICPConfig
 from configs.stage2_global_optimization import GlobalOptimizationConfig
 from configs.stage3_gs import GSConfig
@@ -53,12 +52,10 @@ def tiny_scene(seed: int = 0) -> Scene:
 
 def compile_part(part: str, folder: Path, gs: GSConfig) -> None:
     """Runs the stages of a part on the made scene in `folder`."""
-    from eval_gs import stage as stage4
     from frame_to_model_icp import stage as stage1
     from global_optimization import stage as stage2
     from train_gs import stage as stage32
     from train_inverse_deformation import stage as stage31
-    from utils.splatting.recorded import LEAST_VIEWS
 
     SceneLayout(folder).npz_dir.mkdir(parents=True)
     artifacts.save_results(SceneLayout(folder).npz_dir, tiny_scene())
@@ -73,8 +70,7 @@ def compile_part(part: str, folder: Path, gs: GSConfig) -> None:
     steps = 4 * _FRAMES
     few = replace(gs, num_iters=steps, sh_full_from_iter=steps // 2, target_num_points=3000, shell_share=0.0, relocate_every=0)
     few = replace(few, initial_fill=1.0, lpips_weight=0.0, inverse_deform_dir=None)
-    splats = stage32.run(replace(few, root_path=folder, run=run, global_opt_subdir=name))
-    stage4.run(EvalConfig(root_path=folder, checkpoint_dir=splats, max_frames=LEAST_VIEWS, save_images=False, report=False))
+    stage32.run(replace(few, root_path=folder, run=run, global_opt_subdir=name))
 
 
 def still_alignment(config: FrameToModelICPConfig) -> Path:
@@ -98,7 +94,7 @@ def marker(renderer: str) -> Path:
     """A file that says that this program has compiled everything on this machine with these packages."""
     import torch
 
-    folders = ("configs", "utils", "frame_to_model_icp", "global_optimization", "train_inverse_deformation", "train_gs", "eval_gs")
+    folders = ("configs", "utils", "frame_to_model_icp", "global_optimization", "train_inverse_deformation", "train_gs")
     sources = sorted(path for folder in folders for path in (_ROOT / folder).rglob("*.py"))  # not a virtual environment beside them
     stamp = [f"{p.relative_to(_ROOT)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sources]
     stamp += [renderer, torch.__version__, platform.python_version(), torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"]

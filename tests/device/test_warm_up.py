@@ -16,7 +16,6 @@ def test_every_stage_runs_on_the_made_scene(tmp_path: Path) -> None:
     warm_up.compile_part("splats", tmp_path / "b", GSConfig(renderer="3dgs"))
     assert next((tmp_path / "a").glob("*/after_global_optimization/manifest.json")).is_file()
     assert next((tmp_path / "b").glob("*/gs_3dgs/splats_3dgs.ply")).is_file()
-    assert next((tmp_path / "b").glob("*/gs_3dgs/gs_video_eval/render_gs_video.mp4")).is_file()
 
 
 def test_only_what_is_not_compiled_yet_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
