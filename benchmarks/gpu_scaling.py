@@ -123,7 +123,7 @@ def frames_sweep(counts: list[int], size: tuple[int, int], splats: int, plot: Pa
     print(f"\nplot: {plot}")
 
 
-_COLORS = ((180, 90, 20), (40, 90, 220), (60, 150, 60), (150, 60, 150))
+_COLORS = ((180, 90, 20), (40, 90, 220), (60, 150, 60), (150, 60, 150), (40, 160, 190), (90, 90, 90), (190, 160, 40), (60, 40, 130))
 
 
 def plotted(curves: dict[str, list[tuple[float, float]]], caption: str, y_min: float = 0.0) -> Array:
