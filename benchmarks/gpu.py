@@ -411,8 +411,7 @@ def main() -> int:
     parser.add_argument("--kernels", action="store_true", help="checks and times of single kernels even beside other parts")
     arguments = parser.parse_args()
     generator = torch.Generator().manual_seed(arguments.seed)
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"  # enough for --frames-sweep with --cpu-too
-    print(f"{where}, torch {torch.__version__}, seed {arguments.seed}")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, seed {arguments.seed}")
     scaling = ("end_to_end", "compare_cpu", "frames_sweep", "memory_proof", "splats_sweep", "gpus", "parity", "gsplat", "train")
     alone = not any(getattr(arguments, name) for name in scaling)
     correct = time_kernels(arguments, generator) if alone or arguments.kernels else True
