@@ -34,7 +34,7 @@ class EvalConfig:
     """Folder of frames at another resolution to compare with and render at; empty uses the images of results.npz."""
 
     save_images: bool = True
-    """Also write the rendered views as PNG: those from the frames' own poses, and, unless the next setting says otherwise, all."""
+    """Also write rendered views as PNG: those from the frames' own poses, and with save_path_images those of all other paths."""
 
     save_path_images: bool = True
     """With save_images: also every view of the fly-through and of other paths. Off in the fast preset, whose films show them."""

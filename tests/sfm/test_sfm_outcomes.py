@@ -189,8 +189,10 @@ def test_frames_that_do_not_match_are_mapped_with_those_in_between(monkeypatch: 
     assert scene.cameras.frame_ids.tolist() == [0, 1, 2, 3]
     path, truth = scene.cameras.centers - scene.cameras.centers[0], (c2w[chosen] - c2w[0])[:, :3, 3]
     found = (path @ scene.cameras.c2w[0, :3, :3]) / np.linalg.norm(path[-1])
-    # a view straight ahead leaves the path's direction open to two or three hundredths, by rounding on one processor or another
-    np.testing.assert_allclose(found, truth @ c2w[0, :3, :3] / np.linalg.norm(truth[-1]), atol=0.05)
+    wanted = truth @ c2w[0, :3, :3] / np.linalg.norm(truth[-1])
+    np.testing.assert_allclose(found[:, 2], wanted[:, 2], atol=0.01)
+    # Sideways, motion straight ahead is known less well: .0305 on one processor, below .03 on another.
+    np.testing.assert_allclose(found[:, :2], wanted[:, :2], atol=0.035)
     with pytest.raises(sfm_poses.UnmatchedError):
         SfmGeometry(seed=0).estimate(replace(frames, images=images[chosen], chosen=np.arange(4), names=tuple("0123")), NULL_REPORTER)
 

@@ -1,6 +1,7 @@
 """Focal lengths that change during a clip: dolly zooms are reconstructed, zooms from one place refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,12 +12,13 @@ from tests.sfm.test_geometry_sfm import alike, scattered_matches
 from utils.cameras import se3
 from utils.cameras.projection import project, transform, unproject_depth
 from utils.errors import GeometryError
-from utils.geometry_backend import ClipFrames
-from utils.sfm import flow_depth
+from utils.geometry_backend import ClipFrames, SparseModel
+from utils.sfm import flow_depth, zoom_mapping
 from utils.sfm.backend import SfmGeometry
 from utils.sfm.clip_cameras import intrinsics_between
 from utils.sfm.flow_depth_batched import project_inverse as project_batched
 from utils.sfm.solvers.dense_bundle_adjustment import FocalPrior, Zoom, adjust
+from utils.sfm.zoom_mapping import steady_zoom
 from utils.synthetic.world import SyntheticWorld, WorldConfig, make_world
 from utils.types import NULL_REPORTER, Array, Scene
 
@@ -73,6 +75,29 @@ def test_a_camera_of_another_focal_length_is_one_of_the_references_with_scaled_a
     batched, _ = project_batched(arrays[0].repeat(2, 1, 1), arrays[1].repeat(2, 1, 1), arrays[2].repeat(2, 1), torch.from_numpy(K).float())
     np.testing.assert_allclose(batched[0], pixel, atol=2e-3)
     assert np.abs(batched[1].numpy() - pixel).max() > 1  # that of the other K
+
+
+def test_a_zoom_is_undone_for_mapping_and_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mapping gets features as one camera of focal length 200 sees them, and its model those of the zooming cameras."""
+    ratios, w2c = steady_zoom(0.5, 4), moved(4, 0.3)
+    point, frames = np.array([0.4, -0.2, 5.0]), np.arange(1, 4)
+    assert ratios[-1] / ratios[0] == pytest.approx(0.5) and np.log(ratios).mean() == pytest.approx(0)
+    zooming, one, given = alike(4, *ratios), alike(4), []
+    pixels = lambda K: np.array([(K[i] @ (w2c[i, :3] @ [*point, 1]))[:2] / (w2c[i, 2] @ [*point, 1]) for i in frames])
+
+    def mapped(*_: object, **__: object) -> SparseModel:
+        return SparseModel(
+            frames=frames, w2c=w2c[1:], K=one[1:], points=point[None], seen_by=np.arange(3), seen_point=np.zeros(3, int),
+            seen_at=pixels(one), error_px=0.0,
+        )  # fmt: skip
+
+    monkeypatch.setattr(zoom_mapping, "with_scaled_features", lambda database, scales, copy, seed: given.append(scales))
+    monkeypatch.setattr(zoom_mapping, "map_globally", mapped)
+    model = zoom_mapping.map_zooming(tmp_path / "database.db", ratios, 0)
+    assert model is not None
+    np.testing.assert_allclose(given[0] * ratios, 1)
+    np.testing.assert_allclose(model.K, zooming[1:])
+    np.testing.assert_allclose(model.seen_at, pixels(zooming), atol=1e-9)
 
 
 def test_focal_lengths_between_frames_do_not_cross_clips() -> None:

@@ -67,7 +67,7 @@ def with_scaled_features(database: Path, scales: Array, copy: Path, seed: int) -
 
     Args:
         database: whose images share a camera.
-        scales: (F,) of the distances, for each frame.
+        scales: (F,) factor of each frame's distances.
         copy: the database to write.
         seed: of RANSAC.
     """

@@ -72,5 +72,5 @@ def rehearsing(rounds: Callable[[PosedClip, ClipFrames], object]) -> Iterator[No
         yield
     finally:
         thread.join()
-        threads_given_back()  # which this thread may have lent while the other was at work
+        threads_given_back()  # a solver of this thread may have ended while one of the rehearsal was at work
         cv2.setNumThreads(threads)  # which the rounds set for themselves, and perhaps what was at work meanwhile

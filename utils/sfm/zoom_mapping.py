@@ -17,8 +17,8 @@ from utils.sfm.global_mapping import map_globally
 from utils.sfm.matches_database import with_scaled_features
 from utils.types import Array
 
-# Focal length of the last frame over that of the first, of the zooms that are tried.
 STEADY_ZOOMS = (0.5, 0.7, 1.4, 2.0)
+"""Focal length of the last frame over that of the first, of the zooms that are tried."""
 
 
 def steady_zoom(end: float, count: int) -> Array:
@@ -35,7 +35,7 @@ def map_zooming(database: Path, ratios: Array, seed: int) -> SparseModel | None:
         seed: of what starts at random.
 
     Returns:
-        a model of the features where they are, K of each frame as found.
+        A model whose `seen_at` are the database's unscaled features, in pixels, and whose K (R, 3, 3) has each frame's focal length.
     """
     with tempfile.TemporaryDirectory(prefix="v2w_sfm_") as folder:
         scaled = Path(folder) / "database.db"
